@@ -1,0 +1,101 @@
+"""Optimisers and learning-rate schedules: the published recipes, and the settings that replace parts of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from nnunet_ssl.settings import ScheduleSettings
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything an optimisation needs to know, learning rates per step, lengths in epochs."""
+
+    optimizer: str
+    initial_lr: float
+    weight_decay: float
+    num_epochs: int
+    warmup_epochs: int
+    grad_clip: float
+
+
+# OpenMind benchmark (https://arxiv.org/abs/2412.17041): nnU-Net's own recipe for U-Nets, Primus' for Primus.
+PRETRAINING = {
+    "unet": Recipe("sgd", 1e-2, 3e-5, num_epochs=1000, warmup_epochs=0, grad_clip=12.0),
+    "primus": Recipe("adamw", 3e-4, 5e-2, num_epochs=1000, warmup_epochs=50, grad_clip=1.0),
+}
+# Fine-tuning and training from scratch, as shipped with the OpenMind weights in nnU-Net's development branch.
+FINETUNING = {
+    "unet": Recipe("sgd", 1e-3, 3e-5, num_epochs=1000, warmup_epochs=50, grad_clip=12.0),
+    "primus": Recipe("adamw", 1e-4, 5e-2, num_epochs=1000, warmup_epochs=50, grad_clip=1.0),
+}
+SCRATCH = {
+    "unet": replace(FINETUNING["unet"], initial_lr=1e-2),
+    "primus": replace(FINETUNING["primus"], initial_lr=3e-4),
+}
+
+
+def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSettings) -> Recipe:
+    """Recipe of a backbone ("unet" or "primus") with everything replaced that the settings set.
+
+    Another optimiser than the recipe's brings its own learning rate, weight decay and clipping along, because the
+    numbers of one are meaningless for the other. A warm-up nobody asked for never takes more than a tenth of the run.
+    """
+    recipe = recipes[backbone]
+    if settings.optimizer not in (None, recipe.optimizer):
+        other = next(r for r in recipes.values() if r.optimizer == settings.optimizer)
+        recipe = replace(other, num_epochs=recipe.num_epochs, warmup_epochs=recipe.warmup_epochs)
+    num_epochs = recipe.num_epochs if settings.num_epochs is None else settings.num_epochs
+    warmup = min(recipe.warmup_epochs, num_epochs // 10) if settings.warmup_epochs is None else settings.warmup_epochs
+    if warmup >= num_epochs > 1:
+        raise ValueError(
+            f"A warm-up of {warmup} epochs leaves nothing of a run of {num_epochs}. Set warmup_epochs below num_epochs."
+        )
+    return replace(
+        recipe,
+        initial_lr=recipe.initial_lr if settings.initial_lr is None else settings.initial_lr,
+        weight_decay=recipe.weight_decay if settings.weight_decay is None else settings.weight_decay,
+        num_epochs=num_epochs,
+        warmup_epochs=warmup,
+    )
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> Optimizer:
+    """SGD with Nesterov momentum 0.99 or AdamW with betas (0.9, 0.98), over the parameters that want gradients."""
+    wanted = [p for p in parameters if p.requires_grad]
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, momentum=0.99, nesterov=True
+        )
+    return torch.optim.AdamW(
+        wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
+    )
+
+
+class WarmupPolyLR:
+    """Linear warm-up over the first epochs, then polynomial decay with exponent 0.9.
+
+    A pure function of the epoch, so that a resumed run needs no state: lr0 / W * (1 + e) for e < W, afterwards
+    lr0 * (1 - (e - W) / (N - W)) ** 0.9.
+    """
+
+    def __init__(self, optimizer: Optimizer, recipe: Recipe) -> None:
+        self.optimizer = optimizer
+        self.recipe = recipe
+
+    def lr(self, epoch: int) -> float:
+        """Learning rate of an epoch."""
+        r = self.recipe
+        if epoch < r.warmup_epochs:
+            return r.initial_lr / r.warmup_epochs * (1 + epoch)
+        return r.initial_lr * (1 - (epoch - r.warmup_epochs) / (r.num_epochs - r.warmup_epochs)) ** 0.9
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate of every parameter group for `epoch`."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr(epoch)

@@ -1,0 +1,133 @@
+"""The `ssl` and `finetune` blocks of a plans configuration, read and checked."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+C = TypeVar("C")
+
+
+class SettingsError(ValueError):
+    """A plans block or a flag holds something that is not a setting."""
+
+
+def read_config(cls: type[C], block: Mapping[str, Any], where: str) -> C:
+    """Build the dataclass `cls` from the dict `block`, refusing unknown keys and unfitting types.
+
+    `where` names the block in error messages, e.g. 'plans["configurations"]["3d_fullres"]["ssl"]'.
+    Raises SettingsError; the dataclass' own `__post_init__` may raise ValueError, which is passed on as one.
+    """
+    if not isinstance(block, Mapping):
+        raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
+    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+    for key in block:
+        if key not in known:
+            near = difflib.get_close_matches(key, sorted(known), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise SettingsError(f"{where}: unknown setting {key!r}.{hint} Known settings: {', '.join(sorted(known))}.")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
+    try:
+        return cls(**values)
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"{where}: {error}") from error
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition` holds; for `__post_init__` of configs."""
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class ScheduleSettings:
+    """What pre-training and fine-tuning have in common; None means: the recipe of the method and backbone."""
+
+    num_epochs: int | None = None
+    num_iterations_per_epoch: int = 250
+    num_val_iterations_per_epoch: int = 50
+    optimizer: str | None = None  # "sgd" or "adamw"
+    initial_lr: float | None = None
+    weight_decay: float | None = None
+    warmup_epochs: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
+            value = getattr(self, name)
+            integer = isinstance(value, int) and not isinstance(value, bool)
+            require(value is None or (integer and value >= 1), f"{name} must be a whole number >= 1, found {value!r}.")
+        require(self.optimizer in (None, "sgd", "adamw"), f'optimizer is "sgd" or "adamw", found {self.optimizer!r}.')
+        for name in ("initial_lr", "weight_decay"):
+            value = getattr(self, name)
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            require(value is None or (number and value >= 0), f"{name} must be a number >= 0, found {value!r}.")
+        require(
+            self.warmup_epochs is None or (isinstance(self.warmup_epochs, int) and self.warmup_epochs >= 0),
+            f"warmup_epochs must be a whole number >= 0, found {self.warmup_epochs!r}.",
+        )
+        require(isinstance(self.seed, int), f"seed must be a whole number, found {self.seed!r}.")
+
+
+@dataclass(frozen=True)
+class PretrainSettings(ScheduleSettings):
+    """The `ssl` block without the methods' own blocks."""
+
+    batch_size: int | None = None  # global, over all processes; None: the plans' batch size
+    channels: str = "separate"  # "separate": every channel is a sample of its own; "together": kept as one image
+    datasets: tuple[str, ...] = ()  # further datasets that form one corpus with the plans' own
+    save_every: int = 10  # epochs between two checkpoint_latest.pth
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.batch_size is None or (isinstance(self.batch_size, int) and self.batch_size >= 1),
+            f"batch_size must be a whole number >= 1, found {self.batch_size!r}.",
+        )
+        require(
+            self.channels in ("separate", "together"), f'channels is "separate" or "together", found {self.channels!r}.'
+        )
+        require(
+            isinstance(self.save_every, int) and self.save_every >= 1,
+            f"save_every must be a whole number >= 1, found {self.save_every!r}.",
+        )
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(ScheduleSettings):
+    """The `finetune` block."""
+
+    transfer: str = "encoder"  # OpenMind fine-tunes encoder and stem; Spark3D's paper transfers the decoder as well
+    channels: str = "repeat"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.transfer in ("encoder", "encoder+decoder"),
+            f'transfer is "encoder" or "encoder+decoder", found {self.transfer!r}.',
+        )
+        require(
+            self.channels in ("repeat", "mean", "random"),
+            f'channels is "repeat", "mean" or "random", found {self.channels!r}.',
+        )
+
+
+@dataclass(frozen=True)
+class PretrainBlock:
+    """The whole `ssl` block: the settings, and the block of every method that has one."""
+
+    settings: PretrainSettings
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, configuration: Mapping[str, Any], method_names: tuple[str, ...], name: str) -> PretrainBlock:
+        """Read `configuration["ssl"]`; keys that are names of methods hold those methods' configs."""
+        block = configuration.get("ssl", {})
+        where = f'plans["configurations"]["{name}"]["ssl"]'
+        if not isinstance(block, Mapping):
+            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
+        methods = {k: v for k, v in block.items() if k in method_names}
+        rest = {k: v for k, v in block.items() if k not in method_names}
+        return cls(read_config(PretrainSettings, rest, where), methods)
