@@ -1,0 +1,20 @@
+"""What a method may ask of a network: features, tokens, decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from nnunet_ssl.backbones.base import Backbone, BackboneError
+from nnunet_ssl.backbones.primus import PrimusBackbone
+from nnunet_ssl.backbones.unet import UNetBackbone
+
+__all__ = ["Backbone", "BackboneError", "PrimusBackbone", "UNetBackbone", "wrap_network"]
+
+
+def wrap_network(network: nn.Module, patch_size: Sequence[int]) -> Backbone:
+    """Backbone around a bare nnU-Net network built for `patch_size` voxels; raises BackboneError for other networks."""
+    if hasattr(network, "eva"):
+        return PrimusBackbone(network, patch_size)
+    return UNetBackbone(network, patch_size)

@@ -1,0 +1,52 @@
+"""What a pretext task may ask of a network, whatever its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class BackboneError(ValueError):
+    """The network, the patch size and the pretext task do not go together."""
+
+
+class Backbone(nn.Module):
+    """A bare nnU-Net network and the questions a method may put to it.
+
+    `network` keeps its own parameter names, so that `backbone.network.state_dict()` is what nnU-Net loads.
+    The backbone itself has no parameters of its own.
+    """
+
+    kind: str
+    network: Any  # an nn.Module; what it has beyond that depends on the architecture
+    ndim: int
+    patch_size: tuple[int, ...]  # voxels the network is built for
+    in_channels: int
+    out_channels: int
+    stride: tuple[int, ...]  # voxels per position of the coarsest feature map; the patch must be a multiple of it
+    feature_channels: tuple[int, ...]  # channels of each feature map, finest first
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Feature maps of the encoder, finest first: [B, C_i, *spatial_i] for an image [B, C, *spatial]."""
+        raise NotImplementedError
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        """Output [B, out_channels, *spatial] of the network's own decoder for `features`."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The whole network: [B, C, *spatial] -> [B, out_channels, *spatial]."""
+        return self.decode(self.features(x))
+
+    def check_size(self, size: Sequence[int], what: str) -> None:
+        """Raise BackboneError naming the next valid size when `size` voxels do not fit the strides."""
+        if len(size) != self.ndim:
+            raise BackboneError(f"{what} {tuple(size)} has {len(size)} axes, the network has {self.ndim}.")
+        if any(s % d for s, d in zip(size, self.stride, strict=True)):
+            fitting = tuple(-(-s // d) * d for s, d in zip(size, self.stride, strict=True))
+            raise BackboneError(
+                f"{what} {tuple(size)} is not a multiple of the network's stride {self.stride}. "
+                f"The next valid size is {fitting}: --patch-size {' '.join(map(str, fitting))}"
+            )

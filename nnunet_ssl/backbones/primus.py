@@ -1,0 +1,94 @@
+"""The Primus transformer as backbone (https://arxiv.org/abs/2503.01835)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.backbones.base import Backbone, BackboneError
+
+
+def run_blocks(transformer: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
+    """Push tokens [B, N, C] through the blocks and the final norm of an Eva transformer."""
+    for block in transformer.blocks:
+        tokens = block(tokens, rope=rope)
+    return transformer.norm(tokens)
+
+
+class PrimusBackbone(Backbone):
+    """Primus as token encoder and patch decoder.
+
+    Tokens are flattened in natural array order (A0, A1, A2), as Primus does since dynamic-network-architectures 0.4.3;
+    nnssl's EvaMAE family swapped the first two axes.
+    """
+
+    kind = "primus"
+
+    def __init__(self, network: Any, patch_size: Sequence[int]) -> None:
+        super().__init__()
+        projection = getattr(getattr(network, "down_projection", None), "proj", None)
+        if projection is None or not hasattr(network, "eva"):
+            raise BackboneError(
+                f"{type(network).__name__} has no patch embedding of one convolution, so it is not a Primus (V1) network."
+            )
+        self.network = network
+        self.patch_size = tuple(int(s) for s in patch_size)
+        self.ndim = len(self.patch_size)
+        self.stride = tuple(int(s) for s in projection.kernel_size)
+        self.in_channels = int(projection.in_channels)
+        self.embed_dim = int(projection.out_channels)
+        self.feature_channels = (self.embed_dim,)
+        self.out_channels = int(network.up_projection.decode[-1].out_channels)
+        self.check_size(self.patch_size, "Patch size")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Tokens per axis of a full patch."""
+        return tuple(s // t for s, t in zip(self.patch_size, self.stride, strict=True))
+
+    def rope(self, keep: Tensor | None = None) -> Tensor | None:
+        """Rotary embedding of all tokens [N, 2 * head_dim], or of the kept ones [B, 1, K, 2 * head_dim].
+
+        timm >= 1.0.17 no longer adds the head axis itself: without it the rotation of sample b would silently land on
+        head b whenever batch size and number of heads agree.
+        """
+        module = self.network.eva.rope
+        if module is None:
+            return None
+        full = module.get_embed()
+        return full if keep is None else full[keep].unsqueeze(1)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, C] of an image [B, C_in, *patch], absolute position embedding not yet added."""
+        return self.network.down_projection(x).flatten(2).transpose(1, 2)
+
+    def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Encoded tokens [B, K, C] of embedded tokens [B, N, C].
+
+        `keep` [B, K] holds indices into the N tokens: the others never enter the transformer. None keeps all.
+        """
+        eva = self.network.eva
+        if eva.pos_embed is not None:
+            tokens = tokens + eva.pos_embed
+        if keep is not None:
+            tokens = tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+        return run_blocks(eva, tokens, self.rope(keep))
+
+    def to_map(self, tokens: Tensor) -> Tensor:
+        """Feature map [B, C, *grid] of a full token sequence [B, N, C]."""
+        return tokens.transpose(1, 2).unflatten(2, self.grid)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        return [self.to_map(self.encode(self.embed(x)))]
+
+    def decode(self, features: Sequence[Tensor]) -> Tensor:
+        return self.network.up_projection(features[-1])
+
+
+def scatter_tokens(tokens: Tensor, keep: Tensor, filler: Tensor, num_tokens: int) -> Tensor:
+    """Full sequence [B, num_tokens, C]: kept tokens [B, K, C] at their places `keep` [B, K], `filler` [1, 1, C] else."""
+    full = filler.to(tokens.dtype).expand(tokens.shape[0], num_tokens, -1)
+    return torch.scatter(full, 1, keep.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]), tokens)

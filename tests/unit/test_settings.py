@@ -1,0 +1,85 @@
+"""The plans blocks: what is accepted, and what the refusals say."""
+
+import pytest
+
+from nnunet_ssl.methods import method_names
+from nnunet_ssl.methods.mae import MAEConfig
+from nnunet_ssl.recipes import FINETUNING, PRETRAINING, SCRATCH, WarmupPolyLR, build_optimizer, resolve
+from nnunet_ssl.settings import FinetuneSettings, PretrainBlock, PretrainSettings, SettingsError, read_config
+
+
+def test_empty_block_gives_the_defaults():
+    assert PretrainBlock.read({}, method_names(), "3d_fullres").settings == PretrainSettings()
+
+
+def test_method_blocks_are_told_from_settings():
+    block = PretrainBlock.read({"ssl": {"seed": 3, "mae": {"mask_ratio": 0.6}}}, method_names(), "3d_fullres")
+    assert block.settings.seed == 3
+    assert read_config(MAEConfig, block.methods["mae"], "mae").mask_ratio == 0.6
+
+
+def test_unknown_key_names_the_known_ones_and_the_nearest():
+    with pytest.raises(
+        SettingsError, match=r"'num_epoch'. Did you mean 'num_epochs'\? Known settings: .*warmup_epochs"
+    ):
+        PretrainBlock.read({"ssl": {"num_epoch": 3}}, method_names(), "3d_fullres")
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"num_epochs": 0}, "num_epochs must be a whole number >= 1"),
+        ({"num_epochs": 2.5}, "num_epochs must be a whole number >= 1"),
+        ({"batch_size": "8"}, "batch_size must be a whole number"),
+        ({"optimizer": "lion"}, '"sgd" or "adamw"'),
+        ({"initial_lr": "fast"}, "initial_lr must be a number"),
+        ({"channels": "both"}, '"separate" or "together"'),
+    ],
+)
+def test_wrong_values(block, message):
+    with pytest.raises(SettingsError, match=message):
+        read_config(PretrainSettings, block, "here")
+
+
+def test_finetune_transfer():
+    with pytest.raises(SettingsError, match=r"encoder\+decoder"):
+        read_config(FinetuneSettings, {"transfer": "everything"}, "here")
+
+
+@pytest.mark.parametrize("config", [{"mask_ratio": 1.0}, {"mask_ratio": 0}, {"mask_block": 0}, {"decoder_depth": 0}])
+def test_mae_config_refuses(config):
+    with pytest.raises(SettingsError, match=next(iter(config))):
+        read_config(MAEConfig, config, "mae")
+
+
+def test_published_recipes():
+    unet = resolve(PRETRAINING, "unet", PretrainSettings())
+    primus = resolve(PRETRAINING, "primus", PretrainSettings())
+    assert (unet.optimizer, unet.initial_lr, unet.weight_decay, unet.warmup_epochs) == ("sgd", 1e-2, 3e-5, 0)
+    assert (primus.optimizer, primus.initial_lr, primus.weight_decay, primus.warmup_epochs) == ("adamw", 3e-4, 5e-2, 50)
+    assert resolve(FINETUNING, "unet", FinetuneSettings(num_epochs=150)).warmup_epochs == 15
+    assert resolve(SCRATCH, "primus", FinetuneSettings()).initial_lr == 3e-4
+
+
+def test_another_optimiser_brings_its_own_numbers():
+    recipe = resolve(PRETRAINING, "unet", PretrainSettings(optimizer="adamw", num_epochs=20))
+    assert (recipe.initial_lr, recipe.grad_clip, recipe.num_epochs) == (3e-4, 1.0, 20)
+
+
+def test_warmup_longer_than_the_run_is_refused():
+    with pytest.raises(ValueError, match="Set warmup_epochs below num_epochs"):
+        resolve(PRETRAINING, "unet", PretrainSettings(num_epochs=5, warmup_epochs=5))
+
+
+def test_schedule_follows_the_formula():
+    import torch
+
+    recipe = resolve(PRETRAINING, "primus", PretrainSettings())
+    optimizer = build_optimizer([torch.nn.Parameter(torch.zeros(1))], recipe)
+    schedule = WarmupPolyLR(optimizer, recipe)
+    assert schedule.lr(0) == pytest.approx(6e-6)
+    assert schedule.lr(1) == pytest.approx(1.2e-5)
+    assert schedule.lr(49) == pytest.approx(3e-4)
+    assert schedule.lr(525) == pytest.approx(3e-4 * 0.5**0.9)
+    schedule.step(999)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(3e-4 * (1 / 950) ** 0.9)
