@@ -1,0 +1,90 @@
+"""The contract of a pretext task: five answers, and nothing about data, optimisers or files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.views.spec import Views
+
+
+class MethodOutput(NamedTuple):
+    """Result of one step.
+
+    loss: scalar to minimise. terms: named scalars to log, detached. preview: named images of the batch,
+    [B, C, *spatial] each, in the order in which a person wants to see them; bool tensors are masks.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    preview: dict[str, Tensor]
+
+
+class Method(nn.Module):
+    """A pretext task around a backbone.
+
+    A subclass gives five answers: `Config` (a frozen dataclass whose defaults are the published recipe), `views`
+    (what the loader reads), `prepare` (what happens to it: batched, on the device, from an explicit generator),
+    `__init__` (which heads it adds) and `forward` (the loss). Everything whose name does not start with `backbone.`
+    counts as a head and is stored apart from the network.
+    """
+
+    name: ClassVar[str]
+    citation: ClassVar[str]
+    Config: ClassVar[type]
+    backbones: ClassVar[tuple[str, ...]] = ("unet", "primus")
+
+    def __init__(self, backbone: Backbone, config: Any) -> None:
+        super().__init__()
+        if backbone.kind not in self.backbones:
+            raise ValueError(
+                f"{self.name} works on {' and '.join(self.backbones)} networks, not on {backbone.kind}. "
+                f"Choose plans with another network."
+            )
+        self.backbone = backbone
+        self.config = config
+
+    @classmethod
+    def output_channels(cls, config: Any, in_channels: int) -> int:
+        """Channels the network's own decoder shall have; reconstruction tasks give back what they are given."""
+        return in_channels
+
+    @classmethod
+    def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
+        """What one sample consists of for plans with this patch size [voxels]."""
+        raise NotImplementedError
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Make the network's inputs and targets from a batch.
+
+        batch: "image" [B, C, *region] and "excluded" [B, 1, *region] (True: never ask for this voxel, e.g. because it
+        was anonymised); [B, R, ...] where the method's views have R > 1 regions. Runs without gradients.
+        """
+        raise NotImplementedError
+
+    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        """Loss of prepared inputs."""
+        raise NotImplementedError
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The nnU-Net network, which is what fine-tuning wants to have."""
+        return self.backbone.network
+
+    def heads(self) -> dict[str, Tensor]:
+        """State of everything that is not the nnU-Net network."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+
+    def load_heads(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `heads` returned; raises RuntimeError naming the keys that differ."""
+        expected = self.heads()
+        if set(expected) != set(state):
+            raise RuntimeError(
+                f"The heads of the checkpoint do not belong to {self.name} with this configuration: "
+                f"missing {sorted(set(expected) - set(state))}, unknown {sorted(set(state) - set(expected))}."
+            )
+        self.load_state_dict(dict(state), strict=False)
