@@ -1,0 +1,27 @@
+"""Which device this process computes on."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import distributed as dist
+
+
+def require_device(device: torch.device) -> None:
+    """Raise RuntimeError, saying what to type, when the device is not there."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            "CUDA was asked for, but this machine has no usable NVIDIA GPU (torch.cuda.is_available() is False). "
+            "Add -device cpu to compute on the processor, or check the driver with nvidia-smi."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise RuntimeError("MPS was asked for, but this machine has none. Add -device cpu or -device cuda.")
+
+
+def device_of_this_process(asked: torch.device) -> torch.device:
+    """The asked device, with the GPU that belongs to this process; under DDP one GPU each, CPUs stay CPUs."""
+    if asked.type != "cuda":
+        return asked
+    index = int(os.environ.get("LOCAL_RANK", dist.get_rank() if dist.is_initialized() else 0))
+    return torch.device("cuda", index)

@@ -1,0 +1,133 @@
+"""Start or continue a pre-training: one process, several on this machine, or those torchrun started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib.metadata import entry_points
+from multiprocessing import cpu_count
+from os.path import isfile, join
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.run.run_training import find_free_network_port
+from torch import distributed as dist
+from torch import multiprocessing as mp
+
+from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.integration.pretrained_weights import load_into
+from nnunet_ssl.trainers.devices import require_device
+from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.state import RESUME_ORDER
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a process needs to know to take part in a pre-training."""
+
+    plans: dict[str, Any]
+    configuration: str
+    fold: int | str
+    dataset_json: dict[str, Any]
+    method: str
+    device: str
+    pretrained_weights: str | None = None
+
+
+def trainer_class(method: str) -> type[SSLTrainer]:
+    """The registered trainer of a method; a method of another package without one gets `SSL<Method>Trainer`."""
+    for entry in entry_points(group="nnunetv2.trainers"):
+        if entry.name.startswith("SSL") and entry.name.lower() == f"ssl{method.replace('_', '')}trainer":
+            return entry.load()
+    name = f"SSL{''.join(part.capitalize() for part in method.split('_'))}Trainer"
+    return type(name, (SSLTrainer,), {"method_name": method, "__module__": __name__})
+
+
+def output_folder(method: str, plans: Mapping[str, Any], configuration: str, fold: int | str) -> str:
+    """nnU-Net's result folder for this run."""
+    run = f"{trainer_class(method).__name__}__{plans['plans_name']}__{configuration}"
+    return join(nnUNet_results, plans["dataset_name"], run, f"fold_{fold}")
+
+
+def existing_checkpoint(folder: str) -> str | None:
+    """The checkpoint a run in `folder` continues from, None for a fresh start."""
+    return next((join(folder, n) for n in RESUME_ORDER if isfile(join(folder, n))), None)
+
+
+def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
+    """The plans a run in `folder` was started with, settings included; `plans` when it has not been started."""
+    stored = join(folder, os.pardir, "plans.json")
+    return load_json(stored) if existing_checkpoint(folder) and isfile(stored) else deepcopy(plans)
+
+
+def run_process(run: Run) -> str:
+    """Train in this process until the end; returns the final checkpoint's path."""
+    device = torch.device(run.device)
+    if device.type == "cpu":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if dist.is_initialized() else 1))
+        torch.set_num_threads(max(1, cpu_count() // local))
+    else:
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True
+    folder = output_folder(run.method, run.plans, run.configuration, run.fold)
+    checkpoint = existing_checkpoint(folder)
+    plans = {**deepcopy(run.plans), "continue_training": checkpoint is not None}
+    trainer = trainer_class(run.method)(plans, run.configuration, run.fold, run.dataset_json, device)  # type: ignore[arg-type]
+    if checkpoint is not None:
+        trainer.load_checkpoint(checkpoint)
+    elif run.pretrained_weights is not None:
+        trainer.initialize()
+        trainer.print_to_log_file(load_into(trainer.network, run.pretrained_weights).table(), add_timestamp=False)
+    trainer.run_training()
+    trainer.perform_actual_validation()
+    return join(folder, "checkpoint_final.pth")
+
+
+def is_finished(folder: str, num_epochs: int | None) -> bool:
+    """Whether the run in `folder` has reached `num_epochs` epochs, or its own end if None."""
+    final = join(folder, "checkpoint_final.pth")
+    return isfile(final) and (num_epochs is None or read_checkpoint(final)["current_epoch"] >= num_epochs)
+
+
+def join_torchrun(device: str) -> bool:
+    """Join the process group when torchrun started this process; its timeout covers preprocessing by rank 0."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return False
+    require_device(torch.device(device))
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
+    return True
+
+
+def launch(run: Run, num_processes: int) -> None:
+    """Train in this process, or in `num_processes` of this machine."""
+    require_device(torch.device(run.device))
+    if num_processes <= 1:
+        run_process(run)
+        return
+    if run.device == "cuda" and num_processes > torch.cuda.device_count():
+        raise RuntimeError(
+            f"{num_processes} GPUs were asked for, this machine has {torch.cuda.device_count()}. "
+            f"Use --num-gpus {torch.cuda.device_count()}."
+        )
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
+    mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=True)
+
+
+def run_spawned(rank: int, run: Run, num_processes: int) -> None:
+    """What each of several processes on this machine does."""
+    os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(num_processes))
+    if run.device == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group("nccl" if run.device == "cuda" else "gloo", rank=rank, world_size=num_processes)
+    try:
+        run_process(run)
+    finally:
+        dist.destroy_process_group()

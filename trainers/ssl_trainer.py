@@ -1,0 +1,363 @@
+"""The one trainer of all pretext tasks: nnU-Net's loop around a `Method`."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import asdict
+from os.path import isfile, join
+from time import time
+from typing import Any, ClassVar
+
+import torch
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.checkpoints.write import save_checkpoint
+from nnunet_ssl.corpus.subjects import split_by_subject, subject_of
+from nnunet_ssl.integration.architecture import build_network
+from nnunet_ssl.integration.logger import use_pretext_logger
+from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
+from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
+from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.settings import PretrainBlock, read_config
+from nnunet_ssl.trainers import state, stepping
+from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, derive_seed, seed_everything
+from nnunet_ssl.trainers.devices import device_of_this_process, require_device
+from nnunet_ssl.trainers.interruption import Interruption
+from nnunet_ssl.trainers.loading import build_loader, corpus_sources
+from nnunet_ssl.trainers.precision import autocast, autocast_dtype
+from nnunet_ssl.trainers.progress import EpochBar, duration
+from nnunet_ssl.trainers.validation import validate_cases
+
+
+class SSLTrainer(nnUNetTrainer):
+    """Pre-trains the network of any nnU-Net plans with the pretext task `method_name`.
+
+    What a batch holds, where its masks lie and which paths are dropped is a function of (seed, epoch, iteration,
+    process): runs are repeatable, and a resumed run continues bit by bit where the interrupted one stopped.
+    Settings come from the plans' `ssl` block. Labels are ignored, except `anonymised`, which no loss asks for.
+    """
+
+    method_name: ClassVar[str]
+    network: Any  # the Method, maybe inside the wrappers of torch.compile and DDP
+    was_initialized: bool
+    _best_ema: float | None
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
+    ) -> None:
+        require_device(device)
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device = device_of_this_process(device)
+        use_pretext_logger(self.logger)
+        block = PretrainBlock.read(self.configuration_manager.configuration, method_names(), configuration)
+        self.settings = block.settings
+        self.method_class = get_method(self.method_name)
+        where = f'plans["configurations"]["{configuration}"]["ssl"]["{self.method_name}"]'
+        self.method_config: Any = read_config(self.method_class.Config, block.methods.get(self.method_name, {}), where)
+        self.views = self.method_class.views(self.method_config, self.configuration_manager.patch_size)
+        self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
+        self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        self.save_every = self.settings.save_every
+        self.enable_deep_supervision = False
+        self.grad_scaler = torch.amp.GradScaler("cuda") if autocast_dtype(self.device) is torch.float16 else None
+        self.interruption = Interruption()
+        self._iteration = 0  # within the epoch
+        self._replayed: list[dict[str, Any]] = []  # results of the iterations an interrupted epoch has behind it
+        self._finished: list[dict[str, Any]] = []  # results of this epoch's iterations so far
+        self._preview: dict[str, Tensor] = {}
+        self._bar: EpochBar | None = None
+
+    # ---- what is trained -------------------------------------------------------------------------------------------
+
+    @property
+    def method(self) -> Method:
+        """The method without the wrappers of DDP and torch.compile."""
+        return stepping.unwrap(self.network)
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        """The bare network of the plans."""
+        return build_network(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
+
+    def initialize(self) -> None:
+        """Build network, method, optimiser and schedule."""
+        if self.was_initialized:
+            raise RuntimeError("The trainer is already initialised.")
+        seed_everything(derive_seed(self.settings.seed))
+        self.num_input_channels = 1 if self.settings.channels == "separate" else len(self._channel_names())
+        network = build_network(
+            self.configuration_manager,
+            self.num_input_channels,
+            self.method_class.output_channels(self.method_config, self.num_input_channels),
+            deep_supervision=False,
+            patch_size=self.views.network_size,
+        )
+        method = self.method_class(wrap_network(network, self.views.network_size), self.method_config).to(self.device)
+        self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
+        self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
+        self.weight_decay = self.recipe.weight_decay
+        self._set_batch_size_and_oversample()
+        self.network = method
+        if self._do_i_compile():
+            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
+            self.network = torch.compile(self.network)
+        self.optimizer, self.lr_scheduler = self.configure_optimizers()
+        if self.is_ddp:
+            ids = [self.device.index] if self.device.type == "cuda" else None
+            self.network = DistributedDataParallel(self.network, device_ids=ids)
+        self.was_initialized = True
+        self.logger.update_config(
+            {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
+        )
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLR]:
+        """Optimiser and schedule of the recipe."""
+        optimizer = build_optimizer(self.network.parameters(), self.recipe)
+        return optimizer, WarmupPolyLR(optimizer, self.recipe)
+
+    def _set_batch_size_and_oversample(self) -> None:
+        total = self.settings.batch_size or self.configuration_manager.batch_size
+        processes = dist.get_world_size() if self.is_ddp else 1
+        if total % processes:
+            raise ValueError(
+                f"A batch of {total} cannot be shared evenly by {processes} processes. "
+                f"Use a multiple of {processes}: --batch-size {math.ceil(total / processes) * processes}"
+            )
+        self.total_batch_size, self.batch_size = total, total // processes
+        # Only a corpus says where the anatomy is; the labels of a segmentation task must not steer the patches.
+        self.oversample_foreground_percent = 0.33 if "anatomy" in self.dataset_json.get("labels", {}) else 0.0
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        """Pre-training knows no deep supervision."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's plot needs a package that no longer works."""
+
+    # ---- data ------------------------------------------------------------------------------------------------------
+
+    def _channel_names(self) -> dict[str, str]:
+        return self.dataset_json.get("channel_names") or self.dataset_json["modality"]
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """(training, validation) identifiers.
+
+        Fold "all": a few subjects, always the same, are held out to watch the loss. A numbered fold: nnU-Net's own
+        split, so that pre-training sees no image on which that fold is later validated.
+        """
+        sources = corpus_sources(self)
+        everything = Corpus.all_identifiers(sources)
+        if not everything:
+            raise RuntimeError(
+                f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
+                "images that could not be used, with the reasons."
+            )
+        if self.fold != "all":
+            own = self.plans_manager.dataset_name
+            training, validation = super().do_split()
+            others = [i for i in everything if not i.startswith(f"{own}/")]
+            return [f"{own}/{c}" for c in training] + others, [f"{own}/{c}" for c in validation]
+        subjects = {i: f"{i.split('/', 1)[0]}/{subject_of(i.split('/', 1)[1])}" for i in everything}
+        training, validation = split_by_subject(everything, subjects)
+        held_out = len({subjects[i] for i in validation})
+        if set(training) & set(validation):
+            self.print_to_log_file(
+                "WARNING: There is only one subject. The validation loss is computed on training images."
+            )
+        self.print_to_log_file(
+            f"{len(everything)} images of {len(set(subjects.values()))} subjects; {len(validation)} images of "
+            f"{held_out} subjects are held out to watch the loss."
+        )
+        return training, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        """Endless iterators over training batches, from the present iteration on, and over the validation batches."""
+        training, validation = self.do_split()
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        per_epoch = self.num_iterations_per_epoch
+        first = self.current_epoch * per_epoch + len(self._replayed)
+        upcoming = build_loader(self, training, TRAINING, range(first, self.num_epochs * per_epoch))
+        watched = build_loader(self, validation, VALIDATION, range(self.num_val_iterations_per_epoch))
+        return stepping.replay(self._replayed, upcoming), watched
+
+    # ---- the loop's steps ------------------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        """Start, or refuse to overwrite what is there."""
+        if self.current_epoch == 0 and not self._replayed and self.local_rank == 0:
+            state.refuse_to_overwrite(self.output_folder)
+        super().on_train_start()
+        self.interruption.listen()
+        precision = autocast_dtype(self.device) or torch.float32
+        self.print_to_log_file(
+            f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}, "
+            f"{str(precision).removeprefix('torch.')} on {self.device}.\nPlease cite: {self.method_class.citation}"
+        )
+
+    def on_train_epoch_start(self) -> None:
+        super().on_train_epoch_start()
+        self._iteration, self._finished = 0, []
+        self._bar = EpochBar(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, len(self._replayed))
+
+    def _run(self, batch: dict[str, Any], stream: int, step: int) -> MethodOutput:
+        """Prepare a batch and run the method on it, with the random numbers that belong to this step."""
+        rank = dist.get_rank() if self.is_ddp else 0
+        seed = derive_seed(self.settings.seed, stream, step, rank, 1)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        torch.manual_seed(seed)  # stochastic depth draws from the global generator
+        tensors = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        with torch.no_grad():
+            inputs = self.method.prepare(tensors, generator)
+        with autocast(self.device):
+            return self.network(inputs)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One optimisation step; the losses stay on the device until the epoch ends."""
+        if isinstance(batch, stepping.Replay):
+            result: dict[str, Any] = dict(batch.result)
+        else:
+            self._stop_if_asked()
+            step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+            self.optimizer.zero_grad(set_to_none=True)
+            output = self._run(batch, TRAINING, step)
+            stepping.backward_and_step(
+                output.loss, self.network, self.optimizer, self.grad_scaler, self.recipe.grad_clip
+            )
+            result = {"loss": output.loss.detach(), **output.terms}
+            assert self._bar is not None
+            self._bar.update(result["loss"])
+        self._iteration += 1
+        self._finished.append(result)
+        return result
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._replayed = []
+        means = stepping.mean_over_processes(train_outputs, self.device)
+        if not math.isfinite(means["loss"]):
+            raise RuntimeError(
+                f"The training loss of epoch {self.current_epoch} is {means['loss']}. The last checkpoint is from before. "
+                f'Lower the learning rate ("initial_lr" in the plans\' ssl block, now {self.initial_lr}) and continue.'
+            )
+        self.logger.log("train_losses", means.pop("loss"), self.current_epoch)
+        for name, value in means.items():
+            self.logger.log(f"train_{name}", value, self.current_epoch)
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self._iteration = 0
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
+        self._stop_if_asked()
+        output = self._run(batch, VALIDATION, self._iteration)
+        if self._iteration == 0:
+            self._preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
+        self._iteration += 1
+        return {"loss": output.loss.detach(), **output.terms}
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        means = stepping.mean_over_processes(val_outputs, self.device)
+        self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
+        for name, value in means.items():
+            self.logger.log(f"val_{name}", value, self.current_epoch)
+
+    def on_epoch_end(self) -> None:
+        """Log, draw, save."""
+        self._finished = []
+        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
+        log = {k: v[-1] for k, v in self.logger.local_logger.my_fantastic_logging.items() if v}
+        seconds = log["epoch_end_timestamps"] - log["epoch_start_timestamps"]
+        terms = ", ".join(
+            f"{k} {v:.4f}" for k, v in log.items() if k.startswith(("train_", "val_")) and "losses" not in k
+        )
+        left = duration(seconds * (self.num_epochs - self.current_epoch - 1))
+        self.print_to_log_file("train_loss", round(log["train_losses"], 4))
+        self.print_to_log_file("val_loss", round(log["val_losses"], 4))
+        self.print_to_log_file(f"Terms: {terms}")
+        self.print_to_log_file(f"Epoch time: {seconds:.2f} s, about {left} left")
+        last = self.current_epoch == self.num_epochs - 1
+        if (self.current_epoch + 1) % self.save_every == 0 and not last:
+            self._save_unless_disk_is_full("checkpoint_latest.pth")
+        if self._best_ema is None or log["val_losses"] < self._best_ema:
+            self._best_ema = log["val_losses"]
+            self._save_unless_disk_is_full("checkpoint_best.pth")
+        if self.local_rank == 0:
+            self.logger.plot_progress_png(self.output_folder)
+            if last or self.current_epoch % max(1, self.num_epochs // 20) == 0:
+                os.makedirs(join(self.output_folder, "previews"), exist_ok=True)
+                file = join(self.output_folder, "previews", f"epoch_{self.current_epoch + 1:04d}.png")
+                draw_preview(self._preview, file, f"{self.method_name}, validation, epoch {self.current_epoch + 1}")
+        self.current_epoch += 1
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        previous = join(self.output_folder, "checkpoint_latest_previous.pth")
+        if self.local_rank == 0 and isfile(previous):
+            os.remove(previous)
+        self.dataloader_train = self.dataloader_val = None  # ends their workers
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """Run the method on the centre of every held-out case: pictures and errors go to `validation/`."""
+        if not self.was_initialized:
+            self.initialize()
+        validate_cases(self)
+
+    # ---- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _stop_if_asked(self) -> None:
+        """After SIGTERM or SIGUSR1: save where we are and leave."""
+        asked = self.interruption.requested
+        if asked is None:
+            return
+        self.network.train()
+        file = join(self.output_folder, "checkpoint_latest.pth")
+        self.save_checkpoint(file)
+        self.print_to_log_file(
+            f"{asked.name} received: stopped in epoch {self.current_epoch} after {len(self._finished)} of "
+            f"{self.num_iterations_per_epoch} iterations, everything is saved in {file}. "
+            "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
+        )
+        raise SystemExit(128 + asked)
+
+    def _save_unless_disk_is_full(self, name: str) -> None:
+        """Save on the way; a full disk costs this checkpoint, not the run."""
+        try:
+            self.save_checkpoint(join(self.output_folder, name))
+        except (OSError, CheckpointError) as error:
+            self.print_to_log_file(f"WARNING: {name} was not saved, the training goes on without it: {error}")
+
+    def save_checkpoint(self, filename: str) -> None:
+        """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads."""
+        if self.local_rank != 0:
+            return
+        if self.disable_checkpointing:
+            self.print_to_log_file("No checkpoint written, checkpointing is disabled")
+            return
+        keep = os.path.basename(filename) == "checkpoint_latest.pth"
+        save_checkpoint(state.pack(self), filename, keep_previous=keep)
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Continue from a checkpoint; a damaged one is replaced by the one before it, with a line in the log."""
+        if not self.was_initialized:
+            self.initialize()
+        state.unpack(self, filename_or_checkpoint)
