@@ -1,0 +1,99 @@
+"""Say what is wrong with a file that should have been a checkpoint."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+
+
+def checkpoints_near(path: Path) -> str:
+    """Sentence that lists the other checkpoints in the folder of `path`, or where that path stops existing."""
+    folder = path.parent
+    if not folder.is_dir():
+        existing = next((p for p in folder.parents if p.is_dir()), Path("."))
+        return f"The path exists only up to {existing}."
+    near = sorted(
+        str(p.relative_to(folder))
+        for pattern in ("*", "*/*")
+        for p in folder.glob(pattern)
+        if p.suffix in CHECKPOINT_SUFFIXES and p != path and not p.name.startswith(".")
+    )
+    if not near:
+        return f"There are no checkpoints in {folder}."
+    more = f" and {len(near) - 8} more" if len(near) > 8 else ""
+    return f"Checkpoints in {folder}: {', '.join(near[:8])}{more}."
+
+
+def why_unreadable(path: Path, start: bytes, whole_zip: bool, error: Exception) -> str:
+    """What is wrong with a file that begins with `start` and that torch's safe loader refused with `error`."""
+    forbidden = _forbidden_name(path, str(error)) if isinstance(error, pickle.UnpicklingError) else None
+    if forbidden is not None:
+        return (
+            f"{path} holds {forbidden}, which could run code on loading, so it was refused and nothing of it was run. "
+            "Expected tensors and plain Python types only. If you trust where it comes from, extract the weights where "
+            'they were made: torch.save({"network_weights": model.state_dict()}, "weights.pth").'
+        )
+    if start.startswith(ZIP_MAGIC) and not whole_zip:
+        return f"{path} is truncated: its writing or copying was interrupted. {checkpoints_near(path)}"
+    if start.startswith(ZIP_MAGIC):
+        with zipfile.ZipFile(path) as archive:
+            is_torch = any(name.endswith("data.pkl") for name in archive.namelist())
+        if is_torch:
+            return f"{path} is damaged: {_first_line(error)}. Copy or download it again. {checkpoints_near(path)}"
+        return f"{path} is a zip archive but no PyTorch checkpoint. Unpack it and name the .pth file in it."
+    if start.startswith(PICKLE_MAGIC):
+        return (
+            f"{path} is damaged, truncated or a pickle that is no PyTorch checkpoint: {_first_line(error)}. "
+            f"{checkpoints_near(path)}"
+        )
+    return (
+        f"{path} is not a checkpoint: it begins with {start!r}. Expected a file written by torch.save, or a "
+        f".safetensors file. {checkpoints_near(path)}"
+    )
+
+
+def _forbidden_name(path: Path, message: str) -> str | None:
+    """What a refused pickle wanted to load: as torch says, or, where its reader gave up earlier, as the pickle says."""
+    found = re.search(r"GLOBAL ([\w.]+) (?:was not an allowed global|whose module)", message)
+    if found:
+        return found.group(1)
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
+                return next(_foreign_globals(archive.read(name)), None)
+        return next(_foreign_globals(path.read_bytes()), None)
+    except (ValueError, StopIteration):  # cut in the middle of a pickle, or none at all
+        return None
+
+
+def _foreign_globals(content: bytes) -> Iterator[str]:
+    """Names a pickle would import besides those of tensors, read without running it. Raises ValueError if cut."""
+    strings: list[str] = []
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "STACK_GLOBAL" and len(strings) > 1:
+            name = ".".join(strings[-2:])
+        elif opcode.name == "GLOBAL":
+            name = str(argument).replace(" ", ".")
+        else:
+            if isinstance(argument, str):
+                strings.append(argument)
+            continue
+        if name.split(".")[0] not in ("torch", "collections", "numpy", "_codecs"):
+            yield name
+
+
+def _first_line(error: Exception) -> str:
+    """The cause in torch's long message, without its advice to load the file unsafely."""
+    text = str(error).strip()
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    line = found.group(1) if found else (text.splitlines() or [type(error).__name__])[0]
+    return line[:200].rstrip(".")

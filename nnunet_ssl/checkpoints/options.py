@@ -1,0 +1,14 @@
+"""What of a checkpoint goes into a network, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """Wishes of whoever loads pre-trained weights; their meaning is that of the arguments of `adapt`."""
+
+    transfer: str = "encoder"  # or "encoder+decoder"
+    channels: str = "repeat"  # or "mean", "random"
+    target_patch_size: tuple[int, ...] | None = None  # voxels

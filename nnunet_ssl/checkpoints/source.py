@@ -1,0 +1,132 @@
+"""What a checkpoint of any origin holds, in one form: canonical weights and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from nnunet_ssl.checkpoints.aliases import resolve_aliases, without_wrapper
+from nnunet_ssl.checkpoints.position_embedding import cubic_grid, first_fitting, grid_of
+from nnunet_ssl.checkpoints.read import CheckpointError, network_weights
+from nnunet_ssl.checkpoints.token_order import needs_conversion, to_natural_order
+
+# part of an nnssl trainer's name -> our method; SimMIM and Spark before MAE, which SparkMAE contains as well
+NNSSL_METHODS = {
+    "SimMIM": "simmim",
+    "Spark": "spark3d",
+    "VoCo": "voco",
+    "SimCLR": "simclr",
+    "SwinUNETR": "swin_unetr",
+    "VolumeFusion": "volume_fusion",
+    "ModelGenesis": "models_genesis",
+    "ModelsGenesis": "models_genesis",
+    "MAE": "mae",
+}
+DEFAULT_TRANSFER = {"spark3d": "encoder+decoder"}  # its paper (arXiv:2410.23132) transfers the decoder as well
+PRESET_HEADS = {"PrimusS": (396, 6), "PrimusB": (792, 12), "PrimusM": (864, 12), "PrimusL": (1056, 16)}
+HEAD_KEYS = ("eva_numheads", "encoder_eva_numheads")
+
+
+def prepare_source(
+    checkpoint: Mapping[str, Any], *, num_heads: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Canonical weights of a checkpoint, and info on it for `adapt`.
+
+    Canonical: bare nnU-Net names, the values the network ran under every alias, tokens in natural order. The info holds
+    patch_size, num_input_channels, method, backbone, architecture, planner, transfer (the method's default) and notes;
+    None where the checkpoint does not say. `num_heads` helps where swapped tokens of an unknown Primus are converted.
+    Raises CheckpointError when the checkpoint holds no weights or its token grid cannot be told.
+    """
+    weights = resolve_aliases(without_wrapper(network_weights(checkpoint)))
+    info = _describe(checkpoint, weights)
+    if info["backbone"] == "primus" and needs_conversion(checkpoint):
+        grid = _token_grid(weights, info["patch_size"])
+        heads = _heads(checkpoint, weights["eva.norm.weight"].shape[0], num_heads)
+        weights = to_natural_order(weights, grid, heads)
+        info["notes"].append("token order: nnssl's (A1, A0, A2) converted to natural order (A0, A1, A2)")
+    return weights, info
+
+
+def _describe(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    ssl, plan = _dict(checkpoint, "ssl"), _dict(checkpoint, "nnssl_adaptation_plan")
+    init_args = _dict(checkpoint, "init_args")
+    plans = _dict(init_args, "plans")
+    configuration = _dict(_dict(plans, "configurations"), str(init_args.get("configuration")))
+    pretrained_as: Mapping[str, Any] = next(iter(_dict(_dict(plan, "pretrain_plan"), "configurations").values()), {})
+    patch_size = (
+        ssl.get("patch_size")
+        or plan.get("pretrain_patch_size")
+        or pretrained_as.get("patch_size")
+        or configuration.get("patch_size")
+    )
+    backbone = None
+    if any(name.startswith("eva.blocks.") for name in weights):
+        backbone = "primus"
+    elif any(name.startswith("encoder.stages.") for name in weights):
+        backbone = "unet"
+    method = ssl.get("method") or _nnssl_method(str(checkpoint.get("trainer_name", "")))
+    network_class = str(_dict(configuration, "architecture").get("network_class_name", "")).rpartition(".")[2]
+    return {
+        "patch_size": None if patch_size is None else [int(s) for s in patch_size],
+        "num_input_channels": ssl.get("num_input_channels")
+        or plan.get("pretrain_num_input_channels")
+        or _image_channels(weights),
+        "method": method,
+        "backbone": ssl.get("backbone") or backbone,
+        "architecture": _dict(plan, "architecture_plans").get("arch_class_name") or network_class or None,
+        "planner": plans.get("experiment_planner_used"),
+        "transfer": DEFAULT_TRANSFER.get(str(method), "encoder"),
+        "notes": [],
+    }
+
+
+def _dict(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _nnssl_method(trainer: str) -> str | None:
+    return next((method for part, method in NNSSL_METHODS.items() if part in trainer), None)
+
+
+def _image_channels(weights: Mapping[str, Tensor]) -> int | None:
+    first = (
+        "down_projection.proj.weight",
+        "encoder.stem.convs.0.conv.weight",
+        "encoder.stages.0.0.convs.0.conv.weight",
+    )
+    return next((weights[name].shape[1] for name in first if name in weights), None)
+
+
+def _token_grid(weights: Mapping[str, Tensor], patch_size: list[int] | None) -> tuple[int, ...]:
+    num_tokens = weights["eva.pos_embed"].shape[1]
+    token_size = tuple(weights["down_projection.proj.weight"].shape[2:])
+    grid = first_fitting(num_tokens, [grid_of(patch_size, token_size), cubic_grid(num_tokens, len(token_size))])
+    if grid is None:
+        raise CheckpointError(
+            f"The checkpoint's {num_tokens} tokens of {token_size} voxels fit neither a cube nor its patch size "
+            f"{patch_size}. Expected the patch size it was trained with in nnssl_adaptation_plan.pretrain_patch_size."
+        )
+    return grid
+
+
+def _heads(checkpoint: Mapping[str, Any], width: int, from_target: int | None) -> int:
+    """Attention heads: as the adaptation plan says, as the target network has, or with the preset's head width."""
+    architecture = _dict(_dict(checkpoint, "nnssl_adaptation_plan"), "architecture_plans")
+    kwargs = _dict(architecture, "arch_kwargs")
+    stated = next((int(kwargs[key]) for key in HEAD_KEYS if key in kwargs), None)
+    preset_width, preset_heads = PRESET_HEADS.get(str(architecture.get("arch_class_name")), (0, 1))
+    if preset_width == width:
+        stated = preset_heads
+    if stated or from_target:
+        return int(stated or from_target or 0)
+    by_width = next((heads for preset, heads in PRESET_HEADS.values() if preset == width), None)
+    head_width = preset_width // preset_heads
+    if by_width is None and (head_width == 0 or width % head_width):
+        raise CheckpointError(
+            f"The checkpoint does not say how many attention heads its Primus of width {width} has, and converting "
+            "its token order needs that. Expected eva_numheads in nnssl_adaptation_plan.architecture_plans.arch_kwargs."
+        )
+    return by_width or width // head_width
