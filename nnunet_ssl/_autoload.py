@@ -1,0 +1,120 @@
+"""The hook that lets stock nnU-Net find the classes of its plugins.
+
+torch calls `autoload` at the end of `import torch` (entry-point group `torch.backends`, off with
+TORCH_DEVICE_BACKEND_AUTOLOAD=0); `import nnunet_ssl` calls it too. torch turns any exception in here into a failed
+`import torch`, so nothing may raise, warnings included: they are exceptions under `-W error`. Only the standard library
+is imported before nnU-Net itself calls one of the two wrapped functions.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+
+def find_class(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """nnU-Net's class look-up, then the plugins'."""
+    from nnunet_ssl.integration.class_lookup import find
+
+    return find(stock, *args, **kwargs)
+
+
+def load_weights(stock: Callable[..., None], network: Any, fname: str, verbose: bool = False) -> None:
+    """nnU-Net's -pretrained_weights, adapting where the file does not fit as it is."""
+    from nnunet_ssl.integration.pretrained_weights import load
+
+    load(network, fname, verbose, stock)
+
+
+REPLACEMENTS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "nnunetv2.utilities.find_class_by_name": ("recursive_find_python_class", find_class),
+    "nnunetv2.run.load_pretrained_weights": ("load_pretrained_weights", load_weights),
+}
+
+
+def autoload() -> None:
+    """Register with nnU-Net in this process; calling it again changes nothing, and it never raises."""
+    try:
+        if not any(isinstance(finder, PostImport) for finder in sys.meta_path):
+            finder = PostImport()
+            sys.meta_path.insert(0, finder)
+            for name in REPLACEMENTS:
+                if name in sys.modules and not replace(sys.modules[name]):
+                    finder.unfinished.add(name)
+    except Exception as error:
+        complain(error)
+
+
+class PostImport:
+    """Finder that finds nothing itself: it has the modules of REPLACEMENTS changed right after they were executed."""
+
+    def __init__(self) -> None:
+        # Modules whose own imports led here, so that their functions do not exist yet. The next import tries again.
+        self.unfinished: set[str] = set()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec of another finder with a changed `exec_module` for REPLACEMENTS, None for everything else."""
+        try:
+            for name in tuple(self.unfinished):
+                if name not in sys.modules or replace(sys.modules[name]):
+                    self.unfinished.discard(name)
+            return self._changed_spec(fullname, path, target) if fullname in REPLACEMENTS else None
+        except Exception as error:
+            complain(error)
+            return None
+
+    def _changed_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next((s for s in (finder.find_spec(fullname, path, target) for finder in others) if s), None)
+        if spec is not None and spec.loader is not None:
+            # Set on the instance: type of the loader, __spec__ and inspect.getsource stay as they are.
+            loader: Any = spec.loader
+            execute = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                replace(module)
+
+            loader.exec_module = exec_module
+        return spec
+
+
+def replace(module: ModuleType) -> bool:
+    """Wrap the function of a loaded module, wherever it is bound by now; False when it does not exist yet."""
+    try:
+        name, replacement = REPLACEMENTS[module.__name__]
+        stock = vars(module).get(name)
+        if stock is None:
+            return False
+        if getattr(stock, "nnunet_ssl", False):
+            return True
+
+        @functools.wraps(stock)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            return replacement(stock, *args, **kwargs)
+
+        wrapper.nnunet_ssl = True  # type: ignore[attr-defined]
+        for other in list(sys.modules.values()):
+            if getattr(other, "__dict__", {}).get(name) is stock:
+                setattr(other, name, wrapper)
+    except Exception as error:
+        complain(error)
+    return True
+
+
+def complain(error: Exception) -> None:
+    """Say on stderr that registering failed."""
+    try:
+        print(
+            f"nnunet_ssl could not register with nnU-Net: {type(error).__name__}: {error}. "
+            "Run `nnunet-ssl doctor`; `nnunet-ssl nnUNetv2_train ...` may still work.",
+            file=sys.stderr,
+        )
+    except Exception:  # stderr may be closed
+        return

@@ -1,0 +1,73 @@
+"""Find nnU-Net classes that other packages registered as entry points."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from nnunet_ssl.integration.torchvision_build import CURE, is_mismatch
+
+# The `current_module` nnU-Net searches -> the entry-point group for what it searches there.
+GROUPS = {
+    "nnunetv2.training.nnUNetTrainer": "nnunetv2.trainers",
+    "nnunetv2.experiment_planning": "nnunetv2.planners",
+    "nnunetv2.preprocessing": "nnunetv2.preprocessors",
+    "nnunetv2.preprocessing.preprocessors": "nnunetv2.preprocessors",
+    "nnunetv2.preprocessing.normalization": "nnunetv2.normalization",
+    "nnunetv2.preprocessing.resampling": "nnunetv2.resampling",
+}
+
+
+def find(
+    stock: Callable[..., Any],
+    folder: str,
+    class_name: str,
+    current_module: str | None = None,
+    *args: Any,
+    **kwargs: Any,
+) -> Any:
+    """What nnU-Net's own search finds; otherwise the entry point of that name; otherwise None, as nnU-Net's search.
+
+    Raises whatever importing the registered class raises, after saying on stderr whose class it is.
+    """
+    try:
+        found = stock(folder, class_name, current_module, *args, **kwargs)
+    except RuntimeError as error:
+        if is_mismatch(error):
+            print(CURE, file=sys.stderr)
+        raise
+    group = GROUPS.get(current_module or "")
+    return find_registered(group, class_name) if found is None and group is not None else found
+
+
+def find_registered(group: str, name: str) -> Any:
+    """The class or function registered as `name` in an entry-point group, None if there is none.
+
+    Raises whatever importing it raises, after saying on stderr whose class it is.
+    """
+    candidates = registered(group, name)
+    if not candidates:
+        return None
+    entry = candidates[0]
+    if len(candidates) > 1:
+        described = ", ".join(describe(candidate) for candidate in candidates)
+        print(f"{name} is registered more than once: {described}. Using the first.", file=sys.stderr)
+    try:
+        return entry.load()
+    except Exception:
+        print(f"{name} is registered by {describe(entry)}, which cannot be imported:", file=sys.stderr)
+        raise
+
+
+def registered(group: str, name: str | None = None) -> list[EntryPoint]:
+    """Entry points of a group in a fixed order; the same one seen through two metadata folders counts once."""
+    found = entry_points(group=group) if name is None else entry_points(group=group, name=name)
+    return sorted({(e.name, e.value): e for e in found}.values(), key=lambda e: (e.name, e.value))
+
+
+def describe(entry: EntryPoint) -> str:
+    """Package and place of an entry point."""
+    package = entry.dist.name if entry.dist is not None else "an unknown package"
+    return f"{package} ({entry.value})"

@@ -1,0 +1,96 @@
+"""nnU-Net's -pretrained_weights for checkpoints that do not fit the network as they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import distributed as dist
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.options import TransferOptions
+from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.report import TransferReport
+from nnunet_ssl.checkpoints.token_order import needs_conversion
+
+
+def load(network: nn.Module, fname: str, verbose: bool, stock: Callable[[nn.Module, str, bool], None]) -> None:
+    """Load pre-trained weights into a trainer's network, by nnU-Net's own function `stock` where that can.
+
+    Adapted are a network whose trainer set `nnunet_ssl_transfer` (TransferOptions), a pre-training module with a
+    `bare_network`, and a file of ours or nnssl's that does not fit; the report is printed and kept on the network as
+    `nnunet_ssl_transfer_report`. Other files keep nnU-Net's behaviour and errors. Raises CheckpointError, before
+    anything of the file is run, for a file that is damaged or holds more than tensors and plain Python.
+    """
+    checkpoint = read_checkpoint(fname)
+    net = unwrap(network)
+    if not wants_adaptation(net) and can_stock_load(net, checkpoint, fname):
+        stock(network, fname, verbose)
+        return
+    report = put_into(net, checkpoint)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(f"Pre-trained weights from {fname}:\n{report.table()}")
+
+
+def load_into(network: nn.Module, fname: str | os.PathLike[str]) -> TransferReport:
+    """Adapt the weights of a checkpoint file to a network, load them, and return the report.
+
+    Raises CheckpointError when the file cannot be read or too little of it fits.
+    """
+    return put_into(unwrap(network), read_checkpoint(fname))
+
+
+def put_into(net: Any, checkpoint: Mapping[str, Any]) -> TransferReport:
+    """Adapt a checkpoint to a network without wrappers and load it; raises CheckpointError when too little fits."""
+    target = getattr(net, "bare_network", net)
+    options = getattr(net, "nnunet_ssl_transfer", None)
+    if options is None and target is not net:
+        options = TransferOptions(transfer="encoder+decoder")  # pre-training goes on with all there is
+    chosen = {} if options is None else vars(options)
+    state, report = adapt_checkpoint(checkpoint, target, **chosen)
+    report.raise_if_poor()
+    target.load_state_dict(state)
+    net.nnunet_ssl_transfer_report = report
+    return report
+
+
+def unwrap(network: nn.Module) -> Any:
+    """The module inside the wrappers of DDP and torch.compile."""
+    while isinstance(network, (DistributedDataParallel, OptimizedModule)):
+        network = network.module if isinstance(network, DistributedDataParallel) else network._orig_mod
+    return network
+
+
+def wants_adaptation(net: Any) -> bool:
+    """Whether a network says by itself that weights are to be adapted to it."""
+    return hasattr(net, "bare_network") or getattr(net, "nnunet_ssl_transfer", None) is not None
+
+
+def can_stock_load(net: nn.Module, checkpoint: Mapping[str, Any], fname: str) -> bool:
+    """Whether a checkpoint is nnU-Net's own business: it fits as it is, or it is nnU-Net's and gets nnU-Net's error.
+
+    Raises CheckpointError for a file of another program, which nnU-Net's function would fail on without saying why.
+    """
+    weights = checkpoint.get("network_weights")
+    if "ssl" in checkpoint or "nnssl_adaptation_plan" in checkpoint:
+        return isinstance(weights, Mapping) and fits(net, weights) and not needs_conversion(checkpoint)
+    if not isinstance(weights, Mapping):
+        held = ", ".join(map(str, list(checkpoint)[:6]))
+        raise CheckpointError(
+            f"{fname} was not written by nnU-Net: it has no network_weights, only {held}. "
+            "nnU-Net's own trainers cannot load it. Use -tr SSLFinetuneTrainer, which adapts what fits."
+        )
+    return True
+
+
+def fits(net: nn.Module, weights: Mapping[str, Any]) -> bool:
+    """Whether nnU-Net's function accepts the weights: everything but segmentation layers is there, in equal shapes."""
+    return all(
+        getattr(weights.get(name), "shape", None) == tensor.shape
+        for name, tensor in net.state_dict().items()
+        if ".seg_layers." not in name
+    )

@@ -1,0 +1,108 @@
+"""What tests of every room share: real data, nnU-Net's folders, fresh processes, tiny data sets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real images, beside the checkout; see its README for what there is."""
+    folder = CHECKOUT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real images are not there: {folder}")
+    return folder
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path: Path) -> dict[str, str]:
+    """nnU-Net's three folders, made and empty, as environment variables for a fresh process."""
+    folders = {name: str(tmp_path / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
+    for folder in folders.values():
+        Path(folder).mkdir()
+    return folders
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Function that runs a console script of this environment ("python" included) in a fresh process.
+
+    `run_command(args, env, check=True, cwd=None)`: `env` is added to this process's environment, a value of None takes
+    a variable away. The result has stdout and stderr as text; with `check`, a failure fails the test and shows both.
+    """
+
+    def run(
+        args: Sequence[str | Path],
+        env: Mapping[str, str | None] | None = None,
+        check: bool = True,
+        cwd: str | Path | None = None,
+        timeout: float = 600,
+    ) -> subprocess.CompletedProcess[str]:
+        program = sys.executable if args[0] == "python" else str(Path(sys.executable).parent / args[0])
+        changed = {"OMP_NUM_THREADS": "1", **os.environ, **(env or {})}
+        environment = {name: value for name, value in changed.items() if value is not None}
+        command = [program, *map(str, args[1:])]
+        result = subprocess.run(
+            command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check and result.returncode != 0:
+            shown = " ".join(map(str, args))
+            pytest.fail(f"{shown}: exit code {result.returncode}\n{result.stdout[-4000:]}\n{result.stderr[-8000:]}")
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> Callable[..., Path]:
+    """Function that writes a tiny nnU-Net data set of noise with a bright ball, labelled where asked for.
+
+    `tiny_dataset(raw, dataset_id=900, num_cases=4, num_labelled=4, channels=1, shape=(20, 24, 28))` returns its folder.
+    The first `num_labelled` cases have a label file; spacing is 1 mm.
+    """
+
+    def make(
+        raw: str | Path,
+        dataset_id: int = 900,
+        num_cases: int = 4,
+        num_labelled: int | None = None,
+        channels: int = 1,
+        shape: tuple[int, ...] = (20, 24, 28),
+    ) -> Path:
+        import SimpleITK as sitk
+
+        folder = Path(raw) / f"Dataset{dataset_id:03d}_Tiny"
+        for name in ("imagesTr", "labelsTr"):
+            (folder / name).mkdir(parents=True)
+        generator = np.random.default_rng(dataset_id)
+        num_labelled = num_cases if num_labelled is None else num_labelled
+        axes = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
+        for number in range(num_cases):
+            centre = generator.uniform(-0.3, 0.3, len(shape))
+            ball = sum((a - c) ** 2 for a, c in zip(axes, centre, strict=True)) < 0.2
+            for channel in range(channels):
+                image = sitk.GetImageFromArray((generator.normal(size=shape) + 3 * ball).astype(np.float32))
+                sitk.WriteImage(image, str(folder / "imagesTr" / f"tiny_{number:02d}_{channel:04d}.nii.gz"))
+            if number < num_labelled:
+                label = sitk.GetImageFromArray(ball.astype(np.uint8))
+                sitk.WriteImage(label, str(folder / "labelsTr" / f"tiny_{number:02d}.nii.gz"))
+        description = {
+            "channel_names": {str(c): "MR" for c in range(channels)},
+            "labels": {"background": 0, "ball": 1},
+            "numTraining": num_cases,
+            "file_ending": ".nii.gz",
+        }
+        (folder / "dataset.json").write_text(json.dumps(description))
+        return folder
+
+    return make

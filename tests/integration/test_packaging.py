@@ -1,0 +1,78 @@
+"""The built wheel holds every package, and nothing but nnunet_ssl lands at the top of site-packages."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssl import __version__
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+LINKS = ("nnunet_ssl/trainers", "nnunet_ssl/planners")
+pytestmark = pytest.mark.skipif(not (CHECKOUT / "setup.cfg").exists(), reason="needs a checkout")
+
+
+def sources() -> set[str]:
+    """Every Python file that belongs into the wheel, under its installed name."""
+    files = set()
+    for folder, installed in (("nnunet_ssl", "nnunet_ssl"), ("trainers", LINKS[0]), ("planners", LINKS[1])):
+        for file in (CHECKOUT / folder).rglob("*.py"):
+            relative = file.relative_to(CHECKOUT / folder)
+            if folder != "nnunet_ssl" or relative.parts[0] not in ("trainers", "planners"):
+                files.add(f"{installed}/{relative.as_posix()}")
+    return files
+
+
+@pytest.fixture(params=["links", "links as text files"], scope="module")
+def wheel(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, run_command: Callable[..., object]
+) -> zipfile.ZipFile:
+    """Wheel of a copy of the checkout; the second copy is what git makes on Windows."""
+    copy = tmp_path_factory.mktemp("checkout")
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(CHECKOUT / name, copy)
+    for name in ("nnunet_ssl", "trainers", "planners"):
+        shutil.copytree(CHECKOUT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    if request.param == "links as text files":
+        for link in LINKS:
+            (copy / link).unlink()
+            (copy / link).write_text(f"../{Path(link).name}")
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    run_command(["python", "-c", code], cwd=copy)
+    return zipfile.ZipFile(next((copy / "dist").glob("*.whl")))
+
+
+def test_every_module_is_in_the_wheel(wheel: zipfile.ZipFile) -> None:
+    assert {name for name in wheel.namelist() if name.endswith(".py")} == sources()
+    assert "nnunet_ssl/py.typed" in wheel.namelist()
+
+
+def test_only_our_package_lands_at_top_level(wheel: zipfile.ZipFile) -> None:
+    information = f"nnunet_ssl-{__version__}.dist-info"
+    assert {name.split("/")[0] for name in wheel.namelist()} == {"nnunet_ssl", information}
+    assert wheel.read(f"{information}/top_level.txt").split() == [b"nnunet_ssl"]
+
+
+def test_links_are_what_they_should_be() -> None:
+    for link in LINKS:
+        path = CHECKOUT / link
+        assert (str(path.readlink()) if path.is_symlink() else path.read_text()) == f"../{path.name}"
+
+
+def test_entry_points_name_modules_of_the_wheel(wheel: zipfile.ZipFile) -> None:
+    text = wheel.read(f"nnunet_ssl-{__version__}.dist-info/entry_points.txt").decode()
+    targets = [line.split(" = ")[1] for line in text.splitlines() if " = " in line]
+    modules = {target.split(":")[0].replace(".", "/") + ".py" for target in targets}
+    assert modules <= set(wheel.namelist())
+    assert "nnunet_ssl = nnunet_ssl._autoload:autoload" in text.split("[torch.backends]")[1]
+
+
+def test_makefile_names_every_target_in_its_help() -> None:
+    help_text = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    for target in ("demo", "test", "test-fast", "check", "lint", "types", "format", "clean"):
+        assert f"make {target} " in help_text
