@@ -45,14 +45,14 @@ def require(condition: bool, message: str) -> None:
 class ScheduleSettings:
     """What pre-training and fine-tuning have in common; None means: the recipe of the method and backbone."""
 
-    num_epochs: int | None = None
-    num_iterations_per_epoch: int = 250
-    num_val_iterations_per_epoch: int = 50
-    optimizer: str | None = None  # "sgd" or "adamw"
-    initial_lr: float | None = None
-    weight_decay: float | None = None
-    warmup_epochs: int | None = None
-    seed: int = 0
+    num_epochs: int | None = None  # length of the run
+    num_iterations_per_epoch: int = 250  # optimisation steps; an epoch is this many, however large the data set
+    num_val_iterations_per_epoch: int = 50  # batches on which the loss is watched after every epoch
+    optimizer: str | None = None  # "sgd" or "adamw"; another one than the recipe's brings its own numbers along
+    initial_lr: float | None = None  # highest learning rate
+    weight_decay: float | None = None  # on all parameters
+    warmup_epochs: int | None = None  # linear; by default at most a tenth of the run
+    seed: int = 0  # of weights, patches, masks and everything else that is drawn
 
     def __post_init__(self) -> None:
         for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
@@ -77,7 +77,7 @@ class PretrainSettings(ScheduleSettings):
 
     batch_size: int | None = None  # global, over all processes; None: the plans' batch size
     channels: str = "separate"  # "separate": every channel is a sample of its own; "together": kept as one image
-    datasets: tuple[str, ...] = ()  # further datasets that form one corpus with the plans' own
+    datasets: tuple[str, ...] = ()  # names of further data sets that form one corpus with the plans' own
     save_every: int = 10  # epochs between two checkpoint_latest.pth
 
     def __post_init__(self) -> None:
@@ -99,8 +99,8 @@ class PretrainSettings(ScheduleSettings):
 class FinetuneSettings(ScheduleSettings):
     """The `finetune` block."""
 
-    transfer: str = "encoder"  # OpenMind fine-tunes encoder and stem; Spark3D's paper transfers the decoder as well
-    channels: str = "repeat"
+    transfer: str = "encoder"  # "encoder" (OpenMind: encoder and stem) or "encoder+decoder" (Spark3D)
+    channels: str = "repeat"  # of the stem, where the number of channels differs: "repeat", "mean" or "random"
 
     def __post_init__(self) -> None:
         super().__post_init__()

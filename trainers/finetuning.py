@@ -14,12 +14,12 @@ from torch import nn
 
 from nnunet_ssl.checkpoints.options import TransferOptions
 from nnunet_ssl.integration.architecture import build_network, is_primus
+from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import require_device
 from nnunet_ssl.trainers.precision import run_in_autocast
-from nnunet_ssl.trainers.stepping import unwrap
 
 
 class SSLFinetuneTrainer(nnUNetTrainer):

@@ -23,6 +23,7 @@ from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.corpus.subjects import split_by_subject, subject_of
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
+from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.report.pictures import draw_preview
@@ -85,7 +86,7 @@ class SSLTrainer(nnUNetTrainer):
     @property
     def method(self) -> Method:
         """The method without the wrappers of DDP and torch.compile."""
-        return stepping.unwrap(self.network)
+        return unwrap(self.network)
 
     @staticmethod
     def build_network_architecture(

@@ -10,16 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-
-
-def unwrap(network: nn.Module) -> Any:
-    """The module inside the wrappers of DDP and torch.compile."""
-    while isinstance(network, (DistributedDataParallel, OptimizedModule)):
-        network = network.module if isinstance(network, DistributedDataParallel) else network._orig_mod
-    return network
 
 
 def backward_and_step(

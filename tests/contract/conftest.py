@@ -121,7 +121,7 @@ def write_cases(folder: Path, labelled: bool = True) -> None:
 
 
 @pytest.fixture
-def tiny_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def preprocessed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """nnU-Net's three folders with the tiny data set preprocessed; returns the folder they lie in."""
     for name in ("raw", "preprocessed", "results"):
         (tmp_path / name).mkdir()
@@ -135,7 +135,7 @@ def tiny_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def make_trainer(tiny_dataset: Path):
+def make_trainer(preprocessed_dataset: Path):
     """Function (trainer class, plans, fold) -> trainer on the CPU."""
     import torch
 

@@ -1,0 +1,31 @@
+"""Errors as a user wants to read them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+
+def raised_by_us(traceback: TracebackType | None) -> bool:
+    """Whether the innermost frame of a traceback is code of this package."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("nnunet_ssl")
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Print an error this package raised on purpose as `command: message` and exit with 1.
+
+    Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set.
+    """
+    try:
+        yield
+    except Exception as error:
+        if os.environ.get("NNUNET_SSL_TRACEBACK") or not raised_by_us(error.__traceback__):
+            raise
+        print(f"{command}: {error}", file=sys.stderr)
+        sys.exit(1)

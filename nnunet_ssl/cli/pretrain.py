@@ -1,0 +1,197 @@
+"""nnUNetv2_pretrain: from data set ids to a pre-trained network in one command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from nnunet_ssl.methods import method_names
+
+BACKBONES = {
+    "resenc_l": "SSLPlannerResEncL",
+    "primus_m": "SSLPlannerPrimusM",
+    "resenc_tiny": "SSLPlannerResEncTiny",
+    "primus_tiny": "SSLPlannerPrimusTiny",
+}
+EXAMPLES = """examples:
+  nnUNetv2_pretrain 4 --method mae --backbone resenc_l
+  nnUNetv2_pretrain 4 745 --method mae --backbone primus_m --num-gpus 4       two data sets, one corpus
+  nnUNetv2_pretrain 4 --method mae -p nnUNetResEncUNetLPlans                  the plans the target already has
+  nnUNetv2_pretrain 4 --method mae --backbone resenc_tiny --epochs 5 -device cpu
+  torchrun --nnodes 4 --nproc-per-node 8 -m nnunet_ssl.pretrain 745 --method mae --backbone primus_m
+
+Run the same command again and it continues where it stopped. The flags under "recipe" are written into the `ssl` block of
+the plans.json in the result folder; the plans in nnUNet_preprocessed stay as they are."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags with their help."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_pretrain",
+        description="Pre-train a network without labels. Does what is missing of fingerprint, planning and "
+        "preprocessing, then trains; labels are not needed, and not used where they exist.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("datasets", nargs="+", metavar="DATASET", help="data set ids or names; several form one corpus")
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--method", default="mae", choices=method_names(), help="pretext task (default: mae)")
+    what.add_argument(
+        "--backbone", choices=sorted(BACKBONES), help="network with plans made for it (default: resenc_l)"
+    )
+    what.add_argument("-p", dest="plans", metavar="PLANS", help="use these existing plans instead of --backbone")
+    what.add_argument(
+        "-c", dest="configuration", metavar="CONFIGURATION", default="3d_fullres", help="default: 3d_fullres"
+    )
+    what.add_argument(
+        "-f", dest="fold", metavar="FOLD", default="all", help="all (default), or the fold whose training images to use"
+    )
+    what.add_argument(
+        "--spacing",
+        default="onemmiso",
+        choices=("onemmiso", "median", "noresample"),
+        help="1 mm (default), the data's median, or each image as it is",
+    )
+    what.add_argument(
+        "--channels",
+        choices=("separate", "together"),
+        help="several channels: each a sample of its own (default), or one image",
+    )
+    what.add_argument("-pretrained_weights", metavar="FILE", help="start from this checkpoint")
+    recipe = parser.add_argument_group("recipe (default: the published one of method and backbone)")
+    recipe.add_argument("--epochs", type=int, metavar="N")
+    recipe.add_argument("--iterations-per-epoch", type=int, metavar="N")
+    recipe.add_argument("--val-iterations-per-epoch", type=int, metavar="N")
+    recipe.add_argument("--batch-size", type=int, metavar="N", help="over all processes")
+    recipe.add_argument(
+        "--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes"
+    )
+    recipe.add_argument("--lr", type=float, metavar="X")
+    recipe.add_argument("--mask-ratio", type=float, metavar="X", help="share of hidden blocks or tokens")
+    recipe.add_argument("--seed", type=int, metavar="N")
+    recipe.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting of the ssl block, e.g. --set optimizer=adamw or --set mae.mask_block=8",
+    )
+    where = parser.add_argument_group("where to train")
+    where.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
+    where.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    where.add_argument(
+        "-np", dest="num_processes", type=int, default=8, metavar="N", help="for preprocessing (default: 8)"
+    )
+    return parser
+
+
+def parse_value(text: str) -> Any:
+    """Numbers, lists and booleans as JSON, everything else as text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The entries of the `ssl` block that the flags set."""
+    block: dict[str, Any] = {
+        "num_epochs": args.epochs,
+        "num_iterations_per_epoch": args.iterations_per_epoch,
+        "num_val_iterations_per_epoch": args.val_iterations_per_epoch,
+        "batch_size": args.batch_size,
+        "initial_lr": args.lr,
+        "seed": args.seed,
+        "channels": args.channels,
+    }
+    block = {k: v for k, v in block.items() if v is not None}
+    assignments = [entry.partition("=") for entry in args.set]
+    if args.mask_ratio is not None:
+        assignments.append((f"{args.method}.mask_ratio", "=", str(args.mask_ratio)))
+    for key, equals, value in assignments:
+        if not equals:
+            raise ValueError(f"--set wants KEY=VALUE, found {key!r}. Example: --set {args.method}.mask_ratio=0.6")
+        target, _, name = key.rpartition(".")
+        (block.setdefault(target, {}) if target else block)[name] = parse_value(value)
+    return block
+
+
+def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
+    """Write the flags into the plans of this run."""
+    configuration = plans["configurations"][args.configuration]
+    block = configuration.setdefault("ssl", {})
+    for key, value in flags_as_settings(args).items():
+        block[key] = {**block.get(key, {}), **value} if isinstance(value, dict) else value
+    if args.patch_size is not None:
+        axes = len(configuration["patch_size"])
+        size = args.patch_size * axes if len(args.patch_size) == 1 else args.patch_size
+        if len(size) != axes:
+            raise ValueError(f"--patch-size wants 1 or {axes} numbers for {args.configuration}, found {len(size)}.")
+        configuration["patch_size"] = size
+
+
+def run(args: argparse.Namespace) -> None:
+    """Prepare the corpus and train."""
+    from batchgenerators.utilities.file_and_folder_operations import join, load_json
+    from nnunetv2.paths import nnUNet_preprocessed
+    from torch import distributed as dist
+
+    from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
+    from nnunet_ssl.trainers import launch
+    from nnunet_ssl.trainers.devices import require_device
+
+    if args.plans and args.backbone:
+        raise ValueError("-p names existing plans, --backbone makes new ones. Use one of the two.")
+    import torch
+
+    require_device(torch.device(args.device))
+    under_torchrun = launch.join_torchrun(args.device)
+    names = resolve_datasets(args.datasets)
+    planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
+    preparation = {
+        "plans_name": args.plans,
+        "configuration": args.configuration,
+        "spacing": args.spacing,
+        "num_processes": args.num_processes,
+    }
+    if under_torchrun and dist.get_rank() > 0:
+        dist.barrier()
+    plans, _ = prepare_corpus(names, planner, **preparation)
+    if under_torchrun and dist.get_rank() == 0:
+        dist.barrier()
+    folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
+    plans = launch.plans_of_run(folder, plans)
+    apply_flags(plans, args)
+    final = join(folder, "checkpoint_final.pth")
+    if launch.is_finished(folder, args.epochs):
+        print(f"This pre-training is finished: {final}\nMore epochs: --epochs N. To start anew, move {folder} away.")
+        return
+    fold = args.fold if args.fold == "all" else int(args.fold)
+    dataset_json = load_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
+    job = launch.Run(plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights)
+    launch.launch(job, 1 if under_torchrun else args.num_gpus)
+    if not under_torchrun or dist.get_rank() == 0:
+        print(next_commands(plans, args.configuration, final))
+
+
+def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:
+    """What to type after the pre-training."""
+    dataset, name = int(plans["dataset_name"][7:10]), plans["plans_name"]
+    return (
+        f"\nThe pre-trained network: {checkpoint}\nFine-tune it on a labelled data set with the same plans, e.g.\n"
+        f"  nnUNetv2_train {dataset} {configuration} 0 -tr SSLFinetuneTrainer -p {name} -pretrained_weights {checkpoint}"
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of nnUNetv2_pretrain and of `python -m nnunet_ssl.pretrain`."""
+    from nnunet_ssl.cli.errors import one_line_errors
+
+    args = build_parser().parse_args(argv)
+    with one_line_errors("nnUNetv2_pretrain"):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""What a batch holds depends on nothing but the seed and its place in the run."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+
+from nnunet_ssl.trainers.pretraining import SSLMAETrainer
+
+
+def batches(trainer, count: int) -> tuple[list[dict], list[dict]]:
+    trainer.initialize()
+    training, validation = trainer.get_dataloaders()
+    return list(itertools.islice(training, count)), list(itertools.islice(validation, count))
+
+
+def same(first: list[dict], second: list[dict]) -> bool:
+    return all(
+        a["key"] == b["key"] and torch.equal(a["image"], b["image"]) and torch.equal(a["excluded"], b["excluded"])
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_number_of_workers_changes_nothing(make_trainer, plans_for, monkeypatch):
+    alone = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 4)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
+    helped = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 4)
+    assert same(alone[0], helped[0])
+    assert same(alone[1], helped[1])
+
+
+def test_seed_changes_everything_but_the_split(make_trainer, plans_for):
+    first, other = (make_trainer(SSLMAETrainer, plans_for("unet", {"seed": s})) for s in (0, 1))
+    assert first.do_split() == other.do_split()
+    assert not same(batches(first, 2)[0], batches(other, 2)[0])
+
+
+def test_training_starts_where_it_stopped(make_trainer, plans_for):
+    whole = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 5)[0]
+    later = make_trainer(SSLMAETrainer, plans_for("unet"))
+    later.initialize()
+    later.current_epoch, later._replayed = 1, [{"loss": 0.0}]
+    upcoming = list(itertools.islice(later.get_dataloaders()[0], 2))
+    assert upcoming[0].result == {"loss": 0.0}
+    assert same(whole[4:5], upcoming[1:])
+
+
+def test_validation_batches_repeat_every_epoch(make_trainer, plans_for):
+    validation = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 4)[1]
+    assert same(validation[:2], validation[2:])
+
+
+def test_training_and_validation_cases_are_disjoint(make_trainer, plans_for):
+    training, validation = make_trainer(SSLMAETrainer, plans_for("unet")).do_split()
+    assert validation
+    assert not set(training) & set(validation)
+    assert len(training) + len(validation) == 8
+
+
+def test_anonymised_voxels_are_excluded(make_trainer, plans_for, preprocessed_dataset):
+    file = preprocessed_dataset / "preprocessed" / "Dataset777_Tiny" / "dataset.json"
+    file.write_text(file.read_text().replace('"structure"', '"anonymised"'))
+    drawn = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 3)
+    excluded = torch.cat([b["excluded"].flatten() for b in drawn[0] + drawn[1]])
+    assert 0.01 < excluded.float().mean() < 0.5
+
+
+def test_missing_preprocessed_data_says_what_to_type(make_trainer, plans_for, preprocessed_dataset):
+    plans = plans_for("unet")
+    plans["configurations"]["3d_fullres"]["data_identifier"] = "nowhere"
+    with pytest.raises(FileNotFoundError, match="nnUNetv2_preprocess -d 777 -plans_name tinyPlans_unet -c 3d_fullres"):
+        make_trainer(SSLMAETrainer, plans).run_training()
+
+
+def test_finished_run_is_not_overwritten(make_trainer, plans_for):
+    make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 1, "warmup_epochs": 0})).run_training()
+    again = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 1, "warmup_epochs": 0}))
+    with pytest.raises(FileExistsError, match="--c to continue"):
+        again.run_training()
+
+
+def test_other_settings_cannot_continue_a_run(make_trainer, plans_for):
+    from nnunet_ssl.settings import SettingsError
+
+    first = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 1, "warmup_epochs": 0}))
+    first.run_training()
+    other = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 2, "mae": {"mask_ratio": 0.5}}))
+    with pytest.raises(SettingsError, match=r"mask_ratio: 0.75 then, 0.5 now"):
+        other.load_checkpoint(first.output_folder + "/checkpoint_final.pth")
+
+
+def test_cuda_without_a_gpu_says_what_to_type(make_trainer, plans_for, preprocessed_dataset):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    plans = {**plans_for("unet"), "continue_training": False}
+    with pytest.raises(RuntimeError, match="-device cpu"):
+        SSLMAETrainer(plans, "3d_fullres", "all", {}, torch.device("cuda"))
