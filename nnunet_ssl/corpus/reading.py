@@ -1,0 +1,95 @@
+"""Which of nnU-Net's readers fits, what is wrong with a file that cannot be read, and files that only seem fine."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from typing import Any
+
+import nibabel
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+
+from nnunet_ssl.corpus.errors import UnusableImage
+
+NUM_TRIED = 20  # images tried until one can be read
+MAX_REASON = 240  # characters
+
+
+def choose_reader(dataset_json: dict[str, Any], cases: Mapping[str, Mapping[str, Any]]) -> type:
+    """nnU-Net's reader for a dataset: the one that opens the first readable image, so that one bad file decides nothing.
+
+    Raises RuntimeError when nnU-Net has no reader for the file ending.
+    """
+    for case in list(cases.values())[:NUM_TRIED]:
+        if any(map(damage, case["images"])):
+            continue
+        try:
+            with redirect_stderr(io.StringIO()):  # nnU-Net prints a traceback for every reader that fails
+                return determine_reader_writer_from_dataset_json(dataset_json, case["images"][0], verbose=False)
+        except RuntimeError:
+            continue
+    return determine_reader_writer_from_dataset_json(dataset_json, verbose=False)
+
+
+def damage(path: str) -> str | None:
+    """What is missing of a NIfTI file, None when all of it is there or it is another format.
+
+    ITK fills the missing part of a truncated .nii or .nii.gz with zeros and says nothing; it does notice for other formats.
+    """
+    if not path.lower().endswith((".nii", ".nii.gz")):
+        return None
+    try:
+        size = os.path.getsize(path)
+        header: Any = nibabel.load(path)
+        expected = int(header.dataobj.offset) + int(np.prod(header.shape)) * header.get_data_dtype().itemsize
+    except (OSError, EOFError, zlib.error, ValueError, ImageFileError):
+        return _damaged_stream(path) if path.lower().endswith(".gz") else None
+    if not path.lower().endswith(".gz"):
+        return f"truncated: {size} bytes, the header announces {expected}" if size < expected else None
+    with open(path, "rb") as file:
+        file.seek(-4, os.SEEK_END)
+        unpacked = int.from_bytes(file.read(4), "little")  # gzip's own last word: the unpacked size modulo 2**32
+    return None if unpacked == expected % 2**32 else _damaged_stream(path, expected)
+
+
+def _damaged_stream(path: str, expected: int = 0) -> str | None:
+    """The same by unpacking all of a gzip file, which is slow but knows files that were packed in several pieces."""
+    unpacked = 0
+    try:
+        with gzip.open(path) as file:
+            while chunk := file.read(2**20):
+                unpacked += len(chunk)
+    except (EOFError, zlib.error) as error:
+        return f"truncated or damaged gzip file: {error}"
+    except OSError as error:
+        return f"not a gzip file: {error}"
+    return f"truncated: {unpacked} bytes unpacked, the header announces {expected}" if unpacked < expected else None
+
+
+def describe_failure(error: BaseException) -> str:
+    """One line for whatever a reader raised."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    text = re.sub(r"^Exception thrown in SimpleITK.*?(?:sitk::ERROR:|ITK ERROR:)\s*", "", text)
+    if not text:
+        # nnU-Net prints the particulars and raises an empty RuntimeError
+        text = "the files of its channels do not fit together" if isinstance(error, RuntimeError) else "no message"
+    text = text if len(text) <= MAX_REASON else f"{text[: MAX_REASON - 3]}..."
+    return (
+        f"cannot be read: {text}" if isinstance(error, (RuntimeError, OSError)) else f"{type(error).__name__}: {text}"
+    )
+
+
+def read_case(reader: type, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
+    """(image [C, D, H, W], properties) by nnU-Net's reader; raises UnusableImage for what is cut off."""
+    for path in images:
+        reason = damage(path)
+        if reason:
+            raise UnusableImage(reason)
+    return reader().read_images(images)

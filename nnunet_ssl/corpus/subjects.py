@@ -1,0 +1,58 @@
+"""Which cases show the same person, and a train / validation split that never divides a person."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+
+# BIDS: sub-<label> in front, possibly after the name of the dataset it came from.
+BIDS_SUBJECT = re.compile(r"^(?:.+?__)?sub-[A-Za-z0-9]+(?=_|$)")
+# Sessions and runs, with a hyphen (any label, as in BIDS) or without (a number); a bare number is none of them.
+OCCASION = re.compile(
+    r"[_-](?:(?:ses|session|visit|tp|timepoint|run|scan|acq|echo|rec|dir|part)-[A-Za-z0-9]+"
+    r"|(?:ses|session|visit|tp|timepoint|run|scan|echo)\d+)$",
+    re.IGNORECASE,
+)
+MODALITY = re.compile(
+    r"_(?:T1|T2|PD)w?(?:CE|c|Gd)?$|_(?:ce)?T1(?:ce|gd|km)$|_T2(?:star|starw|f|_?FLAIR)$"
+    r"|_(?:FLAIR|DWI|ADC|SWI|FA|MD|TRACE|TOF|MRA|angio|bold|asl|cbf|MR|MRI|CT|CTA|CBCT|PET|US)$",
+    re.IGNORECASE,
+)
+
+
+def subject_of(case: str) -> str:
+    """The person a case shows, as far as its name tells; otherwise the case itself.
+
+    `sub-01_ses-2_T1w` -> `sub-01`, `ds1__sub-01_T1w` -> `ds1__sub-01`, `collection__dataset__subject__session__image` ->
+    `collection__dataset__subject`, `P7_ses02_run-1_FLAIR` -> `P7`; `hippocampus_001` stays as it is.
+    """
+    bids = BIDS_SUBJECT.match(case)
+    if bids:
+        return bids.group(0)
+    parts = case.split("__")
+    if len(parts) >= 5:
+        return "__".join(parts[:3])
+    name = case
+    while True:
+        shorter = MODALITY.sub("", OCCASION.sub("", name))
+        if shorter in ("", name):
+            return name
+        name = shorter
+
+
+def split_by_subject(cases: Iterable[str], subjects: Mapping[str, str] | None = None) -> tuple[list[str], list[str]]:
+    """(training, validation) cases in their given order, all cases of a subject on the same side.
+
+    `subjects` maps cases to subjects; without it, `subject_of`. Held out are 1 % of the subjects, at least 5 and at
+    most 1000, never more than 20 %, but at least 1. Which ones depends on the hashes of their names alone, so
+    that adding images moves few of them. With a single subject both sides are all cases.
+    """
+    of = {case: subjects[case] if subjects is not None else subject_of(case) for case in cases}
+    ordered = sorted(set(of.values()), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    if len(ordered) <= 1:
+        return list(of), list(of)
+    wanted = min(max(len(ordered) // 100, 5), 1000)
+    held_out = set(ordered[: max(1, min(wanted, len(ordered) // 5))])
+    training = [case for case, subject in of.items() if subject not in held_out]
+    return training, [case for case, subject in of.items() if subject in held_out]
