@@ -8,34 +8,57 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
 from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import explained_variance, masked_mse
-from nnunet_ssl.views.masks import block_grid, hidden_count, random_block_mask, random_hidden, upsample_mask
+from nnunet_ssl.methods.reconstruction import check_reconstruction, masked_reconstruction
+from nnunet_ssl.views.masks import (
+    STYLES,
+    block_grid,
+    check_block,
+    check_ratio,
+    draw_ratio,
+    hidden_count,
+    random_block_mask,
+    random_blocks,
+    upsample_mask,
+)
 from nnunet_ssl.views.spec import Views
 
 
 @dataclass(frozen=True)
 class MAEConfig:
-    """Defaults: OpenMind (mask ratio, block, decoder depth; section 5.1 and 5.2 of its supplement)."""
+    """Defaults: OpenMind (mask ratio, block, decoder depth)."""
 
-    mask_ratio: float = 0.75  # share of hidden blocks; Spark3D's ablation finds 0.6 and 0.75 equally good
-    mask_block: int = 16  # voxels per axis, U-Nets only, clipped to the patch; a Primus hides whole tokens
+    # Share of hidden blocks, or a pair to draw it from once per batch; Spark3D's ablation (Wald et al., CVPR 2025)
+    # finds 0.6, 0.75 and (0.6, 0.9) equally good.
+    mask_ratio: float | tuple[float, ...] = 0.75
+    mask_block: int | tuple[int, ...] = 16  # voxels per axis, U-Nets only, clipped to the patch
+    mask_tokens: int = 1  # Primus only: tokens per axis of a mask block; OpenMind hides single tokens
+    mask_style: str = "blocks"  # "blocks", "grid" (regular) or "slices" (slabs); the MAE paper's best is random blocks
+    loss: str = "l2"  # "l2" or "l1"; OpenMind
+    loss_on: str = "hidden"  # "hidden" or "everywhere"; OpenMind and the MAE paper
+    normalise_target: bool = (
+        False  # standardise the target within each block; +0.5 points in the MAE paper, not in OpenMind
+    )
     decoder_depth: int = 2  # Primus only: transformer blocks that see all tokens, as light as in the MAE paper
     decoder_drop_path: float = 0.2  # Primus only: stochastic depth of the last decoder block
 
     def __post_init__(self) -> None:
-        if not 0 < self.mask_ratio < 1:
-            raise ValueError(f"mask_ratio must lie between 0 and 1, found {self.mask_ratio}.")
-        if not isinstance(self.mask_block, int) or self.mask_block < 1:
-            raise ValueError(f"mask_block must be a whole number of voxels >= 1, found {self.mask_block!r}.")
+        check_ratio(self.mask_ratio)
+        check_block(self.mask_block)
+        check_reconstruction(self)
+        if not isinstance(self.mask_tokens, int) or self.mask_tokens < 1:
+            raise ValueError(f"mask_tokens must be a whole number >= 1, found {self.mask_tokens!r}.")
+        if self.mask_style not in STYLES:
+            raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
         if not isinstance(self.decoder_depth, int) or self.decoder_depth < 1:
             raise ValueError(f"decoder_depth must be a whole number >= 1, found {self.decoder_depth!r}.")
         if not 0 <= self.decoder_drop_path < 1:
@@ -62,7 +85,7 @@ class MAE(Method):
     def __init__(self, backbone: Backbone, config: MAEConfig) -> None:
         super().__init__(backbone, config)
         if isinstance(backbone, PrimusBackbone):
-            hidden_count(len(backbone.network.eva.pos_embed[0]), config.mask_ratio)
+            self._check_grid(backbone, config.mask_tokens)
             attention = backbone.network.eva.blocks[0].attn
             self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
             nn.init.normal_(self.mask_token, std=1e-6)
@@ -76,6 +99,18 @@ class MAE(Method):
                 scale_attn_inner=True,
             )
 
+    @staticmethod
+    def _check_grid(backbone: PrimusBackbone, mask_tokens: int) -> None:
+        """Refuse mask blocks that do not tile the tokens: every sample must keep the same number of them."""
+        width, blocks = block_grid(backbone.grid, mask_tokens)
+        hidden_count(prod(blocks), 0.5)
+        if any(n % w for n, w in zip(backbone.grid, width, strict=True)):
+            fitting = tuple(w * b * s for w, b, s in zip(width, blocks, backbone.stride, strict=True))
+            raise BackboneError(
+                f"Mask blocks of {mask_tokens} tokens per axis do not tile the {backbone.grid} tokens of the patch "
+                f"{backbone.patch_size}. The next valid patch size is {fitting}: --patch-size {' '.join(map(str, fitting))}"
+            )
+
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
@@ -83,32 +118,33 @@ class MAE(Method):
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, excluded = batch["image"], batch["excluded"]
-        size, ratio = image.shape[2:], self.config.mask_ratio
+        size, ratio, style = image.shape[2:], draw_ratio(self.config.mask_ratio, generator), self.config.mask_style
         inputs = {"image": image, "excluded": excluded}
         if isinstance(self.backbone, PrimusBackbone):
             token = self.backbone.stride
             _, grid = block_grid(size, token)
-            hidden = random_hidden(len(image), int(torch.tensor(grid).prod()), ratio, generator)
+            width, blocks = block_grid(grid, self.config.mask_tokens)
+            coarse = random_blocks(len(image), blocks, ratio, generator, style)
+            hidden = upsample_mask(coarse, width, grid).flatten(1)
+            if style == "blocks":  # known without asking the device
+                num_hidden = hidden_count(prod(blocks), ratio) * prod(width)
+            else:
+                num_hidden = int(hidden[0].sum())
             # A stable sort of False < True lists the visible tokens first, in their natural order.
-            num_visible = hidden.shape[1] - hidden_count(hidden.shape[1], ratio)
-            inputs["keep"] = hidden.int().argsort(dim=1, stable=True)[:, :num_visible]
+            inputs["keep"] = hidden.int().argsort(dim=1, stable=True)[:, : hidden.shape[1] - num_hidden]
             inputs["hidden"] = upsample_mask(hidden.view(len(image), *grid), token, size)
         else:
-            inputs["hidden"] = random_block_mask(len(image), size, self.config.mask_block, ratio, generator)
+            inputs["hidden"] = random_block_mask(len(image), size, self.config.mask_block, ratio, generator, style)
         return inputs
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         image, hidden = inputs["image"], inputs["hidden"]
         masked = image.masked_fill(hidden, 0)
         if isinstance(self.backbone, PrimusBackbone):
-            prediction = self._paint_tokens(self.backbone, image, inputs["keep"])
+            prediction, block = self._paint_tokens(self.backbone, image, inputs["keep"]), self.backbone.stride
         else:
-            prediction = self.backbone(masked)
-        loss = masked_mse(prediction, image, hidden, inputs["excluded"])
-        with torch.no_grad():
-            explained = explained_variance(prediction, image, hidden, inputs["excluded"])
-        preview = {"input": image, "masked": masked, "reconstruction": prediction.detach()}
-        return MethodOutput(loss, {"explained_variance": explained}, preview)
+            prediction, block = self.backbone(masked), self.config.mask_block
+        return masked_reconstruction(prediction, image, masked, hidden, inputs["excluded"], self.config, block)
 
     def _paint_tokens(self, backbone: PrimusBackbone, image: Tensor, keep: Tensor) -> Tensor:
         """Reconstruction [B, C, *patch] from the kept tokens `keep` [B, K]."""

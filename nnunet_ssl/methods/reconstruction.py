@@ -1,19 +1,41 @@
-"""Loss and indicator of the tasks that paint missing voxels."""
+"""Losses and indicators of the tasks that paint what is missing."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from nnunet_ssl.methods.base import MethodOutput
+from nnunet_ssl.views.masks import block_grid, upsample_mask
+
+
+def check_reconstruction(config: Any) -> None:
+    """Raise ValueError unless `config.loss` and, where it has one, `config.loss_on` are known."""
+    if config.loss not in ("l1", "l2"):
+        raise ValueError(f'loss is "l1" or "l2", found {config.loss!r}.')
+    if getattr(config, "loss_on", "hidden") not in ("hidden", "everywhere"):
+        raise ValueError(f'loss_on is "hidden" or "everywhere", found {config.loss_on!r}.')
+
+
+def masked_error(prediction: Tensor, target: Tensor, counted: Tensor, loss: str = "l2") -> Tensor:
+    """Mean squared ("l2") or absolute ("l1") error over the voxels that count.
+
+    prediction, target [B, C, *spatial]; counted bool [B, 1, *spatial]. Zero (with a gradient of zero) when no voxel
+    counts. Computed in float32 whatever the inputs' precision.
+    """
+    weight = counted.to(prediction.device).float()
+    difference = prediction.float() - target.float()
+    error = (difference.square() if loss == "l2" else difference.abs()) * weight
+    return error.sum() / (weight.sum() * prediction.shape[1]).clamp(min=1)
 
 
 def masked_mse(prediction: Tensor, target: Tensor, hidden: Tensor, excluded: Tensor) -> Tensor:
-    """Mean squared error over hidden voxels that are not excluded.
-
-    prediction, target [B, C, *spatial]; hidden, excluded bool [B, 1, *spatial]. Zero (with a gradient of zero) when no
-    voxel counts. Computed in float32 whatever the inputs' precision.
-    """
-    weight = (hidden & ~excluded).to(prediction.device).float()
-    error = (prediction.float() - target.float()).square() * weight
-    return error.sum() / (weight.sum() * prediction.shape[1]).clamp(min=1)
+    """Mean squared error over hidden voxels that are not excluded; shapes as in `masked_error`."""
+    return masked_error(prediction, target, hidden & ~excluded)
 
 
 def explained_variance(prediction: Tensor, target: Tensor, hidden: Tensor, excluded: Tensor) -> Tensor:
@@ -26,3 +48,51 @@ def explained_variance(prediction: Tensor, target: Tensor, hidden: Tensor, exclu
     mean = (target.float() * counts).sum() / number
     variance = ((target.float() - mean).square() * counts).sum() / number
     return 1 - masked_mse(prediction, target, hidden, excluded) / variance.clamp(min=1e-8)
+
+
+def patch_statistics(image: Tensor, excluded: Tensor, block: int | Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [B, C, *spatial] of the block around each voxel, excluded voxels left out.
+
+    This is the MAE paper's normalised pixel target; 1e-6 is added to the variance.
+    """
+    width, _ = block_grid(image.shape[2:], block)
+    pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
+    weight = (~excluded).float()
+    share = pool(weight, width, ceil_mode=True).clamp(min=1e-8)  # a last, smaller block counts its own voxels only
+
+    def block_mean(values: Tensor) -> Tensor:
+        means = pool(values * weight, width, ceil_mode=True) / share
+        batch, channels = means.shape[:2]
+        return upsample_mask(means.flatten(0, 1), width, image.shape[2:]).view(batch, channels, *image.shape[2:])
+
+    mean = block_mean(image.float())
+    return mean, (block_mean((image.float() - mean).square()) + 1e-6).sqrt()
+
+
+def masked_reconstruction(
+    prediction: Tensor,
+    image: Tensor,
+    masked: Tensor,
+    hidden: Tensor,
+    excluded: Tensor,
+    config: Any,
+    block: int | Sequence[int],
+) -> MethodOutput:
+    """Loss, terms and preview of a masked image that was painted.
+
+    prediction, image, masked [B, C, *spatial]; hidden, excluded bool [B, 1, *spatial]. `config` says which `loss`
+    ("l1", "l2"), `loss_on` what ("hidden", "everywhere"), and with `normalise_target` that the target is standardised
+    within each block of `block` voxels; the preview then shows the prediction in the image's own units. "reconstruction"
+    is all the network paints, "completed" only what was hidden, pasted into what was not.
+    """
+    target, painted = image, prediction.detach()
+    if config.normalise_target:
+        mean, deviation = patch_statistics(image, excluded, block)
+        target, painted = (image - mean) / deviation, painted * deviation + mean
+    counted = ~excluded if config.loss_on == "everywhere" else hidden & ~excluded
+    loss = masked_error(prediction, target, counted, config.loss)
+    with torch.no_grad():
+        explained = explained_variance(prediction, target, hidden, excluded)
+    completed = torch.where(hidden, painted.to(image.dtype), image)
+    preview = {"input": image, "masked": masked, "reconstruction": painted, "completed": completed}
+    return MethodOutput(loss, {"explained_variance": explained}, preview)

@@ -1,11 +1,14 @@
-"""Random block masks. Everywhere in this package a mask is True where a voxel or token is hidden."""
+"""Random masks. Everywhere in this package a mask is True where a voxel or token is hidden."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
+
+STYLES = ("blocks", "grid", "slices")
 
 
 def block_grid(size: Sequence[int], block: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -19,6 +22,47 @@ def block_grid(size: Sequence[int], block: int | Sequence[int]) -> tuple[tuple[i
         raise ValueError(f"Mask block {per_axis} has {len(per_axis)} axes, the patch {tuple(size)} has {len(size)}.")
     clipped = tuple(min(b, s) for b, s in zip(per_axis, size, strict=True))
     return clipped, tuple(-(-s // b) for b, s in zip(clipped, size, strict=True))
+
+
+def check_ratio(ratio: float | Sequence[float]) -> None:
+    """Raise ValueError unless `ratio` is a share of hidden blocks, or a pair (lowest, highest) to draw it from."""
+    values = (ratio,) if isinstance(ratio, (int, float)) else tuple(ratio)
+    if not all(isinstance(v, (int, float)) and 0 < v < 1 for v in values):
+        raise ValueError(f"mask_ratio must lie between 0 and 1, found {ratio}.")
+    if len(values) > 2 or list(values) != sorted(values) or not values:
+        raise ValueError(f"mask_ratio is one number or a pair (lowest, highest), found {ratio}.")
+
+
+def check_block(block: int | Sequence[int] | None, what: str = "mask_block") -> None:
+    """Raise ValueError unless `block` is a size in voxels, one per axis, or None."""
+    values = (1,) if block is None else (block,) if isinstance(block, int) else tuple(block)
+    if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
+        raise ValueError(f"{what} must be a whole number of voxels >= 1, or one per axis, found {block!r}.")
+
+
+def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> float:
+    """The mask ratio of a batch: `ratio` itself, or a number drawn uniformly from a pair (lowest, highest)."""
+    if isinstance(ratio, (int, float)):
+        return ratio
+    low, high = ratio[0], ratio[-1]
+    return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
+
+
+def aligned_block(block: int | Sequence[int] | None, unit: Sequence[int], what: str) -> tuple[int, ...]:
+    """Voxels of a mask block per axis, None meaning one `unit`; raises ValueError unless it is a multiple of it.
+
+    `what` says in the error message what the unit is, e.g. "the network's stride".
+    """
+    wanted = tuple(unit) if block is None else (block,) * len(unit) if isinstance(block, int) else tuple(block)
+    if len(wanted) != len(unit):
+        raise ValueError(f"mask_block {wanted} has {len(wanted)} axes, the network has {len(unit)}.")
+    if any(b % u for b, u in zip(wanted, unit, strict=True)):
+        fitting = tuple(-(-b // u) * u for b, u in zip(wanted, unit, strict=True))
+        raise ValueError(
+            f"mask_block {wanted} is not a multiple of {what}, {tuple(unit)} voxels. "
+            f'The next valid block is "mask_block": {list(fitting)}.'
+        )
+    return wanted
 
 
 def hidden_count(num_blocks: int, ratio: float) -> int:
@@ -38,21 +82,48 @@ def random_hidden(batch: int, num_blocks: int, ratio: float, generator: torch.Ge
     return hidden.scatter_(1, order[:, : hidden_count(num_blocks, ratio)], True)
 
 
+def random_blocks(
+    batch: int, grid: Sequence[int], ratio: float, generator: torch.Generator, style: str = "blocks"
+) -> Tensor:
+    """Random masks [batch, *grid] of bool over a grid of blocks, every sample hiding the same number of them.
+
+    "blocks": any blocks, independently per sample. "grid": a random 2 x 2 x 2 pattern, one per batch, repeated over the
+    grid; the ratio is rounded to eighths (quarters in 2D). "slices": whole slabs across one axis, which is drawn once per
+    batch among those with several blocks; the slabs are drawn per sample. Raises ValueError for a grid of one block.
+    """
+    if style == "grid":
+        cell = tuple(min(2, n) for n in grid)
+        hidden_count(prod(cell), ratio)
+        number = min(max(round(ratio * prod(cell)), 1), prod(cell) - 1)
+        order = torch.rand(prod(cell), generator=generator, device=generator.device).argsort()
+        pattern = (order < number).view(cell)
+        tiled = pattern.repeat(*(-(-n // c) for n, c in zip(grid, cell, strict=True)))
+        return tiled[tuple(slice(n) for n in grid)].expand(batch, *grid)
+    if style == "slices":
+        hidden_count(max(grid), ratio)
+        axes = [a for a, n in enumerate(grid) if n > 1]
+        axis = axes[int(torch.randint(len(axes), (), generator=generator, device=generator.device).item())]
+        slabs = random_hidden(batch, grid[axis], ratio, generator)
+        return slabs.view(batch, *(n if a == axis else 1 for a, n in enumerate(grid))).expand(batch, *grid)
+    return random_hidden(batch, prod(grid), ratio, generator).view(batch, *grid)
+
+
 def upsample_mask(mask: Tensor, block: Sequence[int], size: Sequence[int]) -> Tensor:
     """Voxel mask [B, 1, *size] of a block mask [B, *grid]: every block covers `block` voxels, the last one the rest."""
     for axis, width in enumerate(block, start=1):
         mask = mask.repeat_interleave(width, dim=axis)
-    inside = (slice(None), *(slice(s) for s in size))
-    return mask[inside].unsqueeze(1)
+    whole = (slice(None), *(slice(s) for s in size))
+    return mask[whole].unsqueeze(1)
 
 
 def random_block_mask(
-    batch: int, size: Sequence[int], block: int | Sequence[int], ratio: float, generator: torch.Generator
+    batch: int,
+    size: Sequence[int],
+    block: int | Sequence[int],
+    ratio: float,
+    generator: torch.Generator,
+    style: str = "blocks",
 ) -> Tensor:
     """Random voxel masks [batch, 1, *size] that hide whole blocks; made on the generator's device."""
     clipped, grid = block_grid(size, block)
-    num_blocks = 1
-    for n in grid:
-        num_blocks *= n
-    hidden = random_hidden(batch, num_blocks, ratio, generator).view(batch, *grid)
-    return upsample_mask(hidden, clipped, size)
+    return upsample_mask(random_blocks(batch, grid, ratio, generator, style), clipped, size)

@@ -1,0 +1,111 @@
+"""SimMIM: replace hidden tokens by a learned one, encode all of them, paint with the lightest head.
+
+Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling" (CVPR 2022, https://arxiv.org/abs/2111.09886), with
+the recipe of the OpenMind benchmark (Wald et al., ICCV 2025, https://arxiv.org/abs/2412.17041).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.reconstruction import check_reconstruction, masked_reconstruction
+from nnunet_ssl.views.masks import (
+    STYLES,
+    aligned_block,
+    block_grid,
+    check_block,
+    check_ratio,
+    draw_ratio,
+    hidden_count,
+    random_block_mask,
+)
+from nnunet_ssl.views.spec import Views
+
+UNET_BLOCK = 16  # voxels; a U-Net has no tokens, so it hides what OpenMind's masked autoencoder hides
+
+
+@dataclass(frozen=True)
+class SimMIMConfig:
+    """Defaults: OpenMind."""
+
+    # Share of hidden blocks, or a pair to draw it from once per batch; OpenMind 0.75, SimMIM's own 0.6 with 32 pixels.
+    mask_ratio: float | tuple[float, ...] = 0.75
+    # Voxels per axis, a multiple of the token for a Primus; None: one token (OpenMind), 16 voxels for a U-Net.
+    mask_block: int | tuple[int, ...] | None = None
+    mask_style: str = "blocks"  # "blocks", "grid" (regular) or "slices" (slabs); OpenMind hides random blocks
+    loss: str = "l2"  # "l2" or "l1"; OpenMind, the SimMIM paper takes l1
+    loss_on: str = "hidden"  # "hidden" or "everywhere"; OpenMind and the paper
+    normalise_target: bool = False  # standardise the target within each mask block; neither OpenMind nor the paper
+
+    def __post_init__(self) -> None:
+        check_ratio(self.mask_ratio)
+        check_block(self.mask_block)
+        check_reconstruction(self)
+        if self.mask_style not in STYLES:
+            raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
+
+
+class SimMIM(Method):
+    """Masked image modelling with mask tokens in the encoder, 2D (U-Nets) and 3D.
+
+    Primus: the image is embedded unmasked, then hidden tokens are replaced by the mask token; a token holds its own
+    voxels only, so nothing leaks. All tokens pass the encoder, and the network's own decoder paints. U-Nets: hidden
+    voxels become the mask token, one learned number per channel that starts at 0, the mean of a z-scored image.
+
+    Same as nnssl for Primus, whose class cannot be built at its present revision; U-Nets are an addition.
+    """
+
+    name = "simmim"
+    Config = SimMIMConfig
+    citation = (
+        "Xie Z. et al. (2022). SimMIM: A Simple Framework for Masked Image Modeling. CVPR. | Wald T. et al. (2025). "
+        "An OpenMind for 3D medical vision self-supervised learning. ICCV."
+    )
+
+    def __init__(self, backbone: Backbone, config: SimMIMConfig) -> None:
+        super().__init__(backbone, config)
+        self.mask_block: int | tuple[int, ...]
+        if isinstance(backbone, PrimusBackbone):
+            self.mask_block = aligned_block(config.mask_block, backbone.stride, "a token, which is hidden as a whole")
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
+            nn.init.normal_(self.mask_token, std=1e-6)
+        else:
+            self.mask_block = config.mask_block or UNET_BLOCK
+            self.mask_token = nn.Parameter(torch.zeros(1, backbone.in_channels, *(1,) * backbone.ndim))
+        hidden_count(prod(block_grid(backbone.patch_size, self.mask_block)[1]), 0.5)
+
+    @classmethod
+    def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
+        size = tuple(int(s) for s in patch_size)
+        return Views(region_size=size, network_size=size)
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        image, config = batch["image"], self.config
+        ratio = draw_ratio(config.mask_ratio, generator)
+        hidden = random_block_mask(len(image), image.shape[2:], self.mask_block, ratio, generator, config.mask_style)
+        return {"image": image, "excluded": batch["excluded"], "hidden": hidden}
+
+    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        image, hidden = inputs["image"], inputs["hidden"]
+        if isinstance(self.backbone, PrimusBackbone):
+            embedded = self.backbone.embed(image)
+            # Blocks consist of whole tokens, so a token's first voxel speaks for all of them.
+            corners = tuple(slice(None, None, s) for s in (1, *self.backbone.stride))
+            hidden_tokens = hidden[:, 0][corners].flatten(1).unsqueeze(-1)
+            tokens = torch.where(hidden_tokens, self.mask_token.to(embedded.dtype), embedded)
+            masked = image.masked_fill(hidden, 0)
+            prediction = self.backbone.decode([self.backbone.to_map(self.backbone.encode(tokens))])
+        else:
+            masked = torch.where(hidden, self.mask_token.to(image.dtype), image)
+            prediction = self.backbone(masked)
+        return masked_reconstruction(
+            prediction, image, masked.detach(), hidden, inputs["excluded"], self.config, self.mask_block
+        )
