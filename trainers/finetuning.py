@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from os.path import isfile, join
+from os.path import isdir, isfile, join
 from typing import Any, ClassVar
 
 import torch
@@ -112,6 +112,25 @@ class SSLFinetuneTrainer(nnUNetTrainer):
                 self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
         super().on_train_start()
         self.print_to_log_file(f"Schedule: {self.recipe}")
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """nnU-Net's split, without the cases that have no label: they would count as pure background."""
+        training, validation = super().do_split()
+        labels = join(self.preprocessed_dataset_folder_base, "gt_segmentations")
+        if not isdir(labels):
+            return training, validation
+        ending = self.dataset_json["file_ending"]
+        known = {f.removesuffix(ending) for f in os.listdir(labels)}
+        split = [c for c in training if c in known], [c for c in validation if c in known]
+        left_out = len({*training, *validation} - known)
+        if left_out:
+            self.print_to_log_file(f"{left_out} cases have no label in {labels} and are left out of the training.")
+        if not all(split):
+            raise RuntimeError(
+                f"Fold {self.fold} has {len(split[0])} labelled training and {len(split[1])} validation cases; both are "
+                f"needed. Add labels to labelsTr and preprocess again, or use another fold."
+            )
+        return split
 
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but never leave half a file behind."""
