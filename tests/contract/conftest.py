@@ -147,6 +147,12 @@ def make_trainer(preprocessed_dataset: Path):
 
 
 @pytest.fixture
+def dataset_json() -> dict[str, Any]:
+    """dataset.json of the tiny data set."""
+    return deepcopy(DATASET_JSON)
+
+
+@pytest.fixture
 def plans_for():
     """Function (backbone, ssl block, finetune block) -> plans."""
     return make_plans

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed as dist
 
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
+from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 
-@pytest.mark.parametrize("backbone", ["unet", "primus"])
-def test_two_processes_train_resume_and_write_once(backbone, preprocessed_dataset, plans_for):
-    from tests.contract.conftest import DATASET_JSON
-
+@pytest.mark.slow
+def test_two_processes_train_resume_and_write_once(preprocessed_dataset, plans_for, dataset_json):
     for epochs in (1, 2):
-        plans = plans_for(backbone, {"num_epochs": epochs, "warmup_epochs": 0, "batch_size": 4})
-        launch(Run(plans, "3d_fullres", "all", deepcopy(DATASET_JSON), "mae", "cpu"), num_processes=2)
+        plans = plans_for("unet", {"num_epochs": epochs, "warmup_epochs": 0, "batch_size": 4})
+        launch(Run(plans, "3d_fullres", "all", deepcopy(dataset_json), "mae", "cpu"), num_processes=2)
     folder = Path(output_folder("mae", plans, "3d_fullres", "all"))
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert checkpoint["current_epoch"] == 2
@@ -27,9 +27,9 @@ def test_two_processes_train_resume_and_write_once(backbone, preprocessed_datase
     assert (folder / "validation" / "summary.json").is_file()
 
 
-def test_batch_that_cannot_be_shared_is_refused(preprocessed_dataset, plans_for):
-    from tests.contract.conftest import DATASET_JSON
-
-    plans = plans_for("unet", {"num_epochs": 1, "warmup_epochs": 0, "batch_size": 3})
-    with pytest.raises(Exception, match="--batch-size 4"):
-        launch(Run(plans, "3d_fullres", "all", deepcopy(DATASET_JSON), "mae", "cpu"), num_processes=2)
+def test_batch_that_cannot_be_shared_is_refused(make_trainer, plans_for, monkeypatch):
+    trainer = make_trainer(SSLMAETrainer, plans_for("unet", {"batch_size": 3}))
+    trainer.is_ddp = True
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(ValueError, match="--batch-size 4"):
+        trainer._set_batch_size_and_oversample()

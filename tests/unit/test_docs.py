@@ -1,0 +1,56 @@
+"""The documents say what the code does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from nnunet_ssl.cli.pretrain import build_parser
+from nnunet_ssl.methods import get_method, method_names
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/**/*.md")]
+
+
+def test_settings_page_is_up_to_date():
+    done = subprocess.run(
+        [sys.executable, CHECKOUT / "docs/make_settings.py", "--check"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_settings_page_explains_every_setting():
+    rows = [line for line in (CHECKOUT / "docs/settings.md").read_text().splitlines() if line.startswith("| `")]
+    assert rows
+    assert [row for row in rows if row.rstrip().endswith("|  |")] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.name)
+def test_links_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_every_own_method_has_a_page():
+    own = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
+    assert [m for m in own if not (CHECKOUT / f"docs/methods/{m}.md").is_file()] == []
+
+
+def test_readme_names_only_trainers_and_planners_that_exist():
+    known = {e.name for group in ("nnunetv2.trainers", "nnunetv2.planners") for e in entry_points(group=group)}
+    named = set(re.findall(r"\bSSL(?:\w+Trainer|Planner\w+)\b", (CHECKOUT / "README.md").read_text()))
+    assert named
+    assert named <= known
+
+
+def test_readme_uses_only_flags_that_exist():
+    known = {flag for action in build_parser()._actions for flag in action.option_strings}
+    text = (CHECKOUT / "README.md").read_text()
+    for command in re.findall(r"^nnUNetv2_pretrain .*$", text, flags=re.MULTILINE):
+        assert set(re.findall(r"(?<= )--?[A-Za-z][\w-]*", command)) <= known
