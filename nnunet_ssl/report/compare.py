@@ -1,0 +1,93 @@
+"""From scratch versus fine-tuned: what paired scores say, and how sure they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+Scores = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
+
+
+def compare(scratch: Scores, finetuned: Scores, *, interval: str = "t") -> dict[str, Any]:
+    """Summarise paired scores (Dice, larger is better) as a dict of plain numbers.
+
+    scratch, finetuned: [cases], or [seeds, cases] when every run was repeated with other seeds; the same cases in the
+    same order. Seeds are averaged per case first: repeated runs on one case are not independent cases. A case whose
+    score is NaN in any run counts nowhere. interval: "t" (paired t-interval of the mean difference over the cases) or
+    "bootstrap" (BCa, Efron 1987, 9999 resamples, fixed seed). An interval needs two cases, otherwise it is NaN.
+
+    Keys: n, seeds, left_out, scratch_mean, scratch_std, finetuned_mean, finetuned_std, difference, difference_low,
+    difference_high, better (cases with a higher fine-tuned score), seed_std (of the mean difference over the seeds).
+    std is over cases, with n - 1. Raises ValueError when the shapes differ or no complete case is left.
+    """
+    pair = [np.atleast_2d(np.asarray(scores, dtype=float)) for scores in (scratch, finetuned)]
+    if pair[0].shape != pair[1].shape or pair[0].ndim != 2:
+        raise ValueError(
+            f"Paired scores need equal shapes [cases] or [seeds, cases], found {np.shape(scratch)} and "
+            f"{np.shape(finetuned)}. Give the same cases in the same order."
+        )
+    complete = np.isfinite(pair[0]).all(axis=0) & np.isfinite(pair[1]).all(axis=0)
+    if not complete.any():
+        raise ValueError(f"None of the {complete.size} cases has a score in every run, so there is nothing to compare.")
+    first, second = (scores[:, complete] for scores in pair)
+    differences = (second - first).mean(axis=0)
+    low, high = _interval(differences, interval)
+    return {
+        "n": int(complete.sum()),
+        "seeds": len(first),
+        "left_out": int((~complete).sum()),
+        "scratch_mean": float(first.mean()),
+        "scratch_std": _std(first.mean(axis=0)),
+        "finetuned_mean": float(second.mean()),
+        "finetuned_std": _std(second.mean(axis=0)),
+        "difference": float(differences.mean()),
+        "difference_low": low,
+        "difference_high": high,
+        "better": int((differences > 0).sum()),
+        "seed_std": _std((second - first).mean(axis=1)),
+    }
+
+
+def compare_structures(scores: Mapping[str, tuple[Scores, Scores]], **options: Any) -> list[dict[str, Any]]:
+    """One row of `compare` per structure, its name under "structure"; scores: name -> (scratch, finetuned)."""
+    return [{"structure": name, **compare(*pair, **options)} for name, pair in scores.items()]
+
+
+def verdict(row: Mapping[str, Any], what: str = "Dice") -> str:
+    """What a row of `compare` allows to say, in one sentence that claims nothing its interval does not show."""
+    n, difference, low, high = (row[key] for key in ("n", "difference", "difference_low", "difference_high"))
+    cases = f"{n} case" if n == 1 else f"{n} cases"
+    if not (np.isfinite(low) and np.isfinite(high)):
+        return f"Mean difference in {what} {difference:+.3f} on {cases}: too few for an interval, so it shows nothing."
+    numbers = (
+        f"mean difference in {what} {difference:+.3f}, {CONFIDENCE:.0%} interval {low:+.3f} to {high:+.3f}, {cases}"
+    )
+    if low > 0:
+        return f"Fine-tuned is better than from scratch on these cases ({numbers})."
+    if high < 0:
+        return f"Fine-tuned is worse than from scratch on these cases ({numbers})."
+    return f"No difference could be shown between fine-tuned and from scratch ({numbers})."
+
+
+def _interval(differences: np.ndarray, interval: str) -> tuple[float, float]:
+    if interval not in ("t", "bootstrap"):
+        raise ValueError(f'interval is "t" or "bootstrap", found {interval!r}.')
+    if len(differences) < 2:
+        return float("nan"), float("nan")
+    if np.ptp(differences) == 0:
+        return float(differences[0]), float(differences[0])
+    if interval == "t":
+        error = stats.sem(differences)
+        low, high = stats.t.interval(CONFIDENCE, len(differences) - 1, loc=differences.mean(), scale=error)
+    else:
+        result = stats.bootstrap((differences,), np.mean, confidence_level=CONFIDENCE, method="BCa", random_state=0)
+        low, high = result.confidence_interval
+    return float(low), float(high)
+
+
+def _std(values: np.ndarray) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else float("nan")

@@ -1,0 +1,106 @@
+"""A page that is one file: headings, text, tables, pictures and commands, readable without network or scripts."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1d2430; --soft: #5c6675; --line: #dfe3ea; --back: #ffffff;
+  --panel: #f4f6f9; --accent: #0b62a4; }
+@media (prefers-color-scheme: dark) { :root { --text: #e4e8ee; --soft: #a0aab8; --line: #343c48; --back: #14181e;
+  --panel: #1d232c; --accent: #6db6f2; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
+  Roboto, "Helvetica Neue", Arial, sans-serif; }
+main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
+p { margin: .6rem 0; max-width: 46rem; }
+p.lead { font-size: 1.1rem; color: var(--soft); }
+p.key { max-width: none; padding: .8rem 1rem; background: var(--panel); border-left: 4px solid var(--accent); }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; font-size: .95rem; }
+caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .88rem; padding-top: .4rem; }
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th { border-bottom-width: 2px; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; }
+figure { margin: 1.2rem 0; }
+img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
+  border-radius: 4px; }
+figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width: 46rem; }
+pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem; margin: .8rem 0;
+  font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+@media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f5f5f5; --accent: #000; }
+  body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
+  figure, table, tr { break-inside: avoid; } }
+"""
+
+IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
+
+
+class Page:
+    """An HTML page that is built top down and written as one file; every text is escaped."""
+
+    def __init__(self, title: str, lead: str = "") -> None:
+        self.title = title
+        self._parts = [f"<h1>{escape(title)}</h1>"]
+        if lead:
+            self._parts.append(f'<p class="lead">{escape(lead)}</p>')
+
+    def heading(self, text: str) -> None:
+        """Begin a section."""
+        self._parts.append(f"<h2>{escape(text)}</h2>")
+
+    def paragraph(self, text: str) -> None:
+        """Add a paragraph."""
+        self._parts.append(f"<p>{escape(text)}</p>")
+
+    def key_message(self, text: str) -> None:
+        """Add a paragraph that a hurried reader shall not miss."""
+        self._parts.append(f'<p class="key">{escape(text)}</p>')
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
+        """Add a table of texts and numbers; raises ValueError when a row and the header differ in length."""
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"A table with {len(header)} columns got a row of {len(row)}: {list(row)}.")
+        title = f"<caption>{escape(caption)}</caption>" if caption else ""
+        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
+        body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+        self._parts.append(
+            f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        )
+
+    def figure(self, path: str | os.PathLike[str], caption: str) -> None:
+        """Add a PNG or JPEG file with a caption, which also is its text for screen readers; the page keeps a copy."""
+        path = Path(path)
+        if path.suffix.lower() not in IMAGE_TYPES:
+            raise ValueError(f"{path.name} is no picture a page can hold; expected {', '.join(IMAGE_TYPES)}.")
+        data = base64.b64encode(path.read_bytes()).decode("ascii")
+        source = f"data:{IMAGE_TYPES[path.suffix.lower()]};base64,{data}"
+        self._parts.append(
+            f'<figure><img src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
+        )
+
+    def commands(self, lines: Sequence[str]) -> None:
+        """Add lines to type into a shell."""
+        self._parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
+
+    def html(self) -> str:
+        """The page as text."""
+        body = "\n".join(self._parts)
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+            f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+        )
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the page to a file."""
+        Path(path).write_text(self.html(), encoding="utf-8")
