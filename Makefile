@@ -5,6 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # nnunet_ssl/trainers and nnunet_ssl/planners are links to top-level folders; pyproject.toml has ruff skip the links.
+# Waiting threads give their core to those who have something to do; see benchmarks/LOG.md.
+export OMP_WAIT_POLICY ?= PASSIVE
 SOURCES := nnunet_ssl trainers planners tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help

@@ -49,7 +49,7 @@ def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
         timeout: float = 600,
     ) -> subprocess.CompletedProcess[str]:
         program = sys.executable if args[0] == "python" else str(Path(sys.executable).parent / args[0])
-        changed = {"OMP_NUM_THREADS": "1", **os.environ, **(env or {})}
+        changed = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(env or {})}
         environment = {name: value for name, value in changed.items() if value is not None}
         command = [program, *map(str, args[1:])]
         result = subprocess.run(

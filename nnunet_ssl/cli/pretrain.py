@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from typing import Any
 
-from nnunet_ssl.methods import method_names
+# Before torch starts its threads: on a CPU, threads that wait actively take the cores from those that read the data.
+# With two cores and one reading process a training step then takes several times as long (benchmarks/LOG.md).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from nnunet_ssl.methods import method_names  # noqa: E402
 
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",

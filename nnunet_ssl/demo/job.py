@@ -31,7 +31,7 @@ class Scale:
     finetuning_iterations: int
 
 
-FULL = Scale(40, 4, 12, 15, 20, 10, 15)
+FULL = Scale(40, 4, 12, 20, 30, 12, 25)
 QUICK = Scale(6, 2, 2, 2, 3, 2, 3)
 
 

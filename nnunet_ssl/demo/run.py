@@ -51,7 +51,8 @@ def environment(folder: Path) -> dict[str, str]:
         "nnUNet_raw": str(folder / RAW),
         "nnUNet_preprocessed": str(folder / PREPROCESSED),
         "nnUNet_results": str(folder / RESULTS),
-        "nnUNet_n_proc_DA": "2",
+        "nnUNet_n_proc_DA": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that wait must not keep the loader from its core
         "nnUNet_def_n_proc": "2",
         "PYTHONUNBUFFERED": "1",
     }

@@ -1,0 +1,51 @@
+"""The worked example of CONTRIBUTING: a method in a package of its own, installed and used by real commands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "denoising"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory, run_command) -> str:
+    """A folder with the example installed into it, as PYTHONPATH wants it."""
+    folder = tmp_path_factory.mktemp("example")
+    source = folder / "source"
+    shutil.copytree(EXAMPLE, source, ignore=shutil.ignore_patterns("__pycache__", "build", "*.egg-info"))
+    build = "import setuptools.build_meta as backend; backend.build_wheel('dist')"
+    run_command(["python", "-c", build], cwd=source)
+    target = folder / "site"
+    with zipfile.ZipFile(next((source / "dist").glob("*.whl"))) as wheel:
+        wheel.extractall(target)  # what pip does with a wheel that holds nothing but Python
+    return os.pathsep.join([str(target), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["resenc_tiny", "primus_tiny"])
+def test_pretrains_on_both_backbones(backbone, installed, nnunet_folders, run_command, tiny_dataset):
+    tiny_dataset(nnunet_folders["nnUNet_raw"], 910, num_cases=4, num_labelled=0)
+    environment = {**nnunet_folders, "PYTHONPATH": installed, "nnUNet_n_proc_DA": "1"}
+    short = ["--epochs", "1", "--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1", "-np", "1"]
+    method = ["--method", "denoising", "--set", "denoising.noise=0.5", "--backbone", backbone]
+    done = run_command(["nnUNetv2_pretrain", "910", *method, *short, "-device", "cpu"], environment)
+    assert "DenoisingConfig(noise=0.5)" in done.stdout
+    results = Path(nnunet_folders["nnUNet_results"]) / "Dataset910_Tiny"
+    assert len(list(results.glob("SSLDenoisingTrainer__*/fold_all/validation/*.png"))) >= 1
+
+
+def test_its_trainer_is_found_by_nnunet(installed, run_command):
+    script = (
+        "import torch; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
+        "print(find('SSLDenoisingTrainer').method_name)"
+    )
+    assert run_command(["python", "-c", script], {"PYTHONPATH": installed}).stdout.strip().endswith("denoising")
+
+
+def test_it_is_offered_by_the_help(installed, run_command):
+    assert "denoising" in run_command(["nnUNetv2_pretrain", "--help"], {"PYTHONPATH": installed}).stdout
