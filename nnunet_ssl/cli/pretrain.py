@@ -11,7 +11,8 @@ from typing import Any
 # With two cores and one reading process a training step then takes several times as long (benchmarks/LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from nnunet_ssl.methods import method_names  # noqa: E402
+from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.settings import PretrainBlock, read_config
 
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",
@@ -122,6 +123,17 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
     return block
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Raise ValueError for flags that cannot be right, before hours go into preprocessing."""
+    if args.plans and args.backbone:
+        raise ValueError("-p names existing plans, --backbone makes new ones. Use one of the two.")
+    if args.fold != "all" and not args.fold.isdigit():
+        raise ValueError(f'-f wants "all" or the number of a fold, found {args.fold!r}.')
+    block = PretrainBlock.read({"ssl": flags_as_settings(args)}, method_names(), args.configuration)
+    for name, fields in block.methods.items():
+        read_config(get_method(name).Config, fields, f"the flags of {name}")
+
+
 def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the flags into the plans of this run."""
     configuration = plans["configurations"][args.configuration]
@@ -140,17 +152,17 @@ def run(args: argparse.Namespace) -> None:
     """Prepare the corpus and train."""
     from batchgenerators.utilities.file_and_folder_operations import join, load_json
     from nnunetv2.paths import nnUNet_preprocessed
+    from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
     from nnunet_ssl.trainers import launch
     from nnunet_ssl.trainers.devices import require_device
 
-    if args.plans and args.backbone:
-        raise ValueError("-p names existing plans, --backbone makes new ones. Use one of the two.")
-    import torch
-
-    require_device(torch.device(args.device))
+    check_flags(args)
+    require_device(device(args.device))
+    require_folder("nnUNet_results")
     under_torchrun = launch.join_torchrun(args.device)
     names = resolve_datasets(args.datasets)
     planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
@@ -178,6 +190,8 @@ def run(args: argparse.Namespace) -> None:
     launch.launch(job, 1 if under_torchrun else args.num_gpus)
     if not under_torchrun or dist.get_rank() == 0:
         print(next_commands(plans, args.configuration, final))
+    if under_torchrun:
+        dist.destroy_process_group()
 
 
 def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:

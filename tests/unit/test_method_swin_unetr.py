@@ -1,0 +1,257 @@
+"""SwinUNETR's tasks: what is turned and cut, what the heads see, that they learn."""
+
+import numpy as np
+import pytest
+import torch
+from dynamic_network_architectures.architectures.primus import Primus
+from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from scipy.ndimage import gaussian_filter
+from torch import nn
+
+from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig
+from nnunet_ssl.views.orientation import turn
+
+PATCH = (16, 24, 16)
+SMALL = {"embedding_dim": 32}
+
+
+def unet(channels: int = 1, ndim: int = 3, plain: bool = False) -> nn.Module:
+    conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if ndim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
+    build = PlainConvUNet if plain else ResidualEncoderUNet
+    options = {"norm_op_kwargs": {"eps": 1e-5, "affine": True}, "nonlin_kwargs": {"inplace": True}}
+    return build(
+        channels, 3, [8, 16, 24], conv, 3, [1, 2, 2], 1, channels, [1, 1], True, norm, nonlin=nn.LeakyReLU, **options
+    )
+
+
+def primus(size, channels: int = 1, embed: int = 72) -> nn.Module:
+    return Primus(channels, embed, (8, 8, 8), channels, 2, embed // 72, size, init_values=0.1, scale_attn_inner=True)
+
+
+def make(kind: str, patch=PATCH, channels: int = 1, embed: int = 72, **config) -> SwinUNETR:
+    torch.manual_seed(0)
+    config = SwinUNETRConfig(**{**SMALL, **config})
+    size = SwinUNETR.views(config, patch).network_size
+    network = primus(size, channels, embed) if kind == "primus" else unet(channels, len(patch), kind == "plain")
+    return SwinUNETR(wrap_network(network, size), config)
+
+
+def smooth(number: int, size, sigma: float = 2, seed: int = 0) -> torch.Tensor:
+    """Smooth random images [number, 1, *size] with mean 0 and deviation 1."""
+    rng = np.random.default_rng(seed)
+    images = np.stack([gaussian_filter(rng.normal(size=size), sigma) for _ in range(number)])[:, None]
+    return torch.from_numpy((images - images.mean()) / images.std()).float()
+
+
+def batch_of(patch=PATCH, channels: int = 1, number: int = 3, **config) -> dict[str, torch.Tensor]:
+    size = SwinUNETR.views(SwinUNETRConfig(**config), patch).region_size
+    image = torch.randn(number, channels, *size, generator=torch.Generator().manual_seed(7))
+    return {"image": image, "excluded": torch.zeros(number, 1, *size, dtype=torch.bool)}
+
+
+def prepared(method: SwinUNETR, batch, seed: int = 0) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        return method.prepare(batch, torch.Generator().manual_seed(seed))
+
+
+def train(method: SwinUNETR, images: torch.Tensor, steps: int, lr: float) -> list:
+    """Outputs of the last eight of `steps` training steps on `images`."""
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr)
+    generator = torch.Generator().manual_seed(0)
+    batch = {"image": images, "excluded": torch.zeros_like(images, dtype=torch.bool)}
+    outputs = []
+    for _ in range(steps):
+        with torch.no_grad():
+            inputs = method.prepare(batch, generator)
+        output = method(inputs)
+        optimizer.zero_grad()
+        output.loss.backward()
+        nn.utils.clip_grad_norm_(method.parameters(), 1)
+        optimizer.step()
+        outputs.append(output)
+    return outputs[-8:]
+
+
+def mean_term(outputs: list, name: str) -> float:
+    return sum(o.terms[name].item() for o in outputs) / len(outputs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch", "channels"),
+    [
+        ("unet", (16, 16, 16), 1),
+        ("unet", (16, 24, 16), 3),
+        ("plain", (40, 56, 40), 1),
+        ("unet", (24, 40), 2),
+        ("primus", (16, 24, 16), 1),
+        ("primus", (40, 56, 40), 2),
+    ],
+)
+def test_runs_anywhere_and_trains_what_it_says(kind, patch, channels):
+    method = make(kind, patch, channels)
+    output = method(prepared(method, batch_of(patch, channels)))
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert output.loss.dtype == torch.float32
+    assert all(not value.requires_grad and value.ndim == 0 for value in output.terms.values())
+    assert all(not image.requires_grad and len(image) == 3 for image in output.preview.values())
+    for name, parameter in method.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.ndim < 2 or parameter.grad.abs().max() > 0, name
+        else:
+            assert parameter.grad is None, name
+    frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
+    assert frozen
+    assert all("decoder" in n or "up_projection" in n for n in frozen)
+
+
+def test_same_generator_state_same_inputs():
+    method = make("unet")
+    first, again, other = (prepared(method, batch_of(), seed) for seed in (1, 1, 2))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert any(not torch.equal(first[k], other[k]) for k in first)
+
+
+def test_half_precision_stays_finite():
+    method = make("unet", (16, 16, 16))
+    inputs = prepared(method, batch_of((16, 16, 16)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = method(inputs)
+    output.loss.backward()
+    assert output.loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
+
+
+def test_heads_go_through_a_checkpoint():
+    method, other = make("unet"), make("unet")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    other.load_heads(method.heads())
+    assert method.heads()
+    assert all(torch.equal(a, b) for a, b in zip(method.heads().values(), other.heads().values(), strict=True))
+
+
+def test_inputs_against_loops():
+    method = make("unet")
+    batch = batch_of()
+    batch["excluded"][0, :, :4] = True
+    inputs = prepared(method, batch)
+    for i in range(6):
+        for name, source in (("turned", batch["image"]), ("excluded", batch["excluded"])):
+            expected = turn(source[i % 3 : i % 3 + 1], inputs["turns"][i : i + 1])[0]
+            assert torch.equal(inputs[name][i], expected)
+    outside = ~inputs["hidden"]
+    assert torch.equal(inputs["cut"][outside], inputs["turned"][outside])
+    assert (inputs["cut"] != inputs["turned"])[inputs["hidden"]].float().mean() > 0.95
+    assert inputs["hidden"].any()
+    assert set(inputs["turns"].tolist()) <= {0, 1, 2, 3}
+
+
+def test_a_batch_of_one_is_never_pasted_into_itself():
+    method = make("unet", contrast_weight=0.0, max_cutout=0.3)
+    inputs = prepared(method, batch_of(number=1))
+    noise = inputs["cut"][inputs["hidden"]]
+    assert (noise >= 0).all()
+    assert (noise <= 1).all()
+
+
+def test_square_planes_turn_by_quarters_and_others_by_halves():
+    for patch in ((16, 16, 16), (8, 16, 24)):
+        method = make("unet", patch)
+        inputs = prepared(method, batch_of(patch, number=8))
+        for x, original, k in zip(inputs["turned"], batch_of(patch, number=8)["image"].repeat(2, 1, 1, 1, 1),
+                                  inputs["turns"].tolist(), strict=True):  # fmt: skip
+            if patch[1] == patch[2]:
+                assert torch.equal(x, torch.rot90(original, k, [-2, -1]))
+            else:
+                assert torch.equal(x, original.flip([a for a, ks in ((-2, (1, 2)), (-1, (2, 3))) if k in ks]))
+
+
+@pytest.mark.parametrize(("kind", "patch"), [("unet", (16, 24, 8)), ("unet", (24, 16)), ("primus", (16, 24, 8))])
+def test_reconstruction_head_gives_back_the_size(kind, patch):
+    method = make(kind, patch, channels=2)
+    bottleneck = method.backbone.features(torch.randn(2, 2, *patch))[-1]
+    assert ReconstructionHead(method.backbone)(bottleneck).shape == (2, 2, *patch)
+
+
+def test_reconstruction_head_of_the_recipe():
+    network = ResidualEncoderUNet(
+        1, 6, [4, 8, 16, 32, 40, 40], nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], 1, 1, [1] * 5, True, nn.InstanceNorm3d,
+        nonlin=nn.LeakyReLU,
+    )  # fmt: skip
+    head = ReconstructionHead(wrap_network(network, (64, 64, 64)))
+    assert [b[0].out_channels for b in head.blocks] == [40, 32, 16, 8, 4]
+
+
+def test_heads_read_the_whole_bottleneck():
+    method = make("unet").eval()
+    seen = []
+    method.rotation_head.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    inputs = prepared(method, batch_of())
+    method(inputs)
+    assert torch.allclose(seen[0], method.backbone.features(inputs["cut"])[-1].mean(dim=(2, 3, 4)), atol=1e-5)
+
+
+def test_excluded_voxels_do_not_count():
+    method = make("unet", contrast_weight=0.0, rotation_weight=0.0).eval()
+    batch = batch_of()
+    batch["excluded"][:, :, :5] = True
+    inputs = prepared(method, batch)
+    other = {**inputs, "turned": torch.where(inputs["excluded"], 100.0, inputs["turned"])}
+    first, second = method(inputs), method(other)
+    assert torch.equal(first.loss, second.loss)
+    slow = (first.preview["reconstruction"] - inputs["turned"][:3]).abs()[~inputs["excluded"][:3]]
+    later = method.reconstruction_head(method.backbone.features(inputs["cut"])[-1])[3:]
+    slow = torch.cat([slow, (later - inputs["turned"][3:]).abs()[~inputs["excluded"][3:]]])
+    assert torch.allclose(first.loss, slow.mean(), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["rotation", "contrast", "inpainting"])
+def test_a_task_without_weight_has_no_head(name):
+    method = make("unet", **{f"{name}_weight": 0.0})
+    head = {"rotation": "rotation_head", "contrast": "contrast_head", "inpainting": "reconstruction_head"}[name]
+    assert not any(k.startswith(head) for k in method.heads())
+    output = method(prepared(method, batch_of()))
+    output.loss.backward()
+    assert name not in output.terms
+    assert all(p.grad is not None for p in method.parameters() if p.requires_grad)
+
+
+def test_a_single_image_has_no_negatives():
+    with pytest.raises(ValueError, match="batch of one"):
+        prepared(make("unet"), batch_of(number=1))
+    method = make("unet", contrast_weight=0.0)
+    assert method(prepared(method, batch_of(number=1))).loss > 0
+    method = make("unet").eval()
+    assert method(prepared(method, batch_of(number=1))).terms["contrast"] == 0
+    with pytest.warns(UserWarning, match=r"3 are too few.*recipe has 8"):
+        prepared(make("unet"), batch_of())
+
+
+def test_unfit_sizes_and_settings_are_refused():
+    with pytest.raises(BackboneError, match="next valid size is"):
+        make("unet", (16, 22, 16))
+    for wrong in ({"max_cutout": 1}, {"min_box": 0.5}, {"temperature": 0}, {"embedding_dim": 1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            SwinUNETRConfig(**wrong)
+    with pytest.raises(ValueError, match="not all 0"):
+        SwinUNETRConfig(rotation_weight=0, contrast_weight=0, inpainting_weight=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "patch", "steps", "lr", "embed"), [("unet", (24, 24), 240, 3e-3, 72), ("primus", (16,) * 3, 40, 2e-3, 72)]
+)
+def test_learns_all_three_tasks(kind, patch, steps, lr, embed):
+    # Every image is the same anatomy, which gives it an upright position, with a variation of its own.
+    images = smooth(1, patch, seed=5) + smooth(6, patch)
+    method = make(kind, patch, embed=embed, max_cutout=0.15)
+    outputs = train(method, images, steps, lr)
+    assert mean_term(outputs, "rotation") < 0.75 * np.log(4)
+    assert mean_term(outputs, "rotation_accuracy") > 0.5
+    assert mean_term(outputs, "contrast") < np.log(11) - 0.3
+    assert mean_term(outputs, "inpainting") < 0.75 * images.sub(images.mean()).abs().mean()
+    assert mean_term(outputs, "explained_variance") > 0.3
+    assert mean_term(outputs, "spread") > 0.4
