@@ -149,7 +149,8 @@ def main() -> None:
     base = {
         "nnUNet_raw": str(folder / "raw"),
         "nnUNet_preprocessed": str(folder / "preprocessed"),
-        "nnUNet_n_proc_DA": "2",
+        "nnUNet_n_proc_DA": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
         "PYTHONUNBUFFERED": "1",
     }
     for seed in args.seeds[: args.pretraining_runs]:

@@ -27,6 +27,12 @@ class SSLModelsGenesisTrainer(SSLTrainer):
     method_name = "models_genesis"
 
 
+class SSLVolumeFusionTrainer(SSLTrainer):
+    """VolumeFusion: in which proportion two images were mixed."""
+
+    method_name = "volume_fusion"
+
+
 class SSLVoCoTrainer(SSLTrainer):
     """VoCo: the overlap of crops with a grid of crops."""
 

@@ -1,0 +1,120 @@
+"""VolumeFusion: tell, voxel by voxel, in which proportion two images were mixed.
+
+Wang et al., "MIS-FM: 3D Medical Image Segmentation using Foundation Models Pretrained on a Large-Scale Unannotated
+Dataset" (2023, https://arxiv.org/abs/2306.16925), with the recipe of the OpenMind benchmark (Wald et al., ICCV 2025,
+https://arxiv.org/abs/2412.17041).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
+from nnunet_ssl.settings import require
+from nnunet_ssl.views.fusion import fuse, random_levels
+from nnunet_ssl.views.intensity import augment_intensity
+from nnunet_ssl.views.spec import Views
+
+
+@dataclass(frozen=True)
+class VolumeFusionConfig:
+    """Defaults: OpenMind's recipe as implemented in nnssl, which follows MIS-FM."""
+
+    levels: int = 5  # proportions of the foreground image, evenly spaced from 0 to 1, one class each
+    boxes: tuple[int, ...] = (10, 39)  # fewest and most boxes per image, each over the ones before
+    min_box: int = 8  # shortest edge of a box in voxels, at most an eighth of the axis
+    max_box: float = 0.625  # longest edge as share of the axis: 100 voxels of 160
+    ce_weight: float = 1.0  # of the cross entropy; equal weights: nnssl
+    dice_weight: float = 1.0  # of the soft Dice
+    augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity changes before the fusion, 0: none
+
+    def __post_init__(self) -> None:
+        for name, least in (("levels", 2), ("min_box", 1)):
+            require(
+                _is_whole(getattr(self, name)) and getattr(self, name) >= least,
+                f"{name} must be a whole number >= {least}, found {getattr(self, name)!r}.",
+            )
+        require(
+            isinstance(self.boxes, tuple)
+            and len(self.boxes) == 2
+            and all(_is_whole(b) for b in self.boxes)
+            and 1 <= self.boxes[0] <= self.boxes[1],
+            f"boxes is a pair of whole numbers >= 1, (fewest, most), found {self.boxes!r}.",
+        )
+        require(0 < self.max_box <= 1, f"max_box must lie in (0, 1], found {self.max_box!r}.")
+        weights = (self.ce_weight, self.dice_weight)
+        require(
+            min(weights) >= 0 and max(weights) > 0,
+            f"ce_weight and dice_weight must be >= 0 and not both 0, found {weights[0]} and {weights[1]}.",
+        )
+        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation!r}.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+class VolumeFusion(Method):
+    """Segmentation of fusion levels; U-Nets and Primus, 2D and 3D.
+
+    Two images are drawn per sample. Their intensities are changed independently (in training only), then a foreground
+    is mixed into the background in random boxes, each at one of K levels: everywhere else level 0, all background. The
+    whole network, decoder included, segments the levels. Loss: cross entropy plus soft Dice, excluded voxels of either
+    image left out.
+
+    Differs from nnssl: (1) patches come from anywhere in the images, not from their centres; (2) anonymised voxels do
+    not count; (3) along axes below 64 voxels, where 8 voxels are more than an eighth, boxes may be narrower than that
+    (MIS-FM's smallest axis has 64); (4) the intensity changes are those of nnssl's contrastive methods, which lower the
+    resolution of 10 % of the images in place of 25 %.
+    """
+
+    name = "volume_fusion"
+    Config = VolumeFusionConfig
+    citation = (
+        "Wang G., Wu J., Luo X., Liu X., Li K., Zhang S. (2023). MIS-FM: 3D Medical Image Segmentation using Foundation "
+        "Models Pretrained on a Large-Scale Unannotated Dataset. arXiv:2306.16925. | "
+        "Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."
+    )
+
+    @classmethod
+    def output_channels(cls, config: Any, in_channels: int) -> int:
+        return config.levels
+
+    @classmethod
+    def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
+        size = tuple(int(s) for s in patch_size)
+        return Views(region_size=size, network_size=size, regions=2, rotate_and_scale=False)
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        config, image = self.config, batch["image"]
+        if self.training:
+            image = augment_intensity(image.flatten(0, 1), generator, config.augmentation).view_as(image)
+        foreground, background = image.unbind(dim=1)
+        level = random_levels(
+            len(image), image.shape[3:], config.levels, config.boxes, config.min_box, config.max_box, generator
+        )
+        return {
+            "foreground": foreground,
+            "background": background,
+            "fused": fuse(foreground, background, level, config.levels),
+            "level": level,
+            "excluded": batch["excluded"].any(dim=1),
+        }
+
+    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        level, counted = inputs["level"], ~inputs["excluded"]
+        logits = self.backbone(inputs["fused"])
+        cross_entropy, dice = segmentation_loss(logits, level, counted)
+        loss = self.config.ce_weight * cross_entropy - self.config.dice_weight * dice
+        with torch.no_grad():
+            right, majority = accuracy(logits, level, counted)
+        terms = {"ce": cross_entropy.detach(), "dice": dice.detach(), "accuracy": right, "majority_accuracy": majority}
+        preview = {name: inputs[name] for name in ("foreground", "background", "fused")}
+        preview |= {"levels": level, "prediction": logits.detach().argmax(dim=1, keepdim=True)}
+        return MethodOutput(loss, terms, preview)
