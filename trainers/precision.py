@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from nnunet_ssl.backbones.thin import keep_thin_in_float32
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the device computes it natively, float16 on older GPUs, None for plain float32."""
@@ -30,6 +32,7 @@ def run_in_autocast(network: nn.Module, device: torch.device) -> None:
     """
     if device.type != "cpu" or autocast_dtype(device) is None:
         return
+    keep_thin_in_float32(network)
     contexts: list[AbstractContextManager[object]] = []
 
     def enter(*_: object) -> None:

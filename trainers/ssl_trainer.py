@@ -18,6 +18,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.corpus.subjects import split_by_subject, subject_of
@@ -113,6 +114,8 @@ class SSLTrainer(nnUNetTrainer):
             patch_size=self.views.network_size,
         )
         method = self.method_class(wrap_network(network, self.views.network_size), self.method_config).to(self.device)
+        if self.device.type == "cpu":
+            keep_thin_in_float32(method)
         self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
 from nnunet_ssl.trainers.launch import trainer_class
 
 PAIRS = [(m, b) for m in method_names() for b in get_method(m).backbones]
@@ -43,21 +46,43 @@ def run_until(trainer, epoch: int) -> None:
         trainer.run_training()
 
 
+@pytest.fixture
+def uninterrupted(make_trainer, plans_for, tmp_path_factory):
+    """Function (method, backbone, epochs) -> finished trainer of a run nobody disturbed; made once, runs repeat."""
+
+    def run(method: str, backbone: str, epochs: int):
+        key = (method, backbone, epochs)
+        if key not in FINISHED:
+            trainer = make_trainer(trainer_class(method), plans_for(backbone, {"num_epochs": epochs}))
+            trainer.output_folder = str(tmp_path_factory.mktemp("uninterrupted"))
+            trainer.log_file = f"{trainer.output_folder}/training_log.txt"
+            trainer.run_training()
+            trainer.perform_actual_validation()
+            FINISHED[key] = trainer
+        return FINISHED[key]
+
+    return run
+
+
+FINISHED: dict[tuple[str, str, int], object] = {}
+
+
+def losses(trainer) -> list[list[float]]:
+    logging = trainer.logger.local_logger.my_fantastic_logging
+    return [logging["train_losses"], logging["val_losses"]]
+
+
+def resume(trainer):
+    trainer.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
+    return trainer
+
+
 @pytest.mark.parametrize(("method", "backbone"), PAIRS)
 class TestMethod:
     """One class for all methods; nothing in it knows any of them."""
 
-    def test_runs_are_repeatable_and_leave_everything_behind(self, method, backbone, make_trainer, plans_for, tmp_path):
-        results = []
-        for attempt in range(2):
-            trainer = make_trainer(trainer_class(method), plans_for(backbone, {"num_epochs": 2}))
-            trainer.output_folder = str(tmp_path / f"run{attempt}")
-            Path(trainer.output_folder).mkdir()
-            trainer.log_file = str(tmp_path / f"run{attempt}" / "training_log.txt")
-            trainer.run_training()
-            trainer.perform_actual_validation()
-            results.append(weights(trainer))
-        assert_same(*results)
+    def test_leaves_everything_behind(self, method, backbone, uninterrupted):
+        trainer = uninterrupted(method, backbone, 2)
         folder = Path(trainer.output_folder)
         for name in ("checkpoint_final.pth", "progress.png", "previews/epoch_0002.png", "validation/summary.json"):
             assert (folder / name).is_file(), name
@@ -66,9 +91,8 @@ class TestMethod:
         assert "train_loss" in log
         assert "Terms: " in log
 
-    def test_checkpoint_is_plain_data_and_holds_the_bare_network(self, method, backbone, make_trainer, plans_for):
-        trainer = make_trainer(trainer_class(method), plans_for(backbone, {"num_epochs": 1}))
-        trainer.run_training()
+    def test_checkpoint_is_plain_data_and_holds_the_bare_network(self, method, backbone, uninterrupted):
+        trainer = uninterrupted(method, backbone, 2)
         checkpoint = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=True)
         bare = type(trainer).build_network_architecture(
             trainer.plans_manager, trainer.configuration_manager, 1, trainer.method.backbone.out_channels, False
@@ -78,27 +102,9 @@ class TestMethod:
         assert checkpoint["ssl"]["heads"].keys() == trainer.method.heads().keys()
         assert checkpoint["nnssl_adaptation_plan"]["pretrain_num_input_channels"] == 1
 
-    def test_two_and_two_epochs_are_four(self, method, backbone, make_trainer, plans_for, tmp_path):
-        straight = make_trainer(trainer_class(method), plans_for(backbone))
-        straight.output_folder = str(tmp_path / "straight")
-        (tmp_path / "straight").mkdir()
-        straight.run_training()
-        run_until(make_trainer(trainer_class(method), plans_for(backbone)), epoch=2)
-        resumed = make_trainer(trainer_class(method), plans_for(backbone))
-        resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
-        assert resumed.current_epoch == 2
-        resumed.run_training()
-        assert_same(weights(straight), weights(resumed))
-        logged = [t.logger.local_logger.my_fantastic_logging for t in (straight, resumed)]
-        assert logged[0]["train_losses"] == logged[1]["train_losses"]
-        assert logged[0]["val_losses"] == logged[1]["val_losses"]
-
-    def test_sigterm_inside_an_epoch_loses_nothing(self, method, backbone, make_trainer, plans_for, tmp_path):
+    def test_stopped_and_resumed_is_uninterrupted(self, method, backbone, uninterrupted, make_trainer, plans_for):
+        """SIGTERM in the middle of the second epoch: the results are those of the run nobody disturbed, bit by bit."""
         plans = plans_for(backbone, {"num_epochs": 2})
-        straight = make_trainer(trainer_class(method), plans)
-        straight.output_folder = str(tmp_path / "straight")
-        (tmp_path / "straight").mkdir()
-        straight.run_training()
         stopped = make_trainer(trainer_class(method), plans)
         original = stopped.train_step
 
@@ -111,12 +117,37 @@ class TestMethod:
         with pytest.raises(SystemExit) as exit_code:
             stopped.run_training()
         assert exit_code.value.code == 128 + signal.SIGTERM
-        resumed = make_trainer(trainer_class(method), plans)
-        resumed.load_checkpoint(str(Path(resumed.output_folder) / "checkpoint_latest.pth"))
+        resumed = resume(make_trainer(trainer_class(method), plans))
         assert (resumed.current_epoch, len(resumed._replayed)) == (1, 1)
         resumed.run_training()
+        straight = uninterrupted(method, backbone, 2)
         assert_same(weights(straight), weights(resumed))
-        assert (
-            straight.logger.local_logger.my_fantastic_logging["train_losses"]
-            == resumed.logger.local_logger.my_fantastic_logging["train_losses"]
-        )
+        assert losses(straight) == losses(resumed)
+
+    def test_finetunes_and_predicts(self, method, backbone, uninterrupted, make_trainer, plans_for):
+        """One epoch of fine-tuning from the checkpoint, then a prediction from the model folder alone."""
+        checkpoint = str(Path(uninterrupted(method, backbone, 2).output_folder) / "checkpoint_final.pth")
+        plans = plans_for(backbone, finetune={"num_epochs": 1, "warmup_epochs": 0})
+        trainer = make_trainer(SSLFinetuneTrainer, plans, 0)
+        trainer.initialize()
+        report = load_into(trainer.network, checkpoint)
+        encoder = report.groups["encoder"]
+        assert encoder.loaded > 0
+        assert encoder.fresh == 0
+        trainer.run_training()
+        predictor = nnUNetPredictor(device=torch.device("cpu"), use_mirroring=False, allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (0,), "checkpoint_final.pth")
+        image = torch.randn(1, 20, 28, 20, generator=torch.Generator().manual_seed(0)).numpy()
+        segmentation = predictor.predict_single_npy_array(image, {"spacing": [1, 1, 1]}, None, None, False)
+        assert segmentation.shape == (20, 28, 20)
+
+
+@pytest.mark.parametrize("backbone", ["unet", "primus"])
+def test_two_and_two_epochs_are_four(backbone, uninterrupted, make_trainer, plans_for):
+    run_until(make_trainer(trainer_class("mae"), plans_for(backbone)), epoch=2)
+    resumed = resume(make_trainer(trainer_class("mae"), plans_for(backbone)))
+    assert resumed.current_epoch == 2
+    resumed.run_training()
+    straight = uninterrupted("mae", backbone, 4)
+    assert_same(weights(straight), weights(resumed))
+    assert losses(straight) == losses(resumed)

@@ -240,7 +240,8 @@ def test_unfit_sizes_and_settings_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("kind", "patch", "steps", "lr", "embed"), [("unet", (32, 32), 140, 3e-3, 72), ("primus", (24,) * 3, 80, 1e-3, 216)]
+    ("kind", "patch", "steps", "lr", "embed"),
+    [("unet", (32, 32), 140, 3e-3, 72), ("primus", (24,) * 3, 150, 1e-3, 216)],
 )
 def test_learns_to_paint_and_to_recognise_without_collapse(kind, patch, steps, lr, embed):
     images = smooth(6, patch, 3 if kind == "unet" else 6)

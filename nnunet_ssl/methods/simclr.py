@@ -1,0 +1,152 @@
+"""SimCLR: two crops of the same place look alike, crops of different images do not.
+
+Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations" (ICML 2020,
+https://arxiv.org/abs/2002.05709), with the recipe of the OpenMind benchmark (Wald et al., ICCV 2025,
+https://arxiv.org/abs/2412.17041) for 3D medical images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.gather import check_images
+from nnunet_ssl.methods.nt_xent import nt_xent
+from nnunet_ssl.methods.projector import (
+    Projector,
+    check_bottleneck,
+    pooled_features,
+    projector_width,
+    train_encoder_only,
+)
+from nnunet_ssl.settings import require
+from nnunet_ssl.views.contrastive import augment_crops
+from nnunet_ssl.views.crops import (
+    box_mask,
+    check_crop,
+    crop_within,
+    cut_crops,
+    mostly_usable,
+    overlapping_corners,
+    shared_box,
+)
+from nnunet_ssl.views.spec import Views
+
+RECIPE_REGION, RECIPE_CROP = (192, 192, 64), (64, 64, 64)  # OpenMind, from patches of 160^3
+LARGE = 128  # voxels; from this edge on a 3D patch is large enough for the recipe's region
+RECIPE_BATCH, ENOUGH = 32, 8  # images over all processes
+
+
+@dataclass(frozen=True)
+class SimCLRConfig:
+    """Defaults: OpenMind's recipe as implemented in nnssl, with the overlap meant as it is called."""
+
+    crop_size: tuple[int, ...] | None = None  # voxels; None: 64^3 of large patches, 1/2 to 3/4 of the patch of others
+    region_size: tuple[int, ...] | None = None  # voxels; None: 192x192x64 for large patches, else the patch
+    pairs_per_image: int = 2  # nnssl; pairs of one image are never each other's negatives
+    min_overlap: float = 0.5  # nnssl's value; least part of its volume that a crop shares with its partner
+    max_overlap: float = 1.0  # nnssl: partners may coincide
+    temperature: float = 0.5  # nnssl, and the SimCLR paper's value for ImageNet at small batches
+    projector_dim: int | None = None  # hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
+    embedding_dim: int | None = None  # None: as wide as the projector (nnssl: 2048)
+    augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.pairs_per_image, int) and self.pairs_per_image >= 1,
+            f"pairs_per_image must be a whole number >= 1, found {self.pairs_per_image!r}.",
+        )
+        require(
+            0 < self.min_overlap <= self.max_overlap <= 1,
+            f"0 < min_overlap <= max_overlap <= 1 must hold, found {self.min_overlap} and {self.max_overlap}.",
+        )
+        require(self.temperature > 0, f"temperature must be > 0, found {self.temperature}.")
+        for name in ("projector_dim", "embedding_dim"):
+            value = getattr(self, name)
+            require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
+        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
+
+
+class SimCLR(Method):
+    """Contrastive learning of crops.
+
+    Pairs of crops of one region that share at least `min_overlap` of their volume are changed independently; the
+    encoder's pooled features and a projector embed them, and NT-Xent asks each for its partner among the crops of all
+    other images of the global batch. The network's decoder is not trained.
+
+    nnssl differs: its `min_overlap_ratio` was the largest shift per axis (at 0.5 a pair may share as little as an
+    eighth of its volume); two pairs of one image may coincide and were negatives of each other; negatives came from
+    the process' own batch only. A pair mostly made of excluded voxels does not count here.
+    """
+
+    name = "simclr"
+    Config = SimCLRConfig
+    citation = (
+        "Chen T., Kornblith S., Norouzi M., Hinton G. (2020). A Simple Framework for Contrastive Learning of Visual "
+        "Representations. ICML. | Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."
+    )
+
+    def __init__(self, backbone: Backbone, config: SimCLRConfig) -> None:
+        super().__init__(backbone, config)
+        check_bottleneck(backbone, "crop_size")
+        train_encoder_only(backbone)
+        features = sum(backbone.feature_channels)
+        width = projector_width(config.projector_dim, features)
+        self.projector = Projector(features, width, config.embedding_dim or width)
+
+    @classmethod
+    def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
+        patch = tuple(int(s) for s in patch_size)
+        large = len(patch) == 3 and min(patch) >= LARGE
+        region = config.region_size or (RECIPE_REGION if large else patch)
+        fitting = RECIPE_CROP if large else tuple(crop_within(s, 0.5, 0.75) for s in region)
+        crop = config.crop_size or fitting
+        check_crop(crop, region)
+        return Views(region_size=region, network_size=crop, rotate_and_scale=False, mirror=False)
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        image, excluded = batch["image"], batch["excluded"]
+        if self.training:
+            check_images("SimCLR", len(image), ENOUGH, RECIPE_BATCH, together=True)
+        crop, pairs = self.backbone.patch_size, self.config.pairs_per_image
+        overlap = (self.config.min_overlap, self.config.max_overlap)
+        first, second = overlapping_corners(len(image), pairs, image.shape[2:], crop, overlap, generator)
+        corners = torch.cat([first, second], dim=1)  # [B, 2 * pairs, D]
+        crops = cut_crops(image, corners, crop)
+        # [2 * pairs, B] as one batch: the first half holds the references, the second their partners.
+        crops = crops.transpose(0, 1).flatten(0, 1)
+        usable = mostly_usable(cut_crops(excluded, corners, crop).transpose(0, 1).flatten(0, 1))
+        views = augment_crops(crops, generator, self.config.augmentation) if self.training else crops
+        return {"region": image, "views": views, "usable": usable, "corners": corners}
+
+    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        embeddings = self.projector(pooled_features(self.backbone, inputs["views"]))
+        first, second = embeddings.chunk(2)
+        usable = inputs["usable"].chunk(2)
+        image = torch.arange(len(inputs["region"]), device=first.device).repeat(self.config.pairs_per_image)
+        result = nt_xent(first, second, image, usable[0] & usable[1], self.config.temperature, together=self.training)
+        return MethodOutput(result.loss, {**result.terms, **health(embeddings)}, self._preview(inputs))
+
+    def _preview(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The first pair of every image: where it lies in the region (1, 2; 3 in both), and what the network saw."""
+        region, corners, pairs = inputs["region"], inputs["corners"], self.config.pairs_per_image
+        crop, number = self.backbone.patch_size, len(region)
+        first, second = corners[:, 0], corners[:, pairs]
+        size = torch.tensor(crop, device=corners.device).expand_as(first)
+        places = [box_mask(start, size, region.shape[2:]) for start in (first, second)]
+        reference, partner = inputs["views"][:number], inputs["views"][pairs * number :][:number]
+        start, extent = shared_box(first, second, crop)
+        return {
+            "region": region,
+            "crops": places[0].int() + 2 * places[1].int(),
+            "reference": reference,
+            "overlap_of_reference": box_mask(start, extent, crop),
+            "partner": partner,
+        }

@@ -1,0 +1,201 @@
+"""The three tasks of SwinUNETR's pre-training: undo a cut-out, recognise a turn, recognise the other view.
+
+Tang et al., "Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis" (CVPR 2022,
+https://arxiv.org/abs/2111.14791), for any encoder, with the recipe of the OpenMind benchmark (Wald et al., ICCV 2025,
+https://arxiv.org/abs/2412.17041).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, log2
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.gather import check_images, global_mean
+from nnunet_ssl.methods.nt_xent import nt_xent
+from nnunet_ssl.methods.projector import check_bottleneck, train_encoder_only
+from nnunet_ssl.methods.reconstruction import explained_variance
+from nnunet_ssl.settings import require
+from nnunet_ssl.views.crops import mostly_usable
+from nnunet_ssl.views.cutout import random_cutout
+from nnunet_ssl.views.orientation import turn
+from nnunet_ssl.views.spec import Views
+
+RECIPE_BATCH, ENOUGH = 8, 4  # images over all processes
+
+
+@dataclass(frozen=True)
+class SwinUNETRConfig:
+    """Defaults: OpenMind's recipe as implemented in nnssl, which follows MONAI's research code."""
+
+    rotation_weight: float = 1.0  # equal weights: the paper and nnssl
+    contrast_weight: float = 1.0  # likewise
+    inpainting_weight: float = 1.0  # likewise
+    max_cutout: float = 0.3  # largest share of the image cut out per pass, and there are two passes
+    min_box: float = 0.05  # shortest edge of a cut-out box as share of the axis
+    max_box: float = 0.25  # longest edge
+    temperature: float = 0.5  # nnssl
+    embedding_dim: int = 512  # nnssl and MONAI
+
+    def __post_init__(self) -> None:
+        weights = [getattr(self, f"{name}_weight") for name in ("rotation", "contrast", "inpainting")]
+        require(min(weights) >= 0 and max(weights) > 0, f"Weights must be >= 0 and not all 0, found {weights}.")
+        require(0 <= self.max_cutout < 1, f"max_cutout must lie in [0, 1), found {self.max_cutout}.")
+        require(
+            0 < self.min_box <= self.max_box <= 1,
+            f"0 < min_box <= max_box <= 1 must hold, found {self.min_box} and {self.max_box}.",
+        )
+        require(self.temperature > 0, f"temperature must be > 0, found {self.temperature}.")
+        require(
+            isinstance(self.embedding_dim, int) and self.embedding_dim >= 2,
+            f"embedding_dim must be a whole number >= 2, found {self.embedding_dim!r}.",
+        )
+
+
+class ReconstructionHead(nn.Module):
+    """Convolutions that double the resolution of a bottleneck until it is the image's: [N, C, *coarse] -> [N, c, *size].
+
+    Widths follow the encoder's stages back; where it has none, as a Primus, they are halved at every step. All but the
+    last convolution are followed by instance norm, LeakyReLU and linear upsampling.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        if backbone.patch_size == backbone.stride:
+            raise ValueError(
+                f"A patch of {backbone.patch_size} voxels is a single feature at the network's stride, too few to paint "
+                f"an image from. Use at least {tuple(2 * s for s in backbone.stride)}."
+            )
+        self.size = backbone.patch_size
+        steps = max(ceil(log2(max(backbone.stride))), 0)
+        width = backbone.feature_channels[-1]
+        widths = list(reversed(backbone.feature_channels[:-1]))[:steps]
+        while len(widths) < steps:
+            widths.append(max((widths or [width])[-1] // 2, 8))
+        conv = nn.Conv3d if backbone.ndim == 3 else nn.Conv2d
+        norm = nn.InstanceNorm3d if backbone.ndim == 3 else nn.InstanceNorm2d
+        self.mode = "trilinear" if backbone.ndim == 3 else "bilinear"
+        self.blocks = nn.ModuleList(
+            nn.Sequential(conv(before, after, 3, padding=1), norm(after), nn.LeakyReLU(0.01))
+            for before, after in zip([width, *widths], widths, strict=False)
+        )
+        self.last = conv([width, *widths][-1], backbone.in_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for number, block in enumerate(self.blocks, start=1):
+            # Axes with a smaller stride are done first, as on the way back through a U-Net with thin slices.
+            size = tuple(min(2 * s, full) for s, full in zip(x.shape[2:], self.size, strict=True))
+            size = self.size if number == len(self.blocks) else size
+            x = interpolate(block(x), size=size, mode=self.mode, align_corners=False)
+        return self.last(x)
+
+
+class SwinUNETR(Method):
+    """Rotation, contrast and inpainting.
+
+    Two views of every patch are turned by a multiple of 90 degrees in the plane of the last two axes, then boxes are
+    cut out and filled with noise, or with what another image of the batch has there. From the bottleneck, heads tell
+    the turn (cross entropy), the other view of the same image in the global batch (NT-Xent), and the turned image
+    before cutting (L1, excluded voxels left out). The network's decoder is not trained.
+
+    Planes whose sides differ cannot be turned by 90 degrees: there the four classes are unchanged, mirrored along one
+    side, turned by 180 degrees, and mirrored along the other. Nothing else mirrors the images, so all four are
+    different; an anatomy that is symmetric about one side only leaves two of them to tell.
+
+    nnssl differs: the rotation and contrast heads read one voxel of the bottleneck each (the corner and its
+    neighbour), here they read its average; noise was scaled to [0, 1] box by box, here image by image.
+    """
+
+    name = "swin_unetr"
+    Config = SwinUNETRConfig
+    citation = (
+        "Tang Y. et al. (2022). Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis. CVPR. | "
+        "Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."
+    )
+
+    def __init__(self, backbone: Backbone, config: SwinUNETRConfig) -> None:
+        super().__init__(backbone, config)
+        check_bottleneck(backbone, "the patch size")
+        train_encoder_only(backbone)
+        width = backbone.feature_channels[-1]
+        if config.rotation_weight:
+            self.rotation_head = nn.Linear(width, 4)
+        if config.contrast_weight:
+            self.contrast_head = nn.Linear(width, config.embedding_dim)
+        if config.inpainting_weight:
+            self.reconstruction_head = ReconstructionHead(backbone)
+
+    @classmethod
+    def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
+        size = tuple(int(s) for s in patch_size)
+        return Views(region_size=size, network_size=size, rotate_and_scale=False, mirror=False)
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        image, config = batch["image"], self.config
+        number, size, device = len(image), image.shape[2:], image.device
+        if self.training and config.contrast_weight:
+            check_images("SwinUNETR's contrast", number, ENOUGH, RECIPE_BATCH, together=True)
+        turns = torch.randint(0, 4, (2 * number,), generator=generator, device=device)
+        turned = turn(torch.cat([image, image]), turns)
+        box = (config.min_box, config.max_box)
+        hidden = random_cutout(2 * number, size, config.max_cutout, box, generator)
+        noise = torch.randn(turned.shape, generator=generator, device=device)
+        low, high = noise.flatten(1).aminmax(dim=1)
+        low, high = (v.view(-1, *(1,) * (image.ndim - 1)) for v in (low, high))
+        cut = torch.where(hidden, (noise - low) / (high - low), turned)
+        # The second pass takes from an image drawn with equal probability; where it is the own one, nothing happens.
+        donor = torch.randint(0, number, (2 * number,), generator=generator, device=device)
+        donor = donor + number * (torch.arange(2 * number, device=device) >= number)
+        swapped = random_cutout(2 * number, size, config.max_cutout, box, generator)
+        foreign = (donor != torch.arange(2 * number, device=device)).view(-1, *(1,) * (image.ndim - 1))
+        swapped = swapped & foreign
+        return {
+            "turned": turned,
+            "cut": torch.where(swapped, cut[donor], cut),
+            "hidden": hidden | swapped,
+            "turns": turns,
+            "excluded": turn(torch.cat([batch["excluded"]] * 2), turns),
+        }
+
+    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        config, turned, excluded = self.config, inputs["turned"], inputs["excluded"]
+        bottleneck = self.backbone.features(inputs["cut"])[-1]
+        pooled = bottleneck.flatten(2).mean(dim=2)
+        number = len(turned) // 2
+        loss = turned.new_zeros(())
+        terms: dict[str, Tensor] = {}
+        preview = {"input": turned, "masked": inputs["cut"]}
+        if config.rotation_weight:
+            scores = self.rotation_head(pooled).float()
+            rotation = cross_entropy(scores, inputs["turns"])
+            loss = loss + config.rotation_weight * rotation
+            terms["rotation"] = rotation.detach()
+            terms["rotation_accuracy"] = (scores.argmax(dim=1) == inputs["turns"]).float().mean()
+        if config.contrast_weight:
+            embeddings = self.contrast_head(pooled)
+            usable = mostly_usable(excluded).chunk(2)
+            images = torch.arange(number, device=turned.device)
+            both = usable[0] & usable[1]
+            first, second = embeddings.chunk(2)
+            contrast = nt_xent(first, second, images, both, config.temperature, together=self.training)
+            loss = loss + config.contrast_weight * contrast.loss
+            terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings)}
+        if config.inpainting_weight:
+            painted = self.reconstruction_head(bottleneck)
+            counts = (~excluded).float().expand_as(turned)
+            inpainting = global_mean((painted.float() - turned).abs(), counts, together=self.training)
+            loss = loss + config.inpainting_weight * inpainting
+            terms["inpainting"] = inpainting.detach()
+            with torch.no_grad():
+                everywhere = torch.ones_like(excluded)
+                terms["explained_variance"] = explained_variance(painted, turned, everywhere, excluded)
+            preview["reconstruction"] = painted.detach()
+        return MethodOutput(loss, terms, {k: v[:number] for k, v in preview.items()})

@@ -1,0 +1,193 @@
+"""VoCo: which parts of the scan does this crop overlap with, and by how much?
+
+Wu et al., "VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework for 3D Medical Image Analysis" (CVPR 2024,
+https://arxiv.org/abs/2402.17300), with the recipe of the OpenMind benchmark (Wald et al., ICCV 2025,
+https://arxiv.org/abs/2412.17041).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.projector import (
+    Projector,
+    check_bottleneck,
+    pooled_features,
+    projector_width,
+    train_encoder_only,
+)
+from nnunet_ssl.methods.voco_loss import voco_loss
+from nnunet_ssl.settings import require
+from nnunet_ssl.views.contrastive import augment_crops
+from nnunet_ssl.views.crops import (
+    box_mask,
+    check_crop,
+    crop_within,
+    cut_crops,
+    mostly_usable,
+    random_corners,
+    shared_fractions,
+)
+from nnunet_ssl.views.masks import upsample_mask
+from nnunet_ssl.views.spec import Views
+
+RECIPE_GRID, RECIPE_CROP = (4, 4, 1), (64, 64, 64)  # OpenMind, from patches of 160^3
+LARGE = 128  # voxels; from this edge on a 3D patch is large enough for the recipe's region of 256x256x64
+
+
+@dataclass(frozen=True)
+class VoCoConfig:
+    """Defaults: OpenMind's recipe as implemented in nnssl."""
+
+    crop_size: tuple[int, ...] | None = None  # voxels; None: 64^3 of large patches, else about half of the patch
+    grid: tuple[int, ...] | None = None  # base crops per axis; None: 4x4x1 for large patches, else as many as fit, >= 2
+    target_crops: int = 4  # per image; nnssl (ablated there: 2, 8)
+    overlap_weight: float = 1.0  # of the loss where target and base overlap; the paper and nnssl
+    apart_weight: float = 1.0  # of the loss where they do not
+    regularisation_weight: float = 1.0  # of the term that makes base crops differ
+    projector_dim: int | None = None  # hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
+    embedding_dim: int | None = None  # None: as wide as the projector (nnssl: 2048)
+    augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
+
+    def __post_init__(self) -> None:
+        require(
+            isinstance(self.target_crops, int) and self.target_crops >= 1,
+            f"target_crops must be a whole number >= 1, found {self.target_crops!r}.",
+        )
+        require(
+            self.grid is None or (all(isinstance(g, int) and g >= 1 for g in self.grid) and max(self.grid) >= 2),
+            f"grid must be whole numbers >= 1 of which one is >= 2, found {self.grid!r}.",
+        )
+        for name in ("overlap_weight", "apart_weight", "regularisation_weight", "augmentation"):
+            require(getattr(self, name) >= 0, f"{name} must be >= 0, found {getattr(self, name)}.")
+        for name in ("projector_dim", "embedding_dim"):
+            value = getattr(self, name)
+            require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
+
+
+class VoCo(Method):
+    """Volume contrast.
+
+    The region is tiled by base crops; further target crops lie anywhere in it. The similarity of a target to a base
+    shall be the part of the target that lies in the base, and different bases shall look different. All comparisons
+    are made within an image, so any batch size will do; the means are those of the global batch. The network's decoder
+    is not trained.
+
+    As nnssl, and unlike the paper's code, there is no momentum encoder: the gradient simply stops at the bases. nnssl
+    switched gradient clipping off for the U-Net; here the trainer clips as for every other method. Crops mostly made
+    of excluded voxels do not count.
+    """
+
+    name = "voco"
+    Config = VoCoConfig
+    citation = (
+        "Wu L., Zhuang J., Chen H. (2024). VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework for 3D "
+        "Medical Image Analysis. CVPR. | Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised "
+        "learning. ICCV."
+    )
+
+    def __init__(self, backbone: Backbone, config: VoCoConfig) -> None:
+        super().__init__(backbone, config)
+        check_bottleneck(backbone, "crop_size")
+        train_encoder_only(backbone)
+        features = sum(backbone.feature_channels)
+        width = projector_width(config.projector_dim, features)
+        self.projector = Projector(features, width, config.embedding_dim or width)
+
+    @classmethod
+    def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
+        patch = tuple(int(s) for s in patch_size)
+        if config.crop_size is None and config.grid is None and len(patch) == 3 and min(patch) >= LARGE:
+            crop, grid = RECIPE_CROP, RECIPE_GRID
+        else:
+            cells = config.grid or (2,) * len(patch)
+            if len(cells) != len(patch):
+                raise ValueError(f"grid {cells} has {len(cells)} axes, the patch {patch} has {len(patch)}.")
+            crop = config.crop_size or tuple(crop_within(s, 0.5 / g, 1 / g) for s, g in zip(patch, cells, strict=True))
+            check_crop(crop, patch)
+            grid = config.grid or tuple(max(s // c, 1) for s, c in zip(patch, crop, strict=True))
+        if max(grid) < 2:
+            raise ValueError(f"A patch of {patch} holds a single crop of {crop}, nothing to tell apart. Set crop_size.")
+        region = tuple(g * c for g, c in zip(grid, crop, strict=True))
+        return Views(region_size=region, network_size=crop, rotate_and_scale=False, mirror=False)
+
+    def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        image, excluded = batch["image"], batch["excluded"]
+        region, crop = image.shape[2:], self.backbone.patch_size
+        starts = [torch.arange(0, r, c, device=image.device) for r, c in zip(region, crop, strict=True)]
+        grid = torch.cartesian_prod(*starts).view(-1, len(crop))  # [K, D] in C order
+        targets = random_corners(len(image), self.config.target_crops, region, crop, generator)
+        corners = torch.cat([grid.expand(len(image), -1, -1), targets], dim=1)  # [B, K + T, D]
+        crops = cut_crops(image, corners, crop).flatten(0, 1)
+        usable = mostly_usable(cut_crops(excluded, corners, crop).flatten(0, 1))
+        return {
+            "region": image,
+            "crops": augment_crops(crops, generator, self.config.augmentation) if self.training else crops,
+            "usable": usable.view(len(image), -1),
+            "overlap": shared_fractions(targets, grid, crop),
+            "target_corners": targets,
+        }
+
+    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        config, overlap = self.config, inputs["overlap"]
+        bases = overlap.shape[2]
+        embeddings = self.projector(pooled_features(self.backbone, inputs["crops"]))
+        per_image = embeddings.view(len(overlap), -1, embeddings.shape[1])
+        usable = inputs["usable"]
+        parts = voco_loss(
+            per_image[:, :bases],
+            per_image[:, bases:],
+            overlap,
+            usable[:, :bases],
+            usable[:, bases:],
+            together=self.training,
+        )
+        loss = (
+            config.overlap_weight * parts.overlapping
+            + config.apart_weight * parts.apart
+            + config.regularisation_weight * parts.regularisation
+        )
+        similarity, apart = parts.similarity, (overlap == 0).float()
+        terms = {
+            "overlapping": parts.overlapping.detach(),
+            "apart": parts.apart.detach(),
+            "regularisation": parts.regularisation.detach(),
+            "positive_similarity": (similarity * overlap).sum() / overlap.sum(),
+            "negative_similarity": (similarity * apart).sum() / apart.sum().clamp(min=1),
+            "explained_variance": 1
+            - (overlap - similarity).square().mean() / overlap.var(correction=0).clamp(min=1e-8),
+            **health(embeddings),
+        }
+        return MethodOutput(loss, terms, self._preview(inputs, similarity))
+
+    def _preview(self, inputs: dict[str, Tensor], similarity: Tensor) -> dict[str, Tensor]:
+        """The base grid, the first target crop in it, and the overlap of both, true and guessed.
+
+        Overlaps are grey values of the region: its darkest is none, its brightest all of the target.
+        """
+        region, overlap = inputs["region"], inputs["overlap"]
+        size, crop = tuple(region.shape[2:]), self.backbone.patch_size
+        grid = tuple(s // c for s, c in zip(size, crop, strict=True))
+        start = inputs["target_corners"][:, 0]
+        extent = torch.tensor(crop, device=start.device).expand_as(start)
+        number = torch.arange(1, overlap.shape[2] + 1, device=region.device).expand(len(region), -1)
+
+        def paint(values: Tensor) -> Tensor:
+            return upsample_mask(values.reshape(len(region), *grid), crop, size)
+
+        low, high = (v.unsqueeze(1) for v in region.flatten(1).aminmax(dim=1))
+        return {
+            "region": region,
+            "base_crops": paint(number),
+            "target_crop": box_mask(start, extent, size),
+            "overlap": paint(low + overlap[:, 0] * (high - low)),
+            "predicted_overlap": paint(low + similarity[:, 0] * (high - low)),
+        }

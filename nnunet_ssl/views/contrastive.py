@@ -1,0 +1,24 @@
+"""The augmentation of nnssl's contrastive methods: every crop gets its own intensities and its own orientation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.views.intensity import augment_intensity
+from nnunet_ssl.views.orientation import mirror, turn
+
+
+def augment_crops(x: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Randomly changed copies of crops [N, C, *crop].
+
+    Intensities as in `augment_intensity`; every axis mirrored with p = 0.5; one to three quarter turns in the plane of
+    the first two axes with p = 0.3. `strength` multiplies the probabilities; 0 changes nothing.
+    """
+    x = augment_intensity(x, generator, strength)
+    device, number, ndim = x.device, len(x), x.ndim - 2
+    flips = torch.rand(number, ndim, generator=generator, device=device) < min(0.5 * strength, 0.5)
+    x = mirror(x, flips)
+    turned = torch.rand(number, generator=generator, device=device) < 0.3 * strength
+    quarters = torch.randint(1, 4, (number,), generator=generator, device=device)
+    return turn(x, quarters * turned, axes=(2, 3))
