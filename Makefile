@@ -51,7 +51,7 @@ $(INSTALLED): setup.cfg pyproject.toml
 	@if command -v uv > /dev/null; then \
 	  set -ex; \
 	  $(BIN)/python -c '' 2> /dev/null || uv venv --clear --python "$(PYTHON)" .venv; \
-	  uv pip install --python $(BIN)/python --compile-bytecode -e '.[dev]'; \
+	  uv pip install --python $(BIN)/python --compile-bytecode --reinstall-package nnunet_ssl -e '.[dev]'; \
 	else \
 	  "$(PYTHON)" -c 'import venv, ensurepip' 2> /dev/null || { \
 	    echo 'This Python cannot make virtual environments. Install its venv module (Debian, Ubuntu: apt install' >&2; \

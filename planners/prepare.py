@@ -184,8 +184,8 @@ def _stock_preprocess(
         raise CorpusError(
             f"{plans_name} is preprocessed by nnU-Net's own preprocessor, which needs a label for every image; "
             f"{len(unlabelled)} of {len(images)} images of {name} have none, e.g. {unlabelled[0]}. Put the images without "
-            f"labels into a dataset of their own (nnUNetv2_pretrain_import) and pre-train on both: nnUNetv2_pretrain "
-            f"{dataset_id(name)} ID -p {plans_name}; or use the planners for pre-training: --backbone resenc_l"
+            f"labels into a dataset of their own and pre-train on both: nnUNetv2_pretrain {dataset_id(name)} ID "
+            f"-p {plans_name}; or use the planners for pre-training: --backbone resenc_l"
         )
     print(f"{name}: preprocessing {len(images)} images for {plans_name}, {configuration}, as nnU-Net does.")
     preprocess_dataset(dataset_id(name), plans_name, (configuration,), (num_processes,))

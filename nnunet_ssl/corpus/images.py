@@ -89,8 +89,8 @@ def list_images(raw_folder: str, dataset_json: Mapping[str, Any]) -> dict[str, d
     else:
         raise CorpusError(
             f'{join(raw_folder, "dataset.json")} has no "dataset" entry and there is no {join(raw_folder, "imagesTr")}. '
-            "Either put the images there as <case>_0000.nii.gz, or let nnUNetv2_pretrain_import write a dataset.json "
-            "that points at them."
+            "Either put the images there as <case>_0000.nii.gz, or point at them: "
+            '"dataset": {"case": {"images": ["/path/to/image.nii.gz"]}}'
         )
     _require_same_number_of_channels(raw_folder, cases)
     return cases

@@ -6,6 +6,7 @@ import json
 import subprocess
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -229,3 +230,14 @@ def test_doctor(plugin: dict[str, str], run_command: Run, nnunet_folders: dict[s
     assert "nnUNetTrainer (nnunetv2.trainers, registered by tiny-plugin) is called TinyTrainer" in result.stdout
     assert "PROBLEM  nnUNet_results=/does/not/exist does not exist" in result.stdout
     assert "mkdir -p /does/not/exist" in result.stdout
+
+
+def test_nnunets_own_tests_pass_with_the_plugin(run_command: Run, tmp_path: Path) -> None:
+    """nnU-Net ships tests of its class look-up and paths; they must not notice us."""
+    import nnunetv2
+
+    folder = Path(nnunetv2.__path__[0]) / "tests"
+    if not folder.is_dir():
+        pytest.skip("this release of nnU-Net ships no tests")
+    done = run_command(["python", "-m", "pytest", "-q", "-p", "no:cacheprovider", folder], cwd=tmp_path)
+    assert " passed" in done.stdout

@@ -9,6 +9,7 @@ from scipy.ndimage import gaussian_filter
 from torch import nn
 
 from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig
 from nnunet_ssl.views.orientation import turn
 
@@ -116,6 +117,7 @@ def test_same_generator_state_same_inputs():
 
 def test_half_precision_stays_finite():
     method = make("unet", (16, 16, 16))
+    keep_thin_in_float32(method)  # as the trainers do
     inputs = prepared(method, batch_of((16, 16, 16)))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = method(inputs)
