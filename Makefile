@@ -7,10 +7,10 @@ INSTALLED := .venv/.installed
 # nnunet_ssl/trainers and nnunet_ssl/planners are links to top-level folders; pyproject.toml has ruff skip the links.
 # Waiting threads give their core to those who have something to do; see benchmarks/LOG.md.
 export OMP_WAIT_POLICY ?= PASSIVE
-SOURCES := nnunet_ssl trainers planners tests $(wildcard benchmarks examples)
+SOURCES := nnunet_ssl trainers planners tests benchmarks docs examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check lint types format clean
+.PHONY: help install demo test test-fast check lint types format docs clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
@@ -38,6 +38,9 @@ types: $(INSTALLED) ## static types
 format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(INSTALLED) ## docs/settings.md, from the code
+	$(BIN)/python docs/make_settings.py
 
 clean: ## remove everything that make made
 	rm -rf .venv build demo nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,7 @@ class Scale:
     finetuning_iterations: int
 
 
-FULL = Scale(40, 4, 12, 20, 30, 12, 25)
+FULL = Scale(40, 4, 12, 16, 30, 10, 25)
 QUICK = Scale(6, 2, 2, 2, 3, 2, 3)
 
 
