@@ -2,6 +2,7 @@
 # PYTHON=/path/to/python3 chooses the interpreter it is made from. All paths are relative: the checkout may lie anywhere.
 
 PYTHON ?= python3
+JOBS ?= 2
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # nnunet_ssl/trainers and nnunet_ssl/planners are links to top-level folders; pyproject.toml has ruff skip the links.
@@ -20,11 +21,11 @@ install: $(INSTALLED) ## the virtual environment .venv, with uv where it is on t
 demo: $(INSTALLED) ## pre-train, fine-tune and compare on synthetic images; the page is demo/report.html
 	$(BIN)/python -m nnunet_ssl.demo.run --output demo
 
-test: $(INSTALLED) ## all tests
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## all tests, in two processes (JOBS=1 for one)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-fast: $(INSTALLED) ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
 
 check: lint types test ## formatting, lint, types and all tests
 
