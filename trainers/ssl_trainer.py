@@ -315,6 +315,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        self.interruption.ignore()
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")
         if self.local_rank == 0 and isfile(previous):
             os.remove(previous)
@@ -341,6 +342,7 @@ class SSLTrainer(nnUNetTrainer):
             f"{self.num_iterations_per_epoch} iterations, everything is saved in {file}. "
             "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
         )
+        self.interruption.ignore()
         raise SystemExit(128 + asked)
 
     def _save_unless_disk_is_full(self, name: str) -> None:
