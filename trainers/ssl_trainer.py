@@ -153,6 +153,11 @@ class SSLTrainer(nnUNetTrainer):
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Pre-training knows no deep supervision."""
 
+    def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
+        """Log once, not once per process."""
+        if self.local_rank == 0:
+            super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+
     def plot_network_architecture(self) -> None:
         """nnU-Net's plot needs a package that no longer works."""
 
