@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,14 @@ SCRATCH = {
 }
 
 
+def at_most_a_tenth(epochs: int, num_epochs: int) -> int:
+    """Length in epochs of a short phase of a run: its published length, but never more than a tenth of the run.
+
+    The published 50 of 1000 epochs and 15 of 150 both follow.
+    """
+    return min(epochs, num_epochs // 10)
+
+
 def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSettings) -> Recipe:
     """Recipe of a backbone ("unet" or "primus") with everything replaced that the settings set.
 
@@ -51,7 +60,9 @@ def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSetting
         other = next(r for r in recipes.values() if r.optimizer == settings.optimizer)
         recipe = replace(other, num_epochs=recipe.num_epochs, warmup_epochs=recipe.warmup_epochs)
     num_epochs = recipe.num_epochs if settings.num_epochs is None else settings.num_epochs
-    warmup = min(recipe.warmup_epochs, num_epochs // 10) if settings.warmup_epochs is None else settings.warmup_epochs
+    warmup = settings.warmup_epochs
+    if warmup is None:
+        warmup = at_most_a_tenth(recipe.warmup_epochs, num_epochs)
     if warmup >= num_epochs > 1:
         raise ValueError(
             f"A warm-up of {warmup} epochs leaves nothing of a run of {num_epochs}. Set warmup_epochs below num_epochs."
@@ -65,9 +76,12 @@ def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSetting
     )
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> Optimizer:
-    """SGD with Nesterov momentum 0.99 or AdamW with betas (0.9, 0.98), over the parameters that want gradients."""
-    wanted = [p for p in parameters if p.requires_grad]
+def build_optimizer(parameters: Iterable[nn.Parameter] | list[dict[str, Any]], recipe: Recipe) -> Optimizer:
+    """SGD with Nesterov momentum 0.99 or AdamW with betas (0.9, 0.98).
+
+    Over the parameters that want gradients, or over parameter groups as torch's optimisers take them.
+    """
+    wanted: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
             wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, momentum=0.99, nesterov=True
@@ -75,6 +89,16 @@ def build_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> Optim
     return torch.optim.AdamW(
         wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True
     )
+
+
+def rising_lr(peak: float, epoch: int, length: int) -> float:
+    """Learning rate of epoch 0, 1, ... of a linear warm-up of `length` epochs, which ends at `peak`."""
+    return peak / length * (1 + epoch)
+
+
+def falling_lr(peak: float, epoch: int, length: int) -> float:
+    """Learning rate of epoch 0, 1, ... of a polynomial decay over `length` epochs, which starts at `peak`."""
+    return float(peak * (1 - epoch / length) ** 0.9)
 
 
 class WarmupPolyLR:
@@ -92,8 +116,8 @@ class WarmupPolyLR:
         """Learning rate of an epoch."""
         r = self.recipe
         if epoch < r.warmup_epochs:
-            return r.initial_lr / r.warmup_epochs * (1 + epoch)
-        return r.initial_lr * (1 - (epoch - r.warmup_epochs) / (r.num_epochs - r.warmup_epochs)) ** 0.9
+            return rising_lr(r.initial_lr, epoch, r.warmup_epochs)
+        return falling_lr(r.initial_lr, epoch - r.warmup_epochs, r.num_epochs - r.warmup_epochs)
 
     def step(self, epoch: int) -> None:
         """Set the learning rate of every parameter group for `epoch`."""

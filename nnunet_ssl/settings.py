@@ -76,6 +76,9 @@ class PretrainSettings(ScheduleSettings):
     """The `ssl` block without the methods' own blocks."""
 
     batch_size: int | None = None  # global, over all processes; None: the plans' batch size
+    accumulate: int = (
+        1  # parts in which a process' share of the batch goes through the network; less memory, same result
+    )
     channels: str = "separate"  # "separate": every channel is a sample of its own; "together": kept as one image
     datasets: tuple[str, ...] = ()  # names of further data sets that form one corpus with the plans' own
     save_every: int = 10  # epochs between two checkpoint_latest.pth
@@ -86,6 +89,16 @@ class PretrainSettings(ScheduleSettings):
             self.batch_size is None or (isinstance(self.batch_size, int) and self.batch_size >= 1),
             f"batch_size must be a whole number >= 1, found {self.batch_size!r}.",
         )
+        require(
+            isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool) and self.accumulate >= 1,
+            f"accumulate must be a whole number >= 1, found {self.accumulate!r}.",
+        )
+        if self.batch_size is not None and self.batch_size % self.accumulate:
+            fitting = -(-self.batch_size // self.accumulate) * self.accumulate
+            raise ValueError(
+                f"A batch of {self.batch_size} cannot be taken in accumulate = {self.accumulate} equal parts. "
+                f"Use a multiple of {self.accumulate}: --batch-size {fitting}"
+            )
         require(
             self.channels in ("separate", "together"), f'channels is "separate" or "together", found {self.channels!r}.'
         )
@@ -100,17 +113,33 @@ class FinetuneSettings(ScheduleSettings):
     """The `finetune` block."""
 
     transfer: str = "encoder"  # "encoder" (OpenMind: encoder and stem) or "encoder+decoder" (Spark3D)
-    channels: str = "repeat"  # of the stem, where the number of channels differs: "repeat", "mean" or "random"
+    channels: str = "repeat"  # of the stem: "repeat", "mean" or "random" where their number differs, or "by_name"
+    # valley and sawtooth: epochs in which the decoder trains alone; by default 50, at most a tenth of the run
+    decoder_epochs: int | None = None
+    decoder_lr: float | None = None  # highest learning rate while the decoder trains alone; by default initial_lr
+    layer_decay: float = 0.75  # layer decay: factor on the learning rate from one layer to the one before it
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(
+            self.decoder_epochs is None or (type(self.decoder_epochs) is int and self.decoder_epochs >= 0),
+            f"decoder_epochs must be a whole number >= 0, found {self.decoder_epochs!r}.",
+        )
+        require(
+            self.decoder_lr is None or (type(self.decoder_lr) in (int, float) and self.decoder_lr > 0),
+            f"decoder_lr must be a number > 0, found {self.decoder_lr!r}.",
+        )
+        require(
+            type(self.layer_decay) in (int, float) and 0 < self.layer_decay <= 1,
+            f"layer_decay must be a number above 0 and at most 1 (1: no decay), found {self.layer_decay!r}.",
+        )
         require(
             self.transfer in ("encoder", "encoder+decoder"),
             f'transfer is "encoder" or "encoder+decoder", found {self.transfer!r}.',
         )
         require(
-            self.channels in ("repeat", "mean", "random"),
-            f'channels is "repeat", "mean" or "random", found {self.channels!r}.',
+            self.channels in ("repeat", "mean", "by_name", "random"),
+            f'channels is "repeat", "mean", "by_name" or "random", found {self.channels!r}.',
         )
 
 

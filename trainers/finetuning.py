@@ -1,7 +1,8 @@
-"""Fine-tuning for segmentation, and its twin from scratch: nnU-Net's training with another start and schedule."""
+"""Fine-tuning for segmentation, one trainer per schedule, and the twin from scratch: nnU-Net's training otherwise."""
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from os.path import isdir, isfile, join
@@ -11,11 +12,16 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ssl.checkpoints.description import channels_of_dataset
 from nnunet_ssl.checkpoints.options import TransferOptions
+from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.finetune.phases import Phases
+from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
 from nnunet_ssl.integration.pretrained_weights import unwrap
-from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, WarmupPolyLR, build_optimizer, resolve
+from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import require_device
@@ -26,10 +32,13 @@ class SSLFinetuneTrainer(nnUNetTrainer):
     """nnU-Net's training from pre-trained weights: linear warm-up, then polynomial decay, small learning rate.
 
     Works with every plans file, Primus' included. Settings come from the plans' `finetune` block. The network is built
-    from the plans alone, so prediction needs nothing of the pre-training.
+    from the plans alone, so prediction needs nothing of the pre-training. Subclasses name another schedule.
     """
 
     recipes: ClassVar[dict[str, Recipe]] = FINETUNING
+    schedule_name: ClassVar[str] = "warmup"
+    network: nn.Module
+    lr_scheduler: Phases
 
     def __init__(
         self,
@@ -48,6 +57,8 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         self.recipe = resolve(self.recipes, "primus" if primus else "unet", self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
+        self.schedule = make_schedule(self.schedule_name, self.recipe, self.settings)
+        self._announced: Phase | None = None  # the phase the log already tells of
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.enable_deep_supervision = not primus
@@ -72,19 +83,27 @@ class SSLFinetuneTrainer(nnUNetTrainer):
             transfer=self.settings.transfer,
             channels=self.settings.channels,
             target_patch_size=tuple(self.configuration_manager.patch_size),
+            target_channel_names=tuple(channels_of_dataset(self.dataset_json.get("channel_names")) or ()) or None,
         )
         run_in_autocast(network, self.device)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLR]:
-        """Optimiser and schedule of the recipe, with its gradient clipping on top of nnU-Net's fixed 12."""
-        optimizer = build_optimizer(self.network.parameters(), self.recipe)
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Phases]:
+        """Optimiser of the schedule's first phase, and the schedule in nnU-Net's scheduler's place."""
+        phases = Phases(unwrap(self.network), self.recipe, self.schedule)
+        return phases.optimizer, phases
 
-        def clip(*_: object) -> None:
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip)
+    def _use_phase(self, trains_others: bool) -> None:
+        """Take over the optimiser of the present phase, and tell DDP when other parameters train than before.
 
-        if self.recipe.grad_clip < 12:
-            optimizer.register_step_pre_hook(clip)
-        return optimizer, WarmupPolyLR(optimizer, self.recipe)
+        DDP asks once, when it is built, which parameters want gradients: it would wait for those of an encoder frozen
+        later, and not average those of one thawed later.
+        """
+        self.optimizer = self.lr_scheduler.optimizer
+        if trains_others and isinstance(self.network, DistributedDataParallel):
+            bare, device_ids = self.network.module, self.network.device_ids
+            self.network = bare
+            gc.collect()  # the old wrapper's hooks go with it
+            self.network = DistributedDataParallel(bare, device_ids=device_ids)
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Switch deep supervision where the network knows it; Primus does not."""
@@ -95,7 +114,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         """Raise RuntimeError when a fresh fine-tuning has no pre-trained weights."""
         if report is None:
             raise RuntimeError(
-                "SSLFinetuneTrainer starts from pre-trained weights and was given none. Add -pretrained_weights "
+                f"{type(self).__name__} starts from pre-trained weights and was given none. Add -pretrained_weights "
                 "<checkpoint>, or train the twin from scratch with -tr SSLScratchTrainer."
             )
 
@@ -110,8 +129,32 @@ class SSLFinetuneTrainer(nnUNetTrainer):
                 with open(join(self.output_folder, "pretrained_weights.json"), "w") as file:
                     json.dump(report.to_json(), file, indent=2)
                 self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
+            self._use_phase(self.lr_scheduler.start_with([] if report is None else report.fresh_in_encoder()))
         super().on_train_start()
-        self.print_to_log_file(f"Schedule: {self.recipe}")
+        self.print_to_log_file(f"{self.schedule}\n{self.recipe}")
+
+    def on_train_epoch_start(self) -> None:
+        """Enter the epoch's phase, and say so where one begins or the training goes on."""
+        self._use_phase(self.lr_scheduler.enter(self.current_epoch))
+        super().on_train_epoch_start()
+        self.lr_scheduler.set_modes()
+        phase = self.schedule.phase(self.current_epoch)
+        if phase is not self._announced:
+            self._announced = phase
+            self.print_to_log_file(f"Phase: {self.lr_scheduler.describe(self.current_epoch)}")
+        lr = self.optimizer.param_groups[0]["lr"]
+        if abs(round(lr, 5) - lr) > 0.01 * lr:  # nnU-Net's line rounds to five decimals
+            self.print_to_log_file(f"Exact learning rate: {lr:.4g}")
+
+    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+        """Load as nnU-Net does, into the optimiser of the phase in which the checkpoint was written."""
+        if not self.was_initialized:
+            self.initialize()
+        saved = filename_or_checkpoint
+        if not isinstance(saved, dict):
+            saved = read_checkpoint(saved)
+        self._use_phase(self.lr_scheduler.resume(saved["current_epoch"], saved["optimizer_state"]["param_groups"]))
+        super().load_checkpoint(filename_or_checkpoint)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
@@ -142,6 +185,40 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         finally:
             if isfile(partial):
                 os.remove(partial)
+
+
+class SSLFinetuneWarmupTrainer(SSLFinetuneTrainer):
+    """The schedule of `SSLFinetuneTrainer` by its name: warm-up of everything, then polynomial decay ("Warm-Up")."""
+
+
+class SSLFinetunePolyTrainer(SSLFinetuneTrainer):
+    """Polynomial decay from the highest learning rate on, as nnU-Net trains (OpenMind's "Default")."""
+
+    schedule_name = "poly"
+
+
+class SSLFinetuneValleyTrainer(SSLFinetuneTrainer):
+    """The decoder alone with falling learning rate, then warm-up of everything, then decay (OpenMind's "Valley")."""
+
+    schedule_name = "valley"
+
+
+class SSLFinetuneSawtoothTrainer(SSLFinetuneTrainer):
+    """Warm-up and decay of the decoder alone, then warm-up and decay of everything (OpenMind's "Sawtooth")."""
+
+    schedule_name = "sawtooth"
+
+
+class SSLFinetuneFrozenTrainer(SSLFinetuneTrainer):
+    """The decoder alone from beginning to end (OpenMind's "Frozen")."""
+
+    schedule_name = "frozen"
+
+
+class SSLFinetuneLayerDecayTrainer(SSLFinetuneTrainer):
+    """Warm-up and decay of everything, with a smaller learning rate for every layer nearer to the image (BEiT, MAE)."""
+
+    schedule_name = "layer_decay"
 
 
 class SSLScratchTrainer(SSLFinetuneTrainer):

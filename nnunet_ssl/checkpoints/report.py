@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from nnunet_ssl.checkpoints.architecture import Architecture, differences
+from nnunet_ssl.checkpoints.architecture import FAMILIES, Architecture, differences
 from nnunet_ssl.checkpoints.read import CheckpointError
 
 GROUPS = ("stem", "encoder", "position embedding", "decoder", "heads")
@@ -41,6 +41,7 @@ class FreshReason:
     example: str
     tensors: int = 0
     parameters: int = 0
+    names: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -76,6 +77,11 @@ class TransferReport:
             self.reasons.append(entry)
         entry.tensors += 1
         entry.parameters += parameters
+        entry.names.append(name)
+
+    def fresh_in_encoder(self) -> list[str]:
+        """Names of the parameters of stem, encoder and position embedding that nothing was loaded into."""
+        return [name for r in self.reasons if r.group in ENCODER_GROUPS for name in r.names]
 
     def table(self) -> str:
         """Aligned text table, notes, reasons, and what to do where the match is poor."""
@@ -130,6 +136,11 @@ class TransferReport:
     def next_step(self) -> str:
         """The command that plans a network the checkpoint fits."""
         planner = planner_of(self.source_info)
+        if self.source.family not in FAMILIES:
+            return (
+                f"nnU-Net builds no such network. Expected weights of {', '.join(FAMILIES)}; nnUNetv2_pretrain_models lists "
+                "models that fit."
+            )
         if planner is None:
             return (
                 "Plan with the architecture of the checkpoint: nnUNetv2_plan_experiment -d DATASET_ID -pl PLANNER with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
@@ -10,10 +11,21 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.run import load_pretrained_weights as nnunet_loading
+from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.checkpoints.read import CheckpointError
-from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer, SSLScratchTrainer
+from nnunet_ssl.trainers.data import seed_everything
+from nnunet_ssl.trainers.finetuning import (
+    SSLFinetuneFrozenTrainer,
+    SSLFinetuneLayerDecayTrainer,
+    SSLFinetunePolyTrainer,
+    SSLFinetuneSawtoothTrainer,
+    SSLFinetuneTrainer,
+    SSLFinetuneValleyTrainer,
+    SSLFinetuneWarmupTrainer,
+    SSLScratchTrainer,
+)
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 
@@ -150,3 +162,116 @@ def test_cases_without_label_are_not_background(make_trainer, plans_for, preproc
         file.unlink()
     with pytest.raises(RuntimeError, match="0 labelled training"):
         trainer.do_split()
+
+
+@pytest.fixture
+def start(make_trainer, plans_for, tmp_path):
+    """Function (backbone) -> path of a checkpoint with other weights than a new trainer has."""
+
+    def write(backbone: str) -> Path:
+        trainer = make_trainer(SSLScratchTrainer, plans_for(backbone, finetune={"seed": 1}))
+        trainer.initialize()
+        path = tmp_path / f"start_{backbone}.pth"
+        torch.save({"network_weights": trainer.network.state_dict()}, path)
+        return path
+
+    return write
+
+
+SHORT = {"num_epochs": 4, "decoder_epochs": 2, "warmup_epochs": 1, "num_iterations_per_epoch": 1}
+
+
+@pytest.mark.parametrize(
+    ("trainer_class", "backbone", "finished", "decoder_only"),
+    [
+        (SSLFinetuneTrainer, "unet", 1, 0),
+        (SSLFinetuneWarmupTrainer, "primus", 1, 0),
+        (SSLFinetunePolyTrainer, "unet", 2, 0),
+        (SSLFinetuneValleyTrainer, "primus", 2, 2),
+        (SSLFinetuneSawtoothTrainer, "unet", 1, 2),
+        (SSLFinetuneSawtoothTrainer, "primus", 2, 2),
+        (SSLFinetuneSawtoothTrainer, "unet", 3, 2),
+        (SSLFinetuneFrozenTrainer, "unet", 2, 4),
+        (SSLFinetuneLayerDecayTrainer, "primus", 1, 0),
+    ],
+)
+def test_stopped_and_resumed_across_phases(
+    trainer_class, backbone, finished, decoder_only, make_trainer, plans_for, start, tmp_path, monkeypatch
+):
+    checkpoint = start(backbone)
+    encoder = {k: v for k, v in torch.load(checkpoint)["network_weights"].items() if k.startswith(encoder_of(backbone))}
+    # nnU-Net's loader draws from the global generators; seeded per epoch, a resumed run sees what the first one saw.
+    monkeypatch.setattr(trainer_class, "on_train_epoch_start", seeded(trainer_class.on_train_epoch_start))
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda *_: None)  # takes longer than the epochs
+    trainer = make_trainer(trainer_class, plans_for(backbone, finetune=SHORT))
+    trainer.save_every = 1
+    load(trainer, checkpoint)
+    kept: list[Path] = []
+
+    def keep() -> None:
+        type(trainer).on_epoch_end(trainer)
+        if trainer.current_epoch < 4:
+            kept.append(tmp_path / f"after_{trainer.current_epoch}.pth")
+            shutil.copy(Path(trainer.output_folder) / "checkpoint_latest.pth", kept[-1])
+
+    trainer.on_epoch_end = keep
+    trainer.run_training()
+    for number, file in enumerate(kept, start=1):
+        weights = torch.load(file, weights_only=False)["network_weights"]
+        untouched = all(torch.equal(weights[k], v) for k, v in encoder.items())
+        assert untouched is (number <= decoder_only), number
+    assert trainer.logger.local_logger.my_fantastic_logging["lrs"] == [trainer.schedule.lr(e) for e in range(4)]
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert log.count("Phase: epoch") == len(trainer.schedule.phases)
+    assert log.count("decoder only, the encoder is frozen") == 2 * sum(p.decoder_only for p in trainer.schedule.phases)
+
+    resumed = make_trainer(trainer_class, plans_for(backbone, finetune=SHORT))
+    resumed.load_checkpoint(str(kept[finished - 1]))
+    assert resumed.current_epoch == finished
+    resumed.run_training()
+    expected, got = trainer.network.state_dict(), resumed.network.state_dict()
+    assert [k for k in expected if not torch.equal(expected[k], got[k])] == []
+    final = make_trainer(trainer_class, plans_for(backbone, finetune=SHORT))
+    final.load_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
+    assert final.current_epoch == 4
+
+
+def seeded(method):
+    """A trainer's method that seeds the global generators by the epoch before it runs."""
+
+    def run(self, *args):
+        seed_everything(self.current_epoch)
+        return method(self, *args)
+
+    return run
+
+
+@pytest.mark.parametrize(("channels", "trains"), [("repeat", False), ("random", True)])
+def test_stem_trains_with_the_decoder_only_where_it_is_fresh(channels, trains, make_trainer, plans_for, start):
+    plans = plans_for("unet", finetune={"channels": channels, "decoder_lr": 2.5e-6})
+    plans["configurations"]["3d_fullres"]["normalization_schemes"] = ["ZScoreNormalization"] * 2
+    trainer = make_trainer(SSLFinetuneFrozenTrainer, plans)
+    trainer.dataset_json = {**trainer.dataset_json, "channel_names": {"0": "T1", "1": "T2"}}
+    load(trainer, start("unet"))
+    trainer.on_train_start()
+    trainer.on_train_epoch_start()
+    log = next(Path(trainer.output_folder).glob("training_log*.txt")).read_text()
+    assert "Exact learning rate: 2.5e-06" in log  # nnU-Net's line says 0.0
+    assert trainer.network.decoder.training
+    assert not any(m.training for m in trainer.network.encoder.stages.modules())
+    assert trainer.network.encoder.stem.convs[0].conv.training is trains
+    assert all(p.requires_grad is trains for p in trainer.network.encoder.stem.parameters())
+    assert not any(p.requires_grad for p in trainer.network.encoder.stages.parameters())
+    trainer.train_step({"data": torch.randn(2, 2, 16, 24, 16), "target": targets(trainer)})
+    assert all((p.grad is not None) is trains for p in trainer.network.encoder.stem.parameters())
+
+
+def targets(trainer):
+    """Empty segmentations at every resolution of deep supervision."""
+    scales = [(1, 1, 1), *trainer._get_deep_supervision_scales()[1:]]
+    return [torch.zeros(2, 1, *(round(n * f) for n, f in zip((16, 24, 16), s, strict=True))) for s in scales]
+
+
+def test_frozen_encoder_needs_a_checkpoint_too(make_trainer, plans_for):
+    with pytest.raises(RuntimeError, match="SSLFinetuneFrozenTrainer starts from pre-trained weights"):
+        make_trainer(SSLFinetuneFrozenTrainer, plans_for("unet")).run_training()

@@ -33,6 +33,9 @@ def test_unknown_key_names_the_known_ones_and_the_nearest():
         ({"batch_size": "8"}, "batch_size must be a whole number"),
         ({"optimizer": "lion"}, '"sgd" or "adamw"'),
         ({"initial_lr": "fast"}, "initial_lr must be a number"),
+        ({"accumulate": 0}, "accumulate must be a whole number >= 1"),
+        ({"accumulate": True}, "accumulate must be a whole number >= 1"),
+        ({"accumulate": 4, "batch_size": 6}, r"batch of 6 .* accumulate = 4 equal parts.*--batch-size 8"),
         ({"channels": "both"}, '"separate" or "together"'),
     ],
 )

@@ -1,0 +1,1 @@
+"""What trains when in a fine-tuning, and how fast."""
