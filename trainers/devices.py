@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from multiprocessing import cpu_count
 
 import torch
 from torch import distributed as dist
@@ -25,3 +26,13 @@ def device_of_this_process(asked: torch.device) -> torch.device:
         return asked
     index = int(os.environ.get("LOCAL_RANK", dist.get_rank() if dist.is_initialized() else 0))
     return torch.device("cuda", index)
+
+
+def use_threads(device: torch.device) -> None:
+    """Share the cores among the processes of this machine that compute on CPUs; beside a GPU one thread is enough."""
+    if device.type == "cpu":
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if dist.is_initialized() else 1))
+        torch.set_num_threads(max(1, cpu_count() // local))
+    else:
+        torch.set_num_threads(1)
+        torch.backends.cudnn.benchmark = True

@@ -8,7 +8,6 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import entry_points
-from multiprocessing import cpu_count
 from os.path import isfile, join
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
-from nnunet_ssl.trainers.devices import require_device
+from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 from nnunet_ssl.trainers.state import RESUME_ORDER
 
@@ -68,12 +67,7 @@ def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
 def run_process(run: Run) -> str:
     """Train in this process until the end; returns the final checkpoint's path."""
     device = torch.device(run.device)
-    if device.type == "cpu":
-        local = int(os.environ.get("LOCAL_WORLD_SIZE", dist.get_world_size() if dist.is_initialized() else 1))
-        torch.set_num_threads(max(1, cpu_count() // local))
-    else:
-        torch.set_num_threads(1)
-        torch.backends.cudnn.benchmark = True
+    use_threads(device)
     folder = output_folder(run.method, run.plans, run.configuration, run.fold)
     checkpoint = existing_checkpoint(folder)
     plans = {**deepcopy(run.plans), "continue_training": checkpoint is not None}

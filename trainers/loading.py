@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os.path import isdir, isfile, join
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
+from nnunet_ssl.corpus.subjects import split_by_subject, subject_of
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, PatchDataset, Positions, Source, load_batches
 
 if TYPE_CHECKING:
@@ -39,6 +40,51 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
     return sources
 
 
+def split_corpus(
+    trainer: SSLTrainer, of_fold: Callable[[], tuple[list[str], list[str]]]
+) -> tuple[list[str], list[str]]:
+    """(training, validation) identifiers of a run, see `SSLTrainer.do_split`; `of_fold` is nnU-Net's own split.
+
+    Raises RuntimeError when there is nothing to train on.
+    """
+    sources = corpus_sources(trainer)
+    everything = Corpus.all_identifiers(sources)
+    if not everything:
+        raise RuntimeError(
+            f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
+            "images that could not be used, with the reasons."
+        )
+    if trainer.fold != "all":
+        own = trainer.plans_manager.dataset_name
+        training, validation = of_fold()
+        others = [i for i in everything if not i.startswith(f"{own}/")]
+        return [f"{own}/{c}" for c in training] + others, [f"{own}/{c}" for c in validation]
+    subjects = {i: f"{i.split('/', 1)[0]}/{subject_of(i.split('/', 1)[1])}" for i in everything}
+    training, validation = split_by_subject(everything, subjects)
+    held_out = len({subjects[i] for i in validation})
+    if set(training) & set(validation):
+        trainer.print_to_log_file(
+            "WARNING: There is only one subject. The validation loss is computed on training images."
+        )
+    trainer.print_to_log_file(
+        f"{len(everything)} images of {len(set(subjects.values()))} subjects; {len(validation)} images of "
+        f"{held_out} subjects are held out to watch the loss."
+    )
+    return training, validation
+
+
+def share_of_batch(total: int, processes: int, parts: int) -> int:
+    """Samples of one process' batch, which goes through the network in `parts`; raises ValueError where it is uneven."""
+    if total % (processes * parts):
+        number = processes * parts
+        sharers = [f"{processes} processes"] * (processes > 1) + [f"{parts} accumulated parts"] * (parts > 1)
+        raise ValueError(
+            f"A batch of {total} cannot be shared evenly by {' of '.join(sharers)}. "
+            f"Use a multiple of {number}: --batch-size {-(-total // number) * number}"
+        )
+    return total // processes
+
+
 def augmentation(trainer: SSLTrainer) -> tuple[list[Any], tuple[int, ...]]:
     """nnU-Net's rotation, scaling and mirroring, as far as the method wants them, and the size to read for them.
 
@@ -47,14 +93,15 @@ def augmentation(trainer: SSLTrainer) -> tuple[list[Any], tuple[int, ...]]:
     views, size = trainer.views, trainer.views.region_size
     rotation, in_plane, read_size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
     transforms: list[Any] = []
-    if views.rotate_and_scale:
+    p = min(0.2 * views.rotate_and_scale, 1.0)
+    if p:
         spatial = SpatialTransform(
             size[1:] if in_plane else size,
             patch_center_dist_from_border=0,
             random_crop=False,
-            p_rotation=0.2,
+            p_rotation=p,
             rotation=rotation,
-            p_scaling=0.2,
+            p_scaling=p,
             scaling=(0.7, 1.4),
             p_synchronize_scaling_across_axes=1,
             border_mode_seg="constant",
@@ -63,7 +110,7 @@ def augmentation(trainer: SSLTrainer) -> tuple[list[Any], tuple[int, ...]]:
         transforms = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if in_plane else [spatial]
     if views.mirror:
         transforms.append(MirrorTransform(allowed_axes=axes))
-    return transforms, tuple(int(s) for s in read_size) if views.rotate_and_scale else size
+    return transforms, tuple(int(s) for s in read_size) if p else size
 
 
 def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps: range) -> Iterator[Mapping[str, Any]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import asdict
 from os.path import isfile, join
-from time import time
 from typing import Any, ClassVar
 
 import torch
@@ -19,23 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.write import save_checkpoint
-from nnunet_ssl.corpus.subjects import split_by_subject, subject_of
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
-from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
+from nnunet_ssl.methods import Method, get_method, method_names
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
-from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.settings import PretrainBlock, read_config
-from nnunet_ssl.trainers import state, stepping
-from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, derive_seed, seed_everything
+from nnunet_ssl.trainers import epochs, state, stepping
+from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import device_of_this_process, require_device
 from nnunet_ssl.trainers.interruption import Interruption
-from nnunet_ssl.trainers.loading import build_loader, corpus_sources
-from nnunet_ssl.trainers.precision import autocast, autocast_dtype
-from nnunet_ssl.trainers.progress import EpochBar, duration
+from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
+from nnunet_ssl.trainers.precision import autocast_dtype
+from nnunet_ssl.trainers.progress import EpochBar
 from nnunet_ssl.trainers.validation import validate_cases
 
 
@@ -79,7 +74,8 @@ class SSLTrainer(nnUNetTrainer):
         self._iteration = 0  # within the epoch
         self._replayed: list[dict[str, Any]] = []  # results of the iterations an interrupted epoch has behind it
         self._finished: list[dict[str, Any]] = []  # results of this epoch's iterations so far
-        self._preview: dict[str, Tensor] = {}
+        self.preview: dict[str, Tensor] = {}  # of the first validation image
+        self._warnings: set[str] = set()
         self._bar: EpochBar | None = None
 
     # ---- what is trained -------------------------------------------------------------------------------------------
@@ -113,17 +109,18 @@ class SSLTrainer(nnUNetTrainer):
             deep_supervision=False,
             patch_size=self.views.network_size,
         )
-        method = self.method_class(wrap_network(network, self.views.network_size), self.method_config).to(self.device)
+        backbone = wrap_network(network, self.views.network_size, self.method_class.crop_setting)
+        method = self.method_class(backbone, self.method_config).to(self.device)
         if self.device.type == "cpu":
             keep_thin_in_float32(method)
         self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self._set_batch_size_and_oversample()
-        self.network = method
+        self.network, self.encode = method, method.encode
         if self._do_i_compile():
             torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-            self.network = torch.compile(self.network)
+            self.network, self.encode = torch.compile(self.network), torch.compile(method.encode)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
             ids = [self.device.index] if self.device.type == "cuda" else None
@@ -141,12 +138,8 @@ class SSLTrainer(nnUNetTrainer):
     def _set_batch_size_and_oversample(self) -> None:
         total = self.settings.batch_size or self.configuration_manager.batch_size
         processes = dist.get_world_size() if self.is_ddp else 1
-        if total % processes:
-            raise ValueError(
-                f"A batch of {total} cannot be shared evenly by {processes} processes. "
-                f"Use a multiple of {processes}: --batch-size {math.ceil(total / processes) * processes}"
-            )
-        self.total_batch_size, self.batch_size = total, total // processes
+        self.total_batch_size = total
+        self.batch_size = share_of_batch(total, processes, self.settings.accumulate)
         # Only a corpus says where the anatomy is; the labels of a segmentation task must not steer the patches.
         self.oversample_foreground_percent = 0.33 if "anatomy" in self.dataset_json.get("labels", {}) else 0.0
 
@@ -172,30 +165,7 @@ class SSLTrainer(nnUNetTrainer):
         Fold "all": a few subjects, always the same, are held out to watch the loss. A numbered fold: nnU-Net's own
         split, so that pre-training sees no image on which that fold is later validated.
         """
-        sources = corpus_sources(self)
-        everything = Corpus.all_identifiers(sources)
-        if not everything:
-            raise RuntimeError(
-                f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
-                "images that could not be used, with the reasons."
-            )
-        if self.fold != "all":
-            own = self.plans_manager.dataset_name
-            training, validation = super().do_split()
-            others = [i for i in everything if not i.startswith(f"{own}/")]
-            return [f"{own}/{c}" for c in training] + others, [f"{own}/{c}" for c in validation]
-        subjects = {i: f"{i.split('/', 1)[0]}/{subject_of(i.split('/', 1)[1])}" for i in everything}
-        training, validation = split_by_subject(everything, subjects)
-        held_out = len({subjects[i] for i in validation})
-        if set(training) & set(validation):
-            self.print_to_log_file(
-                "WARNING: There is only one subject. The validation loss is computed on training images."
-            )
-        self.print_to_log_file(
-            f"{len(everything)} images of {len(set(subjects.values()))} subjects; {len(validation)} images of "
-            f"{held_out} subjects are held out to watch the loss."
-        )
-        return training, validation
+        return split_corpus(self, super().do_split)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Endless iterators over training batches, from the present iteration on, and over the validation batches."""
@@ -205,7 +175,7 @@ class SSLTrainer(nnUNetTrainer):
         first = self.current_epoch * per_epoch + len(self._replayed)
         upcoming = build_loader(self, training, TRAINING, range(first, self.num_epochs * per_epoch))
         watched = build_loader(self, validation, VALIDATION, range(self.num_val_iterations_per_epoch))
-        return stepping.replay(self._replayed, upcoming), watched
+        return epochs.replay(self._replayed, upcoming), watched
 
     # ---- the loop's steps ------------------------------------------------------------------------------------------
 
@@ -217,7 +187,8 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.listen()
         precision = autocast_dtype(self.device) or torch.float32
         self.print_to_log_file(
-            f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}, "
+            f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"
+            f"{f' in {self.settings.accumulate} parts per process' if self.settings.accumulate > 1 else ''}, "
             f"{str(precision).removeprefix('torch.')} on {self.device}.\nPlease cite: {self.method_class.citation}"
         )
 
@@ -226,30 +197,22 @@ class SSLTrainer(nnUNetTrainer):
         self._iteration, self._finished = 0, []
         self._bar = EpochBar(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, len(self._replayed))
 
-    def _run(self, batch: dict[str, Any], stream: int, step: int) -> MethodOutput:
-        """Prepare a batch and run the method on it, with the random numbers that belong to this step."""
-        rank = dist.get_rank() if self.is_ddp else 0
-        seed = derive_seed(self.settings.seed, stream, step, rank, 1)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        torch.manual_seed(seed)  # stochastic depth draws from the global generator
-        tensors = {k: v.to(self.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
-        with torch.no_grad():
-            inputs = self.method.prepare(tensors, generator)
-        with autocast(self.device):
-            return self.network(inputs)
+    def warn_once(self, message: str) -> None:
+        """Put a warning into the log, the first time it comes."""
+        if message not in self._warnings:
+            self._warnings.add(message)
+            self.print_to_log_file(f"WARNING: {message}")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One optimisation step; the losses stay on the device until the epoch ends."""
-        if isinstance(batch, stepping.Replay):
+        if isinstance(batch, epochs.Replay):
             result: dict[str, Any] = dict(batch.result)
         else:
             self._stop_if_asked()
             step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
             self.optimizer.zero_grad(set_to_none=True)
-            output = self._run(batch, TRAINING, step)
-            stepping.backward_and_step(
-                output.loss, self.network, self.optimizer, self.grad_scaler, self.recipe.grad_clip
-            )
+            output = stepping.run_batch(self, batch, TRAINING, step)
+            stepping.optimiser_step(self)
             result = {"loss": output.loss.detach(), **output.terms}
             assert self._bar is not None
             self._bar.update(result["loss"])
@@ -261,15 +224,7 @@ class SSLTrainer(nnUNetTrainer):
         if self._bar is not None:
             self._bar.close()
         self._replayed = []
-        means = stepping.mean_over_processes(train_outputs, self.device)
-        if not math.isfinite(means["loss"]):
-            raise RuntimeError(
-                f"The training loss of epoch {self.current_epoch} is {means['loss']}. The last checkpoint is from before. "
-                f'Lower the learning rate ("initial_lr" in the plans\' ssl block, now {self.initial_lr}) and continue.'
-            )
-        self.logger.log("train_losses", means.pop("loss"), self.current_epoch)
-        for name, value in means.items():
-            self.logger.log(f"train_{name}", value, self.current_epoch)
+        epochs.log_results(self, train_outputs, "train")
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -278,44 +233,19 @@ class SSLTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
         self._stop_if_asked()
-        output = self._run(batch, VALIDATION, self._iteration)
+        output = stepping.run_batch(self, batch, VALIDATION, self._iteration)
         if self._iteration == 0:
-            self._preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
+            self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
         self._iteration += 1
         return {"loss": output.loss.detach(), **output.terms}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
-        means = stepping.mean_over_processes(val_outputs, self.device)
-        self.logger.log("val_losses", means.pop("loss"), self.current_epoch)
-        for name, value in means.items():
-            self.logger.log(f"val_{name}", value, self.current_epoch)
+        epochs.log_results(self, val_outputs, "val")
 
     def on_epoch_end(self) -> None:
         """Log, draw, save."""
         self._finished = []
-        self.logger.log("epoch_end_timestamps", time(), self.current_epoch)
-        log = {k: v[-1] for k, v in self.logger.local_logger.my_fantastic_logging.items() if v}
-        seconds = log["epoch_end_timestamps"] - log["epoch_start_timestamps"]
-        terms = ", ".join(
-            f"{k} {v:.4f}" for k, v in log.items() if k.startswith(("train_", "val_")) and "losses" not in k
-        )
-        left = duration(seconds * (self.num_epochs - self.current_epoch - 1))
-        self.print_to_log_file("train_loss", round(log["train_losses"], 4))
-        self.print_to_log_file("val_loss", round(log["val_losses"], 4))
-        self.print_to_log_file(f"Terms: {terms}")
-        self.print_to_log_file(f"Epoch time: {seconds:.2f} s, about {left} left")
-        last = self.current_epoch == self.num_epochs - 1
-        if (self.current_epoch + 1) % self.save_every == 0 and not last:
-            self._save_unless_disk_is_full("checkpoint_latest.pth")
-        if self._best_ema is None or log["val_losses"] < self._best_ema:
-            self._best_ema = log["val_losses"]
-            self._save_unless_disk_is_full("checkpoint_best.pth")
-        if self.local_rank == 0:
-            self.logger.plot_progress_png(self.output_folder)
-            if last or self.current_epoch % max(1, self.num_epochs // 20) == 0:
-                os.makedirs(join(self.output_folder, "previews"), exist_ok=True)
-                file = join(self.output_folder, "previews", f"epoch_{self.current_epoch + 1:04d}.png")
-                draw_preview(self._preview, file, f"{self.method_name}, validation, epoch {self.current_epoch + 1}")
+        epochs.finish_epoch(self)
         self.current_epoch += 1
 
     def on_train_end(self) -> None:
@@ -349,13 +279,6 @@ class SSLTrainer(nnUNetTrainer):
         )
         self.interruption.ignore()
         raise SystemExit(128 + asked)
-
-    def _save_unless_disk_is_full(self, name: str) -> None:
-        """Save on the way; a full disk costs this checkpoint, not the run."""
-        try:
-            self.save_checkpoint(join(self.output_folder, name))
-        except (OSError, CheckpointError) as error:
-            self.print_to_log_file(f"WARNING: {name} was not saved, the training goes on without it: {error}")
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads."""

@@ -123,7 +123,7 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
 def refuse_other_settings(trainer: SSLTrainer, then: dict[str, Any], path: object) -> None:
     """Raise SettingsError when a run would continue as something else; only its length may change."""
     now = describe(trainer)
-    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every"}
+    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "accumulate"}
     differences = []
     for block in ("method", "config", "settings", "recipe", "patch_size", "num_input_channels"):
         old, new = then[block], now[block]
@@ -134,7 +134,7 @@ def refuse_other_settings(trainer: SSLTrainer, then: dict[str, Any], path: objec
             before, after = old.get(key), new.get(key)
             before = list(before) if isinstance(before, tuple) else before
             after = list(after) if isinstance(after, tuple) else after
-            if key not in free and before != after:
+            if key in old and key not in free and before != after:  # a new version's new settings are at their defaults
                 differences.append(f"{key}: {before} then, {after} now")
     if differences:
         raise SettingsError(

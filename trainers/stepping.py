@@ -1,52 +1,128 @@
-"""One optimisation step, and what becomes of its results."""
+"""One optimisation step: a batch becomes a loss and gradients, in one piece or in parts, and the weights move.
+
+With `accumulate` N, a batch is prepared as a whole, so masks and crops are those of a run without it, and goes through the
+network in N parts. Losses over single images are added up part by part. Losses that compare images are computed on the
+whole batch: the parts are encoded without gradients, compared, and encoded again with the gradients of their embeddings
+(Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, https://arxiv.org/abs/2101.06983).
+Either way loss and gradients are those of the whole batch, but for rounding and the random paths of stochastic depth.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.optim import Optimizer
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.methods import Method, MethodOutput
+from nnunet_ssl.methods.gather import shared_counts
+from nnunet_ssl.methods.parts import merge_encoded, split_inputs
+from nnunet_ssl.trainers.data import derive_seed
+from nnunet_ssl.trainers.precision import autocast
+from nnunet_ssl.trainers.regions import region
+
+if TYPE_CHECKING:
+    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
-def backward_and_step(
-    loss: Tensor, network: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, grad_clip: float
-) -> None:
-    """Backward pass, gradient clipping by total L2 norm, optimiser step; `scaler` is None except in float16."""
-    if scaler is None:
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-        optimizer.step()
-        return
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(network.parameters(), grad_clip)
-    scaler.step(optimizer)
-    scaler.update()
+def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
+    """Run the method on a batch of the loader, with the random numbers that belong to this step."""
+    rank = dist.get_rank() if trainer.is_ddp else 0
+    seed = derive_seed(trainer.settings.seed, stream, step, rank, 1)
+    generator = torch.Generator(trainer.device).manual_seed(seed)
+    with region("transfer"):
+        tensors = {k: v.to(trainer.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+    with region("prepare"), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        inputs = trainer.method.prepare(tensors, generator)
+    for warning in caught:
+        trainer.warn_once(str(warning.message))
+    return run_prepared(trainer, inputs, len(tensors["image"]), trainer.settings.accumulate, seed)
 
 
-def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
-    """Mean of every named scalar over iterations and processes; waits for the device once."""
-    names = list(results[0])
-    table = torch.stack([torch.stack([torch.as_tensor(r[n], device=device).float() for n in names]) for r in results])
-    means = table.mean(dim=0)
-    if dist.is_initialized():
-        dist.all_reduce(means)
-        means /= dist.get_world_size()
-    return dict(zip(names, means.tolist(), strict=True))
+def run_prepared(trainer: SSLTrainer, inputs: dict[str, Tensor], images: int, parts: int, seed: int) -> MethodOutput:
+    """Loss of prepared inputs, computed in equal parts; adds gradients to the weights where gradients are wanted."""
+    method: Method = trainer.method
+    counts = method.counts(inputs)
+    inputs = {**inputs, **shared_counts(counts, together=method.training)}
+    split = split_inputs(inputs, images, parts, counts)
+    torch.manual_seed(seed)  # stochastic depth draws from the global generator
+    if parts > 1 and method.compares:
+        return _compare_parts(trainer, inputs, split, images, seed)
+    return _add_parts(trainer, split)
 
 
-@dataclass(frozen=True)
-class Replay:
-    """Stands for an iteration that an interrupted epoch has behind it already."""
+def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
+    if torch.is_grad_enabled():
+        with region("backward"):
+            (loss if trainer.grad_scaler is None else trainer.grad_scaler.scale(loss)).backward()
 
-    result: dict[str, float]
+
+def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]]) -> MethodOutput:
+    """Mean of the parts' losses. Only the backward pass of the last part talks to the other processes."""
+    network, outputs = trainer.network, []
+    for number, part in enumerate(parts, start=1):
+        quiet = isinstance(network, DistributedDataParallel) and number < len(parts)
+        with network.no_sync() if quiet else nullcontext():
+            with region("forward"), autocast(trainer.device):
+                output = network(part)
+            _backward(trainer, output.loss / len(parts))
+        outputs.append(output._replace(loss=output.loss.detach(), preview=output.preview if number == 1 else {}))
+    loss = torch.stack([o.loss for o in outputs]).mean()
+    terms = {k: torch.stack([o.terms[k].float() for o in outputs]).mean() for k in outputs[0].terms}
+    return MethodOutput(loss, terms, outputs[0].preview)
 
 
-def replay(results: Sequence[dict[str, float]], batches: Iterator[Any]) -> Iterator[Any]:
-    """First the results of the finished iterations, then real batches: nnU-Net's loop needs no other start."""
-    return chain([Replay(r) for r in results], batches)
+def _compare_parts(
+    trainer: SSLTrainer, inputs: dict[str, Tensor], parts: list[dict[str, Tensor]], images: int, seed: int
+) -> MethodOutput:
+    """Loss of the whole batch, whose gradients reach the network part by part through those of the encodings."""
+    method, encode = trainer.method, trainer.encode
+    with region("forward"), torch.no_grad(), autocast(trainer.device):
+        encoded = merge_encoded([encode(part) for part in parts], images)
+    train = torch.is_grad_enabled()
+    encoded = {k: v.detach().requires_grad_(train) for k, v in encoded.items()}
+    with region("forward"), autocast(trainer.device):
+        output = method.compare(encoded, inputs)
+    if not train:
+        return output
+    _backward(trainer, output.loss)
+    gradients = {k: v.grad for k, v in encoded.items() if v.grad is not None}
+    torch.manual_seed(seed)  # the same paths of stochastic depth as in the first pass
+    for part, gradient in zip(parts, split_inputs(gradients, images, len(parts), ()), strict=True):
+        with region("forward"), autocast(trainer.device):
+            again = encode(part)
+        with region("backward"):
+            torch.autograd.backward([again[k] for k in gradient], list(gradient.values()))
+    if isinstance(trainer.network, DistributedDataParallel):
+        average_gradients(method)
+    return output._replace(loss=output.loss.detach())
+
+
+def average_gradients(module: nn.Module) -> None:
+    """Replace every gradient by its mean over all processes, as DDP does in the backward passes that go through it."""
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def optimiser_step(trainer: SSLTrainer) -> None:
+    """Clip the gradients by their total L2 norm and move the weights."""
+    scaler, optimizer = trainer.grad_scaler, trainer.optimizer
+    with region("optimiser"):
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(trainer.network.parameters(), trainer.recipe.grad_clip)
+        if scaler is None:
+            optimizer.step()
+            return
+        scaler.step(optimizer)
+        scaler.update()

@@ -23,6 +23,7 @@ class Backbone(nn.Module):
     network: Any  # an nn.Module; what it has beyond that depends on the architecture
     ndim: int
     patch_size: tuple[int, ...]  # voxels the network is built for
+    crop_setting: str | None  # "method.field" that sets this size where the network sees crops
     in_channels: int
     out_channels: int
     stride: tuple[int, ...]  # voxels per position of the coarsest feature map; the patch must be a multiple of it
@@ -45,8 +46,16 @@ class Backbone(nn.Module):
         if len(size) != self.ndim:
             raise BackboneError(f"{what} {tuple(size)} has {len(size)} axes, the network has {self.ndim}.")
         if any(s % d for s, d in zip(size, self.stride, strict=True)):
-            fitting = tuple(-(-s // d) * d for s, d in zip(size, self.stride, strict=True))
+            larger = tuple(-(-s // d) * d for s, d in zip(size, self.stride, strict=True))
+            smaller = tuple(max(s // d, 1) * d for s, d in zip(size, self.stride, strict=True))
+            below = f", the one below it {smaller}: {self.how_to_set(smaller)}" if smaller != larger else ""
             raise BackboneError(
                 f"{what} {tuple(size)} is not a multiple of the network's stride {self.stride}. "
-                f"The next valid size is {fitting}: --patch-size {' '.join(map(str, fitting))}"
+                f"The next valid size is {larger}: {self.how_to_set(larger)}{below}"
             )
+
+    def how_to_set(self, size: Sequence[int]) -> str:
+        """The flag of `nnUNetv2_pretrain` that makes the network see `size` voxels."""
+        if self.crop_setting is None:
+            return f"--patch-size {' '.join(map(str, size))}"
+        return f"--set {self.crop_setting}=[{','.join(map(str, size))}]"

@@ -27,7 +27,7 @@ class PrimusBackbone(Backbone):
 
     kind = "primus"
 
-    def __init__(self, network: Any, patch_size: Sequence[int]) -> None:
+    def __init__(self, network: Any, patch_size: Sequence[int], crop_setting: str | None = None) -> None:
         super().__init__()
         projection = getattr(getattr(network, "down_projection", None), "proj", None)
         if projection is None or not hasattr(network, "eva"):
@@ -35,14 +35,14 @@ class PrimusBackbone(Backbone):
                 f"{type(network).__name__} has no patch embedding of one convolution, so it is not a Primus (V1) network."
             )
         self.network = network
-        self.patch_size = tuple(int(s) for s in patch_size)
+        self.patch_size, self.crop_setting = tuple(int(s) for s in patch_size), crop_setting
         self.ndim = len(self.patch_size)
         self.stride = tuple(int(s) for s in projection.kernel_size)
         self.in_channels = int(projection.in_channels)
         self.embed_dim = int(projection.out_channels)
         self.feature_channels = (self.embed_dim,)
         self.out_channels = int(network.up_projection.decode[-1].out_channels)
-        self.check_size(self.patch_size, "Patch size")
+        self.check_size(self.patch_size, "Crop size" if crop_setting else "Patch size")
 
     @property
     def grid(self) -> tuple[int, ...]:

@@ -64,12 +64,23 @@ def build_parser() -> argparse.ArgumentParser:
         choices=("separate", "together"),
         help="several channels: each a sample of its own (default), or one image",
     )
-    what.add_argument("-pretrained_weights", metavar="FILE", help="start from this checkpoint")
+    what.add_argument(
+        "-pretrained_weights",
+        metavar="WEIGHTS",
+        help="start from this checkpoint: a file or its folder, ORG/NAME on the Hugging Face Hub, or a name that "
+        "nnUNetv2_pretrain_models lists",
+    )
     recipe = parser.add_argument_group("recipe (default: the published one of method and backbone)")
     recipe.add_argument("--epochs", type=int, metavar="N")
     recipe.add_argument("--iterations-per-epoch", type=int, metavar="N")
     recipe.add_argument("--val-iterations-per-epoch", type=int, metavar="N")
     recipe.add_argument("--batch-size", type=int, metavar="N", help="over all processes")
+    recipe.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="parts in which a process' share of the batch goes through the network: less memory, same result",
+    )
     recipe.add_argument(
         "--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes"
     )
@@ -107,6 +118,7 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_iterations_per_epoch": args.iterations_per_epoch,
         "num_val_iterations_per_epoch": args.val_iterations_per_epoch,
         "batch_size": args.batch_size,
+        "accumulate": args.accumulate,
         "initial_lr": args.lr,
         "seed": args.seed,
         "channels": args.channels,
@@ -155,6 +167,7 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
     from nnunet_ssl.trainers import launch
@@ -164,6 +177,8 @@ def run(args: argparse.Namespace) -> None:
     require_device(device(args.device))
     require_folder("nnUNet_results")
     under_torchrun = launch.join_torchrun(args.device)
+    if args.pretrained_weights is not None:
+        resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
     names = resolve_datasets(args.datasets)
     planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
     preparation = {

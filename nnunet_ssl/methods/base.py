@@ -31,12 +31,19 @@ class Method(nn.Module):
     (what the loader reads), `prepare` (what happens to it: batched, on the device, from an explicit generator),
     `__init__` (which heads it adds) and `forward` (the loss). Everything whose name does not start with `backbone.`
     counts as a head and is stored apart from the network.
+
+    A loss over the images one by one is written as `forward`. A loss that compares images is written as `encode` and
+    `compare`, so that a batch too large for the memory can be encoded part by part and still be compared as one.
     """
 
     name: ClassVar[str]
     citation: ClassVar[str]
     Config: ClassVar[type]
     backbones: ClassVar[tuple[str, ...]] = ("unet", "primus")
+    crop_setting: ClassVar[str | None] = (
+        None  # "method.field" that sets what the network sees, where not the patch does
+    )
+    images_needed: int = 1  # that the loss has to see together to mean anything; more where it compares images
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__()
@@ -63,12 +70,36 @@ class Method(nn.Module):
 
         batch: "image" [B, C, *region] and "excluded" [B, 1, *region] (True: never ask for this voxel, e.g. because it
         was anonymised); [B, R, ...] where the method's views have R > 1 regions. Runs without gradients.
+
+        Tensors of the result have as their first axis the images, or V views of each: the first views of all images,
+        then the second ones, and so on. Scalars concern the batch as a whole.
         """
         raise NotImplementedError
 
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars that the loss divides by and that add up over the parts of a batch, e.g. the number of hidden voxels.
+
+        In training they come back as entries of `inputs`, as means over all parts of the global batch: the mean of the
+        parts' losses is then the loss of the whole, however unevenly the counts are spread.
+        """
+        return {}
+
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         """Loss of prepared inputs."""
+        return self.compare(self.encode(inputs), inputs)
+
+    def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the network makes of each image; first axes as in `prepare`. Only of methods that compare images."""
         raise NotImplementedError
+
+    def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
+        """Loss of a batch that was encoded, in one or in several parts."""
+        raise NotImplementedError
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss is written as `encode` and `compare`."""
+        return type(self).encode is not Method.encode
 
     @property
     def bare_network(self) -> nn.Module:

@@ -93,6 +93,7 @@ class ConsistentViews(MAE):
 
     name = "consistent_views"
     Config = ConsistentViewsConfig
+    crop_setting = "consistent_views.crop_size"
     citation = (
         "Consistent View Alignment Improves Foundation Models for 3D Medical Image Segmentation (2025). arXiv:2509.13846. "
         "| " + MAE.citation
@@ -103,7 +104,8 @@ class ConsistentViews(MAE):
         wanted = (config.mask_block,) * backbone.ndim if isinstance(config.mask_block, int) else config.mask_block
         block = tuple(min(b, max(s // 2, 1)) for b, s in zip(wanted, backbone.patch_size, strict=True))
         super().__init__(backbone, replace(config, mask_block=block))
-        check_bottleneck(backbone, "crop_size")
+        check_bottleneck(backbone)
+        self.images_needed = 2 if config.contrast_weight else 1
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
         narrow = config.predictor_dim or max(width // 4, 2)
@@ -150,15 +152,22 @@ class ConsistentViews(MAE):
         return inputs
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
+        return self.compare(self.encode(inputs), inputs)
+
+    def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         config, crop = self.config, self.backbone.patch_size
-        painted = super().forward(inputs)
-        number = len(inputs["image"]) // 2
+        painted = self.paint(inputs)
         cells = tuple(max(s // VOXELS_PER_CELL, 1) for s in crop)
         maps = [coarsen(f, cells) for f in self._features]
         self._features = []
         grid = tuple(min(config.grid, c) for c in cells)
         boxes = [pool_boxes(m, inputs["start"], inputs["extent"], crop, grid) for m in maps]
-        local = torch.cat(boxes, dim=1).flatten(2).transpose(1, 2)  # [2B, cells, F]
+        return {"painted": painted, "local": torch.cat(boxes, dim=1).flatten(2).transpose(1, 2)}  # [2B, cells, F]
+
+    def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
+        config, local = self.config, encoded["local"]
+        painted = self.score(encoded["painted"], inputs)
+        number = len(inputs["image"]) // 2
         projected = self.projector(local)
         usable = mostly_usable(inputs["excluded"]).chunk(2)
         both = usable[0] & usable[1]
@@ -181,5 +190,7 @@ class ConsistentViews(MAE):
         for half, letter in enumerate("ab"):
             rows = slice(half * number, (half + 1) * number)
             preview |= {f"{name}_{letter}": image[rows] for name, image in painted.preview.items()}
-            preview[f"overlap_{letter}"] = box_mask(inputs["start"][rows], inputs["extent"][rows], crop)
+            preview[f"overlap_{letter}"] = box_mask(
+                inputs["start"][rows], inputs["extent"][rows], self.backbone.patch_size
+            )
         return MethodOutput(loss, terms, preview)

@@ -66,6 +66,16 @@ def global_sum(x: Tensor, together: bool) -> Tensor:
     return x if processes(together) == 1 else _Sum.apply(x)
 
 
+def shared_counts(counts: dict[str, Tensor], together: bool) -> dict[str, Tensor]:
+    """Scalars as float32 means over all processes, see `Method.counts`."""
+    if not counts:
+        return {}
+    values = torch.stack([c.detach().float() for c in counts.values()])
+    if processes(together) > 1:
+        dist.all_reduce(values)
+    return dict(zip(counts, values / processes(together), strict=True))
+
+
 def global_mean(values: Tensor, weights: Tensor, together: bool) -> Tensor:
     """This process' part of the weighted mean over all processes; 0 where no weight is left.
 
@@ -79,22 +89,31 @@ def global_mean(values: Tensor, weights: Tensor, together: bool) -> Tensor:
     return (values * weights).sum() * number / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def warn_if_few(task: str, images: int, enough: int, recipe: int, together: bool) -> None:
+def warn_if_few(
+    method: str,
+    images: int,
+    enough: int,
+    recipe: int,
+    together: bool,
+    task: str = "comparing the images of a batch",
+    purpose: str = "to be meaningful",
+) -> None:
     """Warn when fewer than `enough` images are compared. images: per process; enough, recipe: over all processes."""
     total = images * processes(together)
     if total < enough:
         warnings.warn(
-            f"{task} learns by comparing the images of a batch, and {total} {'is' if total == 1 else 'are'} too few to be "
-            f"meaningful. The recipe has {recipe} over all processes: --batch-size {recipe}",
+            f"{method} learns by {task}, and a batch of {total} is too small {purpose}. The recipe has {recipe} "
+            f"over all processes: --batch-size {recipe}, with --accumulate N if that is too much for the memory.",
             stacklevel=2,
         )
 
 
-def check_images(task: str, images: int, enough: int, recipe: int, together: bool) -> None:
+def check_images(method: str, images: int, enough: int, recipe: int, together: bool) -> None:
     """Raise ValueError when images shall be compared and there is only one; else as `warn_if_few`."""
     if images * processes(together) < 2:
         raise ValueError(
-            f"{task} compares images with each other and got a batch of one. "
-            f"Use at least 2 images over all processes; the recipe has {recipe}: --batch-size {recipe}"
+            f"{method} compares images with each other and got a batch of one. Use at least 2 images over all "
+            f"processes; the recipe has {recipe}: --batch-size {recipe}, with --accumulate N if that is too much for "
+            "the memory."
         )
-    warn_if_few(task, images, enough, recipe, together)
+    warn_if_few(method, images, enough, recipe, together)

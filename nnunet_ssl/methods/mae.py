@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
 from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, masked_reconstruction
+from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
+from nnunet_ssl.settings import require
 from nnunet_ssl.views.masks import (
     STYLES,
     block_grid,
@@ -50,11 +51,13 @@ class MAEConfig:
     )
     decoder_depth: int = 2  # Primus only: transformer blocks that see all tokens, as light as in the MAE paper
     decoder_drop_path: float = 0.2  # Primus only: stochastic depth of the last decoder block
+    augmentation: float = 1.0  # factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
 
     def __post_init__(self) -> None:
         check_ratio(self.mask_ratio)
         check_block(self.mask_block)
         check_reconstruction(self)
+        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
         if not isinstance(self.mask_tokens, int) or self.mask_tokens < 1:
             raise ValueError(f"mask_tokens must be a whole number >= 1, found {self.mask_tokens!r}.")
         if self.mask_style not in STYLES:
@@ -103,18 +106,23 @@ class MAE(Method):
     def _check_grid(backbone: PrimusBackbone, mask_tokens: int) -> None:
         """Refuse mask blocks that do not tile the tokens: every sample must keep the same number of them."""
         width, blocks = block_grid(backbone.grid, mask_tokens)
-        hidden_count(prod(blocks), 0.5)
+        if prod(blocks) < 2:
+            enough = tuple(2 * w * s for w, s in zip(width, backbone.stride, strict=True))
+            raise BackboneError(
+                f"{backbone.patch_size} voxels are a single mask block, so nothing can be hidden and still be guessed from "
+                f"the rest. Use at least {enough}: {backbone.how_to_set(enough)}"
+            )
         if any(n % w for n, w in zip(backbone.grid, width, strict=True)):
             fitting = tuple(w * b * s for w, b, s in zip(width, blocks, backbone.stride, strict=True))
             raise BackboneError(
                 f"Mask blocks of {mask_tokens} tokens per axis do not tile the {backbone.grid} tokens of the patch "
-                f"{backbone.patch_size}. The next valid patch size is {fitting}: --patch-size {' '.join(map(str, fitting))}"
+                f"{backbone.patch_size}. The next valid size is {fitting}: {backbone.how_to_set(fitting)}"
             )
 
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
-        return Views(region_size=size, network_size=size)
+        return Views(region_size=size, network_size=size, rotate_and_scale=config.augmentation)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, excluded = batch["image"], batch["excluded"]
@@ -137,14 +145,26 @@ class MAE(Method):
             inputs["hidden"] = random_block_mask(len(image), size, self.config.mask_block, ratio, generator, style)
         return inputs
 
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
+
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        image, hidden = inputs["image"], inputs["hidden"]
-        masked = image.masked_fill(hidden, 0)
+        return self.score(self.paint(inputs), inputs)
+
+    def paint(self, inputs: dict[str, Tensor]) -> Tensor:
+        """Reconstruction [B, C, *patch] from what is not hidden."""
         if isinstance(self.backbone, PrimusBackbone):
-            prediction, block = self._paint_tokens(self.backbone, image, inputs["keep"]), self.backbone.stride
-        else:
-            prediction, block = self.backbone(masked), self.config.mask_block
-        return masked_reconstruction(prediction, image, masked, hidden, inputs["excluded"], self.config, block)
+            return self._paint_tokens(self.backbone, inputs["image"], inputs["keep"])
+        return self.backbone(inputs["image"].masked_fill(inputs["hidden"], 0))
+
+    def score(self, painted: Tensor, inputs: dict[str, Tensor]) -> MethodOutput:
+        """Loss of a reconstruction."""
+        image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
+        block = self.backbone.stride if isinstance(self.backbone, PrimusBackbone) else self.config.mask_block
+        masked = image.masked_fill(hidden, 0)
+        return masked_reconstruction(
+            painted, image, masked, hidden, excluded, self.config, block, inputs.get("counted")
+        )
 
     def _paint_tokens(self, backbone: PrimusBackbone, image: Tensor, keep: Tensor) -> Tensor:
         """Reconstruction [B, C, *patch] from the kept tokens `keep` [B, K]."""

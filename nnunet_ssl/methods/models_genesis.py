@@ -85,7 +85,7 @@ class ModelsGenesis(Method):
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
         # The recipe neither rotates nor scales; its flips are made in `prepare`.
-        return Views(region_size=size, network_size=size, rotate_and_scale=False, mirror=False)
+        return Views(region_size=size, network_size=size, rotate_and_scale=0.0, mirror=False)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         config, number, size = self.config, len(batch["image"]), batch["image"].shape[2:]
@@ -121,10 +121,13 @@ class ModelsGenesis(Method):
             raise ValueError(f"shuffle_block {widths} has {len(widths)} axes, the patch {tuple(size)} has {len(size)}.")
         return tuple(min(w, s) for w, s in zip(widths, size, strict=True))
 
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"counted": (~inputs["excluded"]).sum()}
+
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         image, corrupted, excluded = inputs["image"], inputs["corrupted"], inputs["excluded"]
         prediction = self.backbone(corrupted)
-        loss = masked_error(prediction, image, ~excluded, self.config.loss)
+        loss = masked_error(prediction, image, ~excluded, self.config.loss, inputs.get("counted"))
         with torch.no_grad():
             explained = explained_variance(prediction, image, torch.ones_like(excluded), excluded)
             left = masked_error(prediction, image, ~excluded)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
 from nnunet_ssl.methods.gather import global_sum
 
 
@@ -84,14 +84,11 @@ def train_encoder_only(backbone: Backbone) -> None:
             parameter.requires_grad_(False)
 
 
-def check_bottleneck(backbone: Backbone, setting: str) -> None:
-    """Raise ValueError when a U-Net's coarsest feature map is a single voxel, which its norms make zero of.
-
-    setting: what to enlarge.
-    """
+def check_bottleneck(backbone: Backbone) -> None:
+    """Raise BackboneError when a U-Net's coarsest feature map is a single voxel, which its norms make zero of."""
     if backbone.kind == "unet" and backbone.patch_size == backbone.stride:
-        raise ValueError(
-            f"Crops of {backbone.patch_size} voxels leave a single voxel at the network's stride of {backbone.stride}, "
-            f"and normalising one voxel leaves nothing. Set {setting} to at least "
-            f"{tuple(2 * s for s in backbone.stride)}, or use a larger patch."
+        enough = tuple(2 * s for s in backbone.stride)
+        raise BackboneError(
+            f"{backbone.patch_size} voxels leave a single voxel at the network's stride of {backbone.stride}, and "
+            f"normalising one voxel leaves nothing. Use at least {enough}: {backbone.how_to_set(enough)}"
         )

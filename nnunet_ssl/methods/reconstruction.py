@@ -21,16 +21,25 @@ def check_reconstruction(config: Any) -> None:
         raise ValueError(f'loss_on is "hidden" or "everywhere", found {config.loss_on!r}.')
 
 
-def masked_error(prediction: Tensor, target: Tensor, counted: Tensor, loss: str = "l2") -> Tensor:
+def counted_voxels(hidden: Tensor, excluded: Tensor, loss_on: str) -> Tensor:
+    """Voxels a reconstruction is scored on, bool [B, 1, *spatial]: hidden ones or all, but no excluded ones."""
+    return ~excluded if loss_on == "everywhere" else hidden & ~excluded
+
+
+def masked_error(
+    prediction: Tensor, target: Tensor, counted: Tensor, loss: str = "l2", number: Tensor | None = None
+) -> Tensor:
     """Mean squared ("l2") or absolute ("l1") error over the voxels that count.
 
-    prediction, target [B, C, *spatial]; counted bool [B, 1, *spatial]. Zero (with a gradient of zero) when no voxel
-    counts. Computed in float32 whatever the inputs' precision.
+    prediction, target [B, C, *spatial]; counted bool [B, 1, *spatial]. number: of voxels to divide by, None for those
+    that count; see `Method.counts`. Zero (with a gradient of zero) when no voxel counts. Computed in float32 whatever
+    the inputs' precision.
     """
     weight = counted.to(prediction.device).float()
     difference = prediction.float() - target.float()
     error = (difference.square() if loss == "l2" else difference.abs()) * weight
-    return error.sum() / (weight.sum() * prediction.shape[1]).clamp(min=1)
+    total = (weight.sum() if number is None else number) * prediction.shape[1]
+    return error.sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
 def masked_mse(prediction: Tensor, target: Tensor, hidden: Tensor, excluded: Tensor) -> Tensor:
@@ -77,20 +86,21 @@ def masked_reconstruction(
     excluded: Tensor,
     config: Any,
     block: int | Sequence[int],
+    number: Tensor | None = None,
 ) -> MethodOutput:
     """Loss, terms and preview of a masked image that was painted.
 
     prediction, image, masked [B, C, *spatial]; hidden, excluded bool [B, 1, *spatial]. `config` says which `loss`
     ("l1", "l2"), `loss_on` what ("hidden", "everywhere"), and with `normalise_target` that the target is standardised
     within each block of `block` voxels; the preview then shows the prediction in the image's own units. "reconstruction"
-    is all the network paints, "completed" only what was hidden, pasted into what was not.
+    is all the network paints, "completed" only what was hidden, pasted into what was not. number: of voxels to divide
+    by, as in `masked_error`.
     """
     target, painted = image, prediction.detach()
     if config.normalise_target:
         mean, deviation = patch_statistics(image, excluded, block)
         target, painted = (image - mean) / deviation, painted * deviation + mean
-    counted = ~excluded if config.loss_on == "everywhere" else hidden & ~excluded
-    loss = masked_error(prediction, target, counted, config.loss)
+    loss = masked_error(prediction, target, counted_voxels(hidden, excluded, config.loss_on), config.loss, number)
     with torch.no_grad():
         explained = explained_variance(prediction, target, hidden, excluded)
     completed = torch.where(hidden, painted.to(image.dtype), image)

@@ -17,10 +17,13 @@ class SegmentationLoss(NamedTuple):
     dice: Tensor
 
 
-def segmentation_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> SegmentationLoss:
+def segmentation_loss(
+    logits: Tensor, labels: Tensor, counted: Tensor, number: Tensor | None = None
+) -> SegmentationLoss:
     """Cross entropy and soft Dice of logits [B, K, *spatial] and labels int64 [B, 1, *spatial], in float32.
 
     counted: bool [B, 1, *spatial]. Dice is the mean over samples and all classes, as nnU-Net's without `batch_dice`.
+    number: of voxels to divide the cross entropy by, None for those that count; see `Method.counts`.
     """
     log_probability = logits.float().log_softmax(dim=1)
     probability = log_probability.exp()
@@ -28,7 +31,8 @@ def segmentation_loss(logits: Tensor, labels: Tensor, counted: Tensor) -> Segmen
     truth = (labels == classes) & counted
     axes = tuple(range(2, logits.ndim))
     # Sums of products, not gathered values: adding those up per class would depend on the order of a GPU's threads.
-    cross_entropy = -(log_probability * truth).sum() / counted.sum().clamp(min=1)
+    total = (counted.sum() if number is None else number).float()
+    cross_entropy = -(log_probability * truth).sum() / torch.where(total > 0, total, torch.ones_like(total))
     shared, predicted, present = (probability * truth).sum(axes), (probability * counted).sum(axes), truth.sum(axes)
     dice = (2 * shared + SMOOTH) / (predicted + present + SMOOTH)
     return SegmentationLoss(cross_entropy, dice.mean())

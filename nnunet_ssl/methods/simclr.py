@@ -88,6 +88,8 @@ class SimCLR(Method):
 
     name = "simclr"
     Config = SimCLRConfig
+    crop_setting = "simclr.crop_size"
+    images_needed = 2
     citation = (
         "Chen T., Kornblith S., Norouzi M., Hinton G. (2020). A Simple Framework for Contrastive Learning of Visual "
         "Representations. ICML. | Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."
@@ -95,7 +97,7 @@ class SimCLR(Method):
 
     def __init__(self, backbone: Backbone, config: SimCLRConfig) -> None:
         super().__init__(backbone, config)
-        check_bottleneck(backbone, "crop_size")
+        check_bottleneck(backbone)
         train_encoder_only(backbone)
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
@@ -109,7 +111,7 @@ class SimCLR(Method):
         fitting = RECIPE_CROP if large else tuple(crop_within(s, 0.5, 0.75) for s in region)
         crop = config.crop_size or fitting
         check_crop(crop, region)
-        return Views(region_size=region, network_size=crop, rotate_and_scale=False, mirror=False)
+        return Views(region_size=region, network_size=crop, rotate_and_scale=0.0, mirror=False)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, excluded = batch["image"], batch["excluded"]
@@ -126,8 +128,11 @@ class SimCLR(Method):
         views = augment_crops(crops, generator, self.config.augmentation) if self.training else crops
         return {"region": image, "views": views, "usable": usable, "corners": corners}
 
-    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        embeddings = self.projector(pooled_features(self.backbone, inputs["views"]))
+    def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"embeddings": self.projector(pooled_features(self.backbone, inputs["views"]))}
+
+    def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
+        embeddings = encoded["embeddings"]
         first, second = embeddings.chunk(2)
         usable = inputs["usable"].chunk(2)
         image = torch.arange(len(inputs["region"]), device=first.device).repeat(self.config.pairs_per_image)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, masked_reconstruction
+from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
+from nnunet_ssl.settings import require
 from nnunet_ssl.views.masks import (
     STYLES,
     aligned_block,
@@ -44,11 +45,13 @@ class SimMIMConfig:
     loss: str = "l2"  # "l2" or "l1"; OpenMind, the SimMIM paper takes l1
     loss_on: str = "hidden"  # "hidden" or "everywhere"; OpenMind and the paper
     normalise_target: bool = False  # standardise the target within each mask block; neither OpenMind nor the paper
+    augmentation: float = 1.0  # factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
 
     def __post_init__(self) -> None:
         check_ratio(self.mask_ratio)
         check_block(self.mask_block)
         check_reconstruction(self)
+        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
         if self.mask_style not in STYLES:
             raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
 
@@ -85,13 +88,16 @@ class SimMIM(Method):
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
-        return Views(region_size=size, network_size=size)
+        return Views(region_size=size, network_size=size, rotate_and_scale=config.augmentation)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, config = batch["image"], self.config
         ratio = draw_ratio(config.mask_ratio, generator)
         hidden = random_block_mask(len(image), image.shape[2:], self.mask_block, ratio, generator, config.mask_style)
         return {"image": image, "excluded": batch["excluded"], "hidden": hidden}
+
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         image, hidden = inputs["image"], inputs["hidden"]
@@ -107,5 +113,12 @@ class SimMIM(Method):
             masked = torch.where(hidden, self.mask_token.to(image.dtype), image)
             prediction = self.backbone(masked)
         return masked_reconstruction(
-            prediction, image, masked.detach(), hidden, inputs["excluded"], self.config, self.mask_block
+            prediction,
+            image,
+            masked.detach(),
+            hidden,
+            inputs["excluded"],
+            self.config,
+            self.mask_block,
+            inputs.get("counted"),
         )

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.backbones.sparse import HiddenPositions, check_sparse, sparse_encoding, visible_instance_norm
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, masked_reconstruction
+from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
+from nnunet_ssl.settings import require
 from nnunet_ssl.views.masks import (
     STYLES,
     aligned_block,
@@ -50,11 +51,13 @@ class Spark3DConfig:
     loss: str = "l2"  # "l2" or "l1"; the paper
     loss_on: str = "hidden"  # "hidden" or "everywhere"; the paper
     normalise_target: bool = False  # standardise the target within each block; SparK does, the 3D paper does not
+    augmentation: float = 1.0  # factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
 
     def __post_init__(self) -> None:
         check_ratio(self.mask_ratio)
         check_block(self.mask_block)
         check_reconstruction(self)
+        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
         if self.mask_style not in STYLES:
             raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
         if self.densify_kernel not in (0, 1, 3, 5, 7):
@@ -119,7 +122,7 @@ class Spark3D(Method):
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
-        return Views(region_size=size, network_size=size)
+        return Views(region_size=size, network_size=size, rotate_and_scale=config.augmentation)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, stride = batch["image"], self.backbone.stride
@@ -135,6 +138,9 @@ class Spark3D(Method):
             "hidden": upsample_mask(hidden_cells, stride, image.shape[2:]),
         }
 
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
+
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         image, hidden = inputs["image"], inputs["hidden"]
         masked = image.masked_fill(hidden, 0)
@@ -143,7 +149,14 @@ class Spark3D(Method):
         dense = [densify(skip, positions) for densify, skip in zip(self.densify, skips, strict=True)]
         prediction = self.backbone.decode(dense)
         return masked_reconstruction(
-            prediction, image, masked, hidden, inputs["excluded"], self.config, self.mask_block
+            prediction,
+            image,
+            masked,
+            hidden,
+            inputs["excluded"],
+            self.config,
+            self.mask_block,
+            inputs.get("counted"),
         )
 
     @torch.compiler.disable  # not every torch notices in compiled code that hooks come and go: it would encode densely

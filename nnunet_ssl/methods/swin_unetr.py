@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.backbones import Backbone, BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import check_images, global_mean
@@ -70,9 +70,10 @@ class ReconstructionHead(nn.Module):
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         if backbone.patch_size == backbone.stride:
-            raise ValueError(
+            enough = tuple(2 * s for s in backbone.stride)
+            raise BackboneError(
                 f"A patch of {backbone.patch_size} voxels is a single feature at the network's stride, too few to paint "
-                f"an image from. Use at least {tuple(2 * s for s in backbone.stride)}."
+                f"an image from. Use at least {enough}: {backbone.how_to_set(enough)}"
             )
         self.size = backbone.patch_size
         steps = max(ceil(log2(max(backbone.stride))), 0)
@@ -123,8 +124,9 @@ class SwinUNETR(Method):
 
     def __init__(self, backbone: Backbone, config: SwinUNETRConfig) -> None:
         super().__init__(backbone, config)
-        check_bottleneck(backbone, "the patch size")
+        check_bottleneck(backbone)
         train_encoder_only(backbone)
+        self.images_needed = 2 if config.contrast_weight else 1
         width = backbone.feature_channels[-1]
         if config.rotation_weight:
             self.rotation_head = nn.Linear(width, 4)
@@ -136,7 +138,7 @@ class SwinUNETR(Method):
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
-        return Views(region_size=size, network_size=size, rotate_and_scale=False, mirror=False)
+        return Views(region_size=size, network_size=size, rotate_and_scale=0.0, mirror=False)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, config = batch["image"], self.config
@@ -165,10 +167,16 @@ class SwinUNETR(Method):
             "excluded": turn(torch.cat([batch["excluded"]] * 2), turns),
         }
 
-    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        config, turned, excluded = self.config, inputs["turned"], inputs["excluded"]
+    def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         bottleneck = self.backbone.features(inputs["cut"])[-1]
-        pooled = bottleneck.flatten(2).mean(dim=2)
+        encoded = {"pooled": bottleneck.flatten(2).mean(dim=2)}
+        if self.config.inpainting_weight:
+            encoded["painted"] = self.reconstruction_head(bottleneck)
+        return encoded
+
+    def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
+        config, turned, excluded = self.config, inputs["turned"], inputs["excluded"]
+        pooled = encoded["pooled"]
         number = len(turned) // 2
         loss = turned.new_zeros(())
         terms: dict[str, Tensor] = {}
@@ -189,7 +197,7 @@ class SwinUNETR(Method):
             loss = loss + config.contrast_weight * contrast.loss
             terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings)}
         if config.inpainting_weight:
-            painted = self.reconstruction_head(bottleneck)
+            painted = encoded["painted"]
             counts = (~excluded).float().expand_as(turned)
             inpainting = global_mean((painted.float() - turned).abs(), counts, together=self.training)
             loss = loss + config.inpainting_weight * inpainting

@@ -17,6 +17,7 @@ from torch import Tensor
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.projector import (
     Projector,
     check_bottleneck,
@@ -40,6 +41,7 @@ from nnunet_ssl.views.masks import upsample_mask
 from nnunet_ssl.views.spec import Views
 
 RECIPE_GRID, RECIPE_CROP = (4, 4, 1), (64, 64, 64)  # OpenMind, from patches of 160^3
+RECIPE_BATCH, ENOUGH = 8, 2  # images over all processes
 LARGE = 128  # voxels; from this edge on a 3D patch is large enough for the recipe's region of 256x256x64
 
 
@@ -88,6 +90,7 @@ class VoCo(Method):
 
     name = "voco"
     Config = VoCoConfig
+    crop_setting = "voco.crop_size"
     citation = (
         "Wu L., Zhuang J., Chen H. (2024). VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework for 3D "
         "Medical Image Analysis. CVPR. | Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised "
@@ -96,7 +99,7 @@ class VoCo(Method):
 
     def __init__(self, backbone: Backbone, config: VoCoConfig) -> None:
         super().__init__(backbone, config)
-        check_bottleneck(backbone, "crop_size")
+        check_bottleneck(backbone)
         train_encoder_only(backbone)
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
@@ -117,31 +120,45 @@ class VoCo(Method):
         if max(grid) < 2:
             raise ValueError(f"A patch of {patch} holds a single crop of {crop}, nothing to tell apart. Set crop_size.")
         region = tuple(g * c for g, c in zip(grid, crop, strict=True))
-        return Views(region_size=region, network_size=crop, rotate_and_scale=False, mirror=False)
+        return Views(region_size=region, network_size=crop, rotate_and_scale=0.0, mirror=False)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, excluded = batch["image"], batch["excluded"]
+        if self.training:
+            warn_if_few(
+                "VoCo",
+                len(image),
+                ENOUGH,
+                RECIPE_BATCH,
+                together=True,
+                task="comparing the crops of each image",
+                purpose="for steady gradients",
+            )
         region, crop = image.shape[2:], self.backbone.patch_size
         starts = [torch.arange(0, r, c, device=image.device) for r, c in zip(region, crop, strict=True)]
         grid = torch.cartesian_prod(*starts).view(-1, len(crop))  # [K, D] in C order
         targets = random_corners(len(image), self.config.target_crops, region, crop, generator)
         corners = torch.cat([grid.expand(len(image), -1, -1), targets], dim=1)  # [B, K + T, D]
-        crops = cut_crops(image, corners, crop).flatten(0, 1)
+        crops = cut_crops(image, corners, crop)
+        if self.training:
+            crops = augment_crops(crops.flatten(0, 1), generator, self.config.augmentation).view_as(crops)
         usable = mostly_usable(cut_crops(excluded, corners, crop).flatten(0, 1))
         return {
             "region": image,
-            "crops": augment_crops(crops, generator, self.config.augmentation) if self.training else crops,
+            "crops": crops,  # [B, K + T, C, *crop]
             "usable": usable.view(len(image), -1),
             "overlap": shared_fractions(targets, grid, crop),
             "target_corners": targets,
         }
 
-    def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        config, overlap = self.config, inputs["overlap"]
-        bases = overlap.shape[2]
-        embeddings = self.projector(pooled_features(self.backbone, inputs["crops"]))
-        per_image = embeddings.view(len(overlap), -1, embeddings.shape[1])
-        usable = inputs["usable"]
+    def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        crops = inputs["crops"]
+        embeddings = self.projector(pooled_features(self.backbone, crops.flatten(0, 1)))
+        return {"embeddings": embeddings.unflatten(0, crops.shape[:2])}
+
+    def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
+        config, overlap, usable = self.config, inputs["overlap"], inputs["usable"]
+        bases, per_image = overlap.shape[2], encoded["embeddings"]
         parts = voco_loss(
             per_image[:, :bases],
             per_image[:, bases:],
@@ -164,7 +181,7 @@ class VoCo(Method):
             "negative_similarity": (similarity * apart).sum() / apart.sum().clamp(min=1),
             "explained_variance": 1
             - (overlap - similarity).square().mean() / overlap.var(correction=0).clamp(min=1e-8),
-            **health(embeddings),
+            **health(per_image.flatten(0, 1)),
         }
         return MethodOutput(loss, terms, self._preview(inputs, similarity))
 

@@ -21,6 +21,8 @@ from nnunet_ssl.views.fusion import fuse, random_levels
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.spec import Views
 
+LOW_RESOLUTION = 0.25  # share of images whose resolution is lowered; nnssl's other methods take 0.1
+
 
 @dataclass(frozen=True)
 class VolumeFusionConfig:
@@ -70,8 +72,7 @@ class VolumeFusion(Method):
 
     Differs from nnssl: (1) patches come from anywhere in the images, not from their centres; (2) anonymised voxels do
     not count; (3) along axes below 64 voxels, where 8 voxels are more than an eighth, boxes may be narrower than that
-    (MIS-FM's smallest axis has 64); (4) the intensity changes are those of nnssl's contrastive methods, which lower the
-    resolution of 10 % of the images in place of 25 %.
+    (MIS-FM's smallest axis has 64).
     """
 
     name = "volume_fusion"
@@ -89,12 +90,14 @@ class VolumeFusion(Method):
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
         size = tuple(int(s) for s in patch_size)
-        return Views(region_size=size, network_size=size, regions=2, rotate_and_scale=False)
+        return Views(region_size=size, network_size=size, regions=2, rotate_and_scale=0.0)
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         config, image = self.config, batch["image"]
         if self.training:
-            image = augment_intensity(image.flatten(0, 1), generator, config.augmentation).view_as(image)
+            image = augment_intensity(
+                image.flatten(0, 1), generator, config.augmentation, low_resolution=LOW_RESOLUTION
+            ).view_as(image)
         foreground, background = image.unbind(dim=1)
         level = random_levels(
             len(image), image.shape[3:], config.levels, config.boxes, config.min_box, config.max_box, generator
@@ -107,10 +110,13 @@ class VolumeFusion(Method):
             "excluded": batch["excluded"].any(dim=1),
         }
 
+    def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"counted": (~inputs["excluded"]).sum()}
+
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         level, counted = inputs["level"], ~inputs["excluded"]
         logits = self.backbone(inputs["fused"])
-        cross_entropy, dice = segmentation_loss(logits, level, counted)
+        cross_entropy, dice = segmentation_loss(logits, level, counted, inputs.get("counted"))
         loss = self.config.ce_weight * cross_entropy - self.config.dice_weight * dice
         with torch.no_grad():
             right, majority = accuracy(logits, level, counted)

@@ -17,5 +17,6 @@ class Views:
     region_size: tuple[int, ...]
     network_size: tuple[int, ...]
     regions: int = 1
-    rotate_and_scale: bool = True  # +-30 degrees (+-180 in plane for thin patches) and 0.7-1.4, each with p = 0.2
+    # Factor on nnU-Net's probabilities, 0: never. +-30 degrees (+-180 in plane for thin patches) and 0.7-1.4, p = 0.2 each.
+    rotate_and_scale: float = 1.0
     mirror: bool = True  # every axis with p = 0.5

@@ -6,7 +6,9 @@ import itertools
 
 import pytest
 import torch
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
+from nnunet_ssl.trainers.loading import augmentation
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 
@@ -89,6 +91,12 @@ def test_other_settings_cannot_continue_a_run(make_trainer, plans_for):
     other = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 2, "mae": {"mask_ratio": 0.5}}))
     with pytest.raises(SettingsError, match=r"mask_ratio: 0.75 then, 0.5 now"):
         other.load_checkpoint(first.output_folder + "/checkpoint_final.pth")
+    # A longer run in other parts is the same run, and so is one from before there were parts.
+    checkpoint = torch.load(first.output_folder + "/checkpoint_final.pth", weights_only=True)
+    del checkpoint["ssl"]["settings"]["accumulate"]
+    longer = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 2, "warmup_epochs": 0, "accumulate": 2}))
+    longer.load_checkpoint(checkpoint)
+    assert longer.current_epoch == 1
 
 
 def test_cuda_without_a_gpu_says_what_to_type(make_trainer, plans_for, preprocessed_dataset):
@@ -97,3 +105,19 @@ def test_cuda_without_a_gpu_says_what_to_type(make_trainer, plans_for, preproces
     plans = {**plans_for("unet"), "continue_training": False}
     with pytest.raises(RuntimeError, match="-device cpu"):
         SSLMAETrainer(plans, "3d_fullres", "all", {}, torch.device("cuda"))
+
+
+def test_strength_of_rotation_and_scaling(make_trainer, plans_for):
+    found = {}
+    for factor in (0.0, 1.0, 3.0, 9.0):
+        transforms, size = augmentation(
+            make_trainer(SSLMAETrainer, plans_for("unet", {"mae": {"augmentation": factor}}))
+        )
+        spatial = [t for t in transforms if isinstance(t, SpatialTransform)]
+        found[factor] = [(t.p_rotation, t.p_scaling) for t in spatial], max(size) > 24
+    assert found == {
+        0.0: ([], False),
+        1.0: ([(0.2, 0.2)], True),
+        3.0: ([(pytest.approx(0.6), pytest.approx(0.6))], True),
+        9.0: ([(1.0, 1.0)], True),
+    }

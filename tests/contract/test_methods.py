@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.checkpoints.export import export_nnssl
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
@@ -123,6 +127,23 @@ class TestMethod:
         straight = uninterrupted(method, backbone, 2)
         assert_same(weights(straight), weights(resumed))
         assert losses(straight) == losses(resumed)
+
+    def test_exported_it_loads_into_the_stock_trainer(
+        self, method, backbone, uninterrupted, make_trainer, plans_for, tmp_path
+    ):
+        """nnU-Net's own trainer (U-Nets) or a network of the plans (Primus) takes the file we give away, as it is."""
+        checkpoint = read_checkpoint(Path(uninterrupted(method, backbone, 2).output_folder) / "checkpoint_final.pth")
+        export_nnssl(checkpoint, tmp_path / "exported")
+        file = tmp_path / "exported" / "checkpoint_final.pth"
+        saved = read_checkpoint(file)["network_weights"]
+        assert_same(checkpoint["network_weights"], saved)
+        trainer = make_trainer(nnUNetTrainer if backbone == "unet" else SSLFinetuneTrainer, plans_for(backbone), 0)
+        trainer.initialize()
+        load_pretrained_weights(trainer.network, str(file))
+        loaded = trainer.network.state_dict()
+        encoder = [k for k in loaded if k.startswith(("encoder.", "eva.blocks.", "down_projection."))]
+        assert encoder
+        assert_same({k: saved[k] for k in encoder}, {k: loaded[k] for k in encoder})
 
     def test_finetunes_and_predicts(self, method, backbone, uninterrupted, make_trainer, plans_for):
         """One epoch of fine-tuning from the checkpoint, then a prediction from the model folder alone."""

@@ -16,7 +16,9 @@ from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 @pytest.mark.slow
 def test_two_processes_train_resume_and_write_once(preprocessed_dataset, plans_for, dataset_json):
     for epochs in (1, 2):
-        plans = plans_for("unet", {"num_epochs": epochs, "warmup_epochs": 0, "batch_size": 4})
+        # The second epoch goes through the networks in two parts.
+        ssl = {"num_epochs": epochs, "warmup_epochs": 0, "batch_size": 4, "accumulate": epochs}
+        plans = plans_for("unet", ssl)
         launch(Run(plans, "3d_fullres", "all", deepcopy(dataset_json), "mae", "cpu"), num_processes=2)
     folder = Path(output_folder("mae", plans, "3d_fullres", "all"))
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)

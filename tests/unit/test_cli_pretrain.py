@@ -26,6 +26,7 @@ def nnunet_environment(nnunet_folders, monkeypatch):
         (["906", "--set", "mask_size"], "--set wants KEY=VALUE"),
         (["906", "--mask-ratio", "1.5"], "mask_ratio"),
         (["906", "--epochs", "0"], "num_epochs must be a whole number >= 1"),
+        (["906", "-pretrained_weights", "ResEncL-OpenMind-MEA"], "Did you mean ResEncL-OpenMind-MAE"),
         (["906", "-f", "x"], '"all" or the number of a fold'),
         (["906", "--backbone", "resenc_tiny", "--patch-size", "17"], "--patch-size 24 24 24"),
     ],

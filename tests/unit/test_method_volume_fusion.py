@@ -10,6 +10,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
 from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.methods import volume_fusion
 from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
 from nnunet_ssl.trainers.pretraining import SSLVolumeFusionTrainer
@@ -132,6 +133,18 @@ def test_training_changes_intensities_before_mixing_and_leaves_the_batch_alone()
     torch.testing.assert_close(inputs["fused"], alpha * inputs["foreground"] + (1 - alpha) * inputs["background"])
     method.config = VolumeFusionConfig(augmentation=0.0)
     assert torch.equal(prepared(method, batch)["foreground"], original[:, 0])
+
+
+def test_resolution_is_lowered_as_often_as_in_the_recipe(monkeypatch):
+    asked = []
+
+    def record(x, generator, strength, low_resolution):
+        asked.append((strength, low_resolution))
+        return x
+
+    monkeypatch.setattr(volume_fusion, "augment_intensity", record)
+    prepared(make(unet(), augmentation=0.5), batch_of())
+    assert asked == [(0.5, 0.25)]
 
 
 @pytest.mark.parametrize("build", [unet, primus])

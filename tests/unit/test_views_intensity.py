@@ -127,7 +127,8 @@ def test_the_chain_equals_batchgenerators_in_distribution():
     assert np.allclose(their_std, our_std, rtol=0.1)
 
 
-def test_every_change_has_its_probability_and_its_range(monkeypatch):
+@pytest.mark.parametrize("low_resolution", [0.1, 0.25])
+def test_every_change_has_its_probability_and_its_range(monkeypatch, low_resolution):
     number, calls = 20_000, {}
 
     def record(name):
@@ -139,11 +140,13 @@ def test_every_change_has_its_probability_and_its_range(monkeypatch):
 
     for name in ("blur", "change_contrast", "lower_resolution", "change_gamma"):
         record(name)
-    out = augment_intensity(torch.ones(number, 1, 2, 2), torch.Generator().manual_seed(0))
+    out = augment_intensity(
+        torch.ones(number, 1, 2, 2), torch.Generator().manual_seed(0), low_resolution=low_resolution
+    )
     expected = {
         "blur": (0.1, 0.5, 0.75, 1.0),  # share of channels, least, median and most of the parameter
         "change_contrast": (0.15, 0.75, 1.0, 1.25),
-        "lower_resolution": (0.05, 0.5, 0.75, 1.0),
+        "lower_resolution": (low_resolution / 2, 0.5, 0.75, 1.0),
         "change_gamma True": (0.1, 0.7, 1.0, 1.5),
         "change_gamma False": (0.3, 0.7, 1.0, 1.5),
     }

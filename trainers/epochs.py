@@ -1,0 +1,97 @@
+"""What becomes of the results of an epoch's iterations: means, log lines, pictures; and how a broken epoch is continued."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from os.path import join
+from time import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed as dist
+
+from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.trainers.progress import duration
+
+if TYPE_CHECKING:
+    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+
+def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
+    """Mean of every named scalar over iterations and processes; waits for the device once."""
+    names = list(results[0])
+    table = torch.stack([torch.stack([torch.as_tensor(r[n], device=device).float() for n in names]) for r in results])
+    means = table.mean(dim=0)
+    if dist.is_initialized():
+        dist.all_reduce(means)
+        means /= dist.get_world_size()
+    return dict(zip(names, means.tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Stands for an iteration that an interrupted epoch has behind it already."""
+
+    result: dict[str, float]
+
+
+def replay(results: Sequence[dict[str, float]], batches: Iterator[Any]) -> Iterator[Any]:
+    """First the results of the finished iterations, then real batches: nnU-Net's loop needs no other start."""
+    return chain([Replay(r) for r in results], batches)
+
+
+def log_results(trainer: SSLTrainer, results: Sequence[Mapping[str, Any]], kind: str) -> None:
+    """Log the means of an epoch's iterations; kind: "train" or "val". Raises RuntimeError when a training loss is lost."""
+    means = mean_over_processes(results, trainer.device)
+    if kind == "train" and not math.isfinite(means["loss"]):
+        raise RuntimeError(
+            f"The training loss of epoch {trainer.current_epoch} is {means['loss']}. The last checkpoint is from before. "
+            f'Lower the learning rate ("initial_lr" in the plans\' ssl block, now {trainer.initial_lr}) and continue.'
+        )
+    trainer.logger.log(f"{kind}_losses", means.pop("loss"), trainer.current_epoch)
+    for name, value in means.items():
+        trainer.logger.log(f"{kind}_{name}", value, trainer.current_epoch)
+
+
+def finish_epoch(trainer: SSLTrainer) -> None:
+    """Write the epoch's log lines, its checkpoints and its pictures."""
+    trainer.logger.log("epoch_end_timestamps", time(), trainer.current_epoch)
+    log = {k: v[-1] for k, v in trainer.logger.local_logger.my_fantastic_logging.items() if v}
+    seconds = log["epoch_end_timestamps"] - log["epoch_start_timestamps"]
+    terms = ", ".join(f"{k} {v:.4f}" for k, v in log.items() if k.startswith(("train_", "val_")) and "losses" not in k)
+    left = duration(seconds * (trainer.num_epochs - trainer.current_epoch - 1))
+    trainer.print_to_log_file("train_loss", round(log["train_losses"], 4))
+    trainer.print_to_log_file("val_loss", round(log["val_losses"], 4))
+    trainer.print_to_log_file(f"Terms: {terms}")
+    trainer.print_to_log_file(f"Epoch time: {seconds:.2f} s, about {left} left")
+    last = trainer.current_epoch == trainer.num_epochs - 1
+    if (trainer.current_epoch + 1) % trainer.save_every == 0 and not last:
+        save_unless_disk_is_full(trainer, "checkpoint_latest.pth")
+    if trainer._best_ema is None or log["val_losses"] < trainer._best_ema:
+        trainer._best_ema = log["val_losses"]
+        save_unless_disk_is_full(trainer, "checkpoint_best.pth")
+    if trainer.local_rank == 0:
+        draw_epoch(trainer, last)
+
+
+def save_unless_disk_is_full(trainer: SSLTrainer, name: str) -> None:
+    """Save on the way; a full disk costs this checkpoint, not the run."""
+    try:
+        trainer.save_checkpoint(join(trainer.output_folder, name))
+    except (OSError, CheckpointError) as error:
+        trainer.print_to_log_file(f"WARNING: {name} was not saved, the training goes on without it: {error}")
+
+
+def draw_epoch(trainer: SSLTrainer, last: bool) -> None:
+    """The curves after every epoch, the preview after about twenty of a run and after the last."""
+    trainer.logger.plot_progress_png(trainer.output_folder)
+    if last or trainer.current_epoch % max(1, trainer.num_epochs // 20) == 0:
+        os.makedirs(join(trainer.output_folder, "previews"), exist_ok=True)
+        epoch = trainer.current_epoch + 1
+        file = join(trainer.output_folder, "previews", f"epoch_{epoch:04d}.png")
+        draw_preview(trainer.preview, file, f"{trainer.method_name}, validation, epoch {epoch}")
