@@ -12,6 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 
 
@@ -25,17 +26,6 @@ def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
     if not names:
         raise CorpusError("No dataset is named. Example: nnUNetv2_pretrain 4")
     return names
-
-
-def require_folder(variable: str) -> str:
-    """The value of one of nnU-Net's environment variables; raises CorpusError saying what to export."""
-    value = os.environ.get(variable)
-    if not value:
-        raise CorpusError(
-            f"The environment variable {variable} is not set; nnU-Net keeps its data there. Type e.g.\n"
-            f"  export {variable}=/path/to/{variable}"
-        )
-    return value
 
 
 def dataset_id(name: str) -> int:

@@ -106,7 +106,7 @@ def _plan_one(
         load_plans(name, plans_name)
         print(f"{name}: using the plans {plans_name} that are there.")
         return
-    _fingerprint(name, num_processes)
+    ensure_fingerprint(name, num_processes)
     planner(name, plans_name=plans_name, spacing_style=style, patch_size=patch_size).plan_experiment()
 
 
@@ -127,7 +127,7 @@ def _plan_several(
     if from_existing:
         load_configuration(load_plans(names[0], base), configuration)
     for name in names:
-        _fingerprint(name, num_processes)
+        ensure_fingerprint(name, num_processes)
     if planner is None:
         copy_jointly(names, base, configuration, plans_name)
         print(f"{', '.join(names)}: joint plans {plans_name}, made from {base} of {names[0]}.")
@@ -136,7 +136,8 @@ def _plan_several(
         print(f"{', '.join(names)}: joint plans {plans_name}.")
 
 
-def _fingerprint(name: str, num_processes: int) -> None:
+def ensure_fingerprint(name: str, num_processes: int) -> None:
+    """Extract the fingerprint of a dataset unless it is there; raises CorpusError without raw images."""
     if isfile(join(nnUNet_preprocessed, name, "dataset_fingerprint.json")):
         print(f"{name}: using the fingerprint that is there.")
         return

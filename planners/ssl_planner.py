@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import makedirs
 from os.path import isfile, join
 from typing import Any
@@ -150,7 +150,17 @@ class SSLPlanner(ExperimentPlanner):
         forward, backward = self.determine_transpose()
         spacing = self.determine_fullres_target_spacing()
         configuration = self.plan_configuration(spacing[forward], self.resampled_shapes(spacing)[:, forward])
-        self.plans = {
+        self.plans = self.assemble(forward, backward, {CONFIGURATION: configuration})
+        makedirs(self.folder, exist_ok=True)
+        write_json(self.dataset_json, join(self.folder, "dataset.json"))
+        self.save_plans(self.plans)
+        return self.plans
+
+    def assemble(
+        self, forward: Sequence[int], backward: Sequence[int], configurations: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Plans of this dataset around `configurations`."""
+        return {
             "dataset_name": self.dataset_name,
             "plans_name": self.plans_identifier,
             "original_median_spacing_after_transp": self._median("spacings")[forward].tolist(),
@@ -161,17 +171,13 @@ class SSLPlanner(ExperimentPlanner):
             "image_reader_writer": self.determine_reader_writer().__name__,
             "transpose_forward": [int(i) for i in forward],
             "transpose_backward": [int(i) for i in backward],
-            "configurations": {CONFIGURATION: configuration},
+            "configurations": dict(configurations),
             "experiment_planner_used": type(self).__name__,
             "label_manager": "LabelManager",
             "foreground_intensity_properties_per_channel": self.dataset_fingerprint[
                 "foreground_intensity_properties_per_channel"
             ],
         }
-        makedirs(self.folder, exist_ok=True)
-        write_json(self.dataset_json, join(self.folder, "dataset.json"))
-        self.save_plans(self.plans)
-        return self.plans
 
     def plan_configuration(self, spacing: np.ndarray, shapes: np.ndarray) -> dict[str, Any]:
         """3d_fullres for images of `shapes` [N, 3] at `spacing` [mm], both transposed."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,3 +108,37 @@ def tiny_dataset() -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture
+def hub_server() -> Iterator[Any]:
+    """A stand-in for the Hugging Face Hub (tests/hub_server.py), for fresh processes with HF_ENDPOINT=its endpoint."""
+    spec = importlib.util.spec_from_file_location("hub_server", CHECKOUT / "tests" / "hub_server.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    server = module.HubServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def hub(hub_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The stand-in, with this process's huggingface_hub turned to it: own cache, nobody logged in, no retries of hours."""
+    from huggingface_hub import constants
+
+    endpoint = hub_server.endpoint
+    for name, value in {
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(tmp_path / "hub_cache"),
+        "HF_TOKEN_PATH": str(tmp_path / "no_token"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return hub_server

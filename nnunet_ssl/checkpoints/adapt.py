@@ -26,6 +26,7 @@ def adapt_checkpoint(
     transfer: str | None = None,
     channels: str = "repeat",
     target_patch_size: Sequence[int] | None = None,
+    target_channel_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Tensor], TransferReport]:
     """`adapt` for a whole checkpoint as `read_checkpoint` returns it; `transfer` None means its method's default."""
     weights, info = prepare_source(checkpoint, num_heads=_num_heads(target))
@@ -36,6 +37,7 @@ def adapt_checkpoint(
         channels=channels,
         source_patch_size=info["patch_size"],
         target_patch_size=target_patch_size,
+        target_channel_names=target_channel_names,
         source_info=info,
     )
 
@@ -48,15 +50,18 @@ def adapt(
     channels: str = "repeat",
     source_patch_size: Sequence[int] | None = None,
     target_patch_size: Sequence[int] | None = None,
+    target_channel_names: Sequence[str] | None = None,
     source_info: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], TransferReport]:
     """State dict for `target` (complete, loads strictly, aliases equal) with what fits from `source`, and the report.
 
     `transfer`: "encoder" (with stem and position embedding) or "encoder+decoder" (also what of the decoder has equal
     shapes). Segmentation layers are never transferred. `channels`: see `fit_channels`; "random" leaves the whole stem
-    fresh when the number of input channels differs. Patch sizes in voxels are needed where the position embeddings
-    differ in length. `target` itself is not changed. Raises ValueError for unknown options, CheckpointError for a
-    network without an encoder, an unknown token grid, and weights that are not finite.
+    fresh when the number of input channels differs, "by_name" gives every channel in `target_channel_names` the weights
+    of the source's channel of that name (source_info["channel_names"]; see `mixing_by_name`). Patch sizes in voxels are
+    needed where the position embeddings differ in length. `target` itself is not changed. Raises ValueError for unknown
+    options, CheckpointError for a network without an encoder, an unknown token grid, unnamed channels where names are
+    needed, and weights that are not finite or no floating point numbers.
     """
     if transfer not in TRANSFERS:
         raise ValueError(f"transfer is one of {', '.join(TRANSFERS)}, found {transfer!r}.")
@@ -74,8 +79,9 @@ def adapt(
     )
     for note in info.get("notes", ()):
         report.add_note(note)
+    patch_sizes = source_patch_size or info.get("patch_size"), target_patch_size
     fit = Fit(
-        layout, weights, transfer, channels, source_patch_size or info.get("patch_size"), target_patch_size, report
+        layout, weights, transfer, channels, *patch_sizes, (info.get("channel_names"), target_channel_names), report
     )
     state: dict[str, Tensor] = {}
     used: set[str] = set()

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import pickle
 import pickletools
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 ZIP_MAGIC = b"PK\x03\x04"
+SEARCHED = 1 << 26  # bytes at the beginning of an old file in which a forbidden name is looked for
 PICKLE_MAGIC = b"\x80"
+EXPECTED = (
+    "Expected dense tensors and plain Python types only. If you trust where it comes from, extract the weights where "
+    'they were made: torch.save({"network_weights": model.state_dict()}, "weights.pth").'
+)
 
 
 def checkpoints_near(path: Path) -> str:
@@ -32,23 +37,33 @@ def checkpoints_near(path: Path) -> str:
     return f"Checkpoints in {folder}: {', '.join(near[:8])}{more}."
 
 
-def why_unreadable(path: Path, start: bytes, whole_zip: bool, error: Exception) -> str:
-    """What is wrong with a file that begins with `start` and that torch's safe loader refused with `error`."""
-    forbidden = _forbidden_name(path, str(error)) if isinstance(error, pickle.UnpicklingError) else None
+def why_not_opened(path: Path, reason: str, forbidden: str | None = None) -> str:
+    """Why a file was refused before or after torch opened it: for the name it would import, or for `reason`."""
+    forbidden = forbidden or _forbidden_name(path, "")
+    if forbidden is None:
+        return f"{path} {reason}. It was refused, and nothing of it was run. {EXPECTED}"
+    if forbidden.startswith("torch."):
+        return f"{path} holds {forbidden}, which is no plain tensor, so it was refused and nothing of it was run. {EXPECTED}"
+    return f"{path} holds {forbidden}, which could run code on loading, so it was refused and nothing of it was run. {EXPECTED}"
+
+
+def why_unreadable(path: Path, error: Exception) -> str:
+    """What is wrong with a file that cannot be followed, or that torch's safe loader refused with `error`."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    whole_zip = zipfile.is_zipfile(path)
+    forbidden = _forbidden_name(path, str(error))
     if forbidden is not None:
-        return (
-            f"{path} holds {forbidden}, which could run code on loading, so it was refused and nothing of it was run. "
-            "Expected tensors and plain Python types only. If you trust where it comes from, extract the weights where "
-            'they were made: torch.save({"network_weights": model.state_dict()}, "weights.pth").'
-        )
+        return why_not_opened(path, "", forbidden)
     if start.startswith(ZIP_MAGIC) and not whole_zip:
         return f"{path} is truncated: its writing or copying was interrupted. {checkpoints_near(path)}"
     if start.startswith(ZIP_MAGIC):
-        with zipfile.ZipFile(path) as archive:
-            is_torch = any(name.endswith("data.pkl") for name in archive.namelist())
+        is_torch = any(name.endswith("data.pkl") for name in _members(path))
         if is_torch:
             return f"{path} is damaged: {_first_line(error)}. Copy or download it again. {checkpoints_near(path)}"
         return f"{path} is a zip archive but no PyTorch checkpoint. Unpack it and name the .pth file in it."
+    if path.suffix == ".safetensors":
+        return f"{path} is damaged or no safetensors file: it has no header. Copy or download it again. {checkpoints_near(path)}"
     if start.startswith(PICKLE_MAGIC):
         return (
             f"{path} is damaged, truncated or a pickle that is no PyTorch checkpoint: {_first_line(error)}. "
@@ -58,6 +73,14 @@ def why_unreadable(path: Path, start: bytes, whole_zip: bool, error: Exception) 
         f"{path} is not a checkpoint: it begins with {start!r}. Expected a file written by torch.save, or a "
         f".safetensors file. {checkpoints_near(path)}"
     )
+
+
+def _members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, EOFError, NotImplementedError, RuntimeError):
+        return []
 
 
 def _forbidden_name(path: Path, message: str) -> str | None:
@@ -70,7 +93,10 @@ def _forbidden_name(path: Path, message: str) -> str | None:
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
                 return next(_foreign_globals(archive.read(name)), None)
-        return next(_foreign_globals(path.read_bytes()), None)
+        with path.open("rb") as file:
+            return next(_foreign_globals(file.read(SEARCHED)), None)
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, MemoryError):
+        return None  # a damaged archive
     except (ValueError, StopIteration):  # cut in the middle of a pickle, or none at all
         return None
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.checkpoints.channels import fit_channels
+from nnunet_ssl.checkpoints.channels import fit_channels, mix_channels, mixing_by_name
+from nnunet_ssl.checkpoints.content import WEIGHT_TYPES
 from nnunet_ssl.checkpoints.kernels import fit_kernel
 from nnunet_ssl.checkpoints.layout import Entry, Layout
 from nnunet_ssl.checkpoints.position_embedding import (
@@ -35,6 +36,7 @@ class Fit:
         channels: str,
         source_patch_size: Sequence[int] | None,
         target_patch_size: Sequence[int] | None,
+        channel_names: tuple[Sequence[str] | None, Sequence[str] | None],
         report: TransferReport,
     ) -> None:
         self.layout, self.weights, self.report = layout, weights, report
@@ -42,16 +44,26 @@ class Fit:
         self.source_patch_size, self.target_patch_size = source_patch_size, target_patch_size
         state = layout.network.state_dict()
         self.image_channels = next((state[n].shape[1] for n in layout.input_projections if n in state), 0)
-        self.source_channels = next(
-            (weights[n].shape[1] for n in layout.input_projections if n in weights), self.image_channels
-        )
+        stem = next((weights[n] for n in layout.input_projections if n in weights), None)
+        self.source_channels = stem.shape[1] if stem is not None and stem.ndim > 1 else self.image_channels
+        self.mixing = self._mixing(*channel_names) if channels == "by_name" and stem is not None else None
 
     def __call__(self, entry: Entry) -> tuple[Tensor, bool]:
         """Values of the target's shape and type, and whether they were adapted; raises DoesNotFitError."""
         value = next((self.weights[name] for name in entry.names if name in self.weights), None)
         self._check_wanted(entry)
         if value is None:
+            if entry.name.endswith((".gamma_1", ".gamma_2")) and f"{entry.name[:-8]}.norm1.weight" in self.weights:
+                self.report.add_note("encoder: the checkpoint has no LayerScale, taken as 1 (what it computed)")
+                return torch.ones_like(entry.tensor), True
             raise DoesNotFitError("not in the checkpoint")
+        if not entry.tensor.is_floating_point() and value.dtype != entry.tensor.dtype:
+            raise DoesNotFitError(f"the checkpoint holds {value.dtype}, the network {entry.tensor.dtype}")
+        if entry.tensor.is_floating_point() and value.dtype not in WEIGHT_TYPES:
+            raise CheckpointError(
+                f"{entry.name} in the checkpoint holds {value.dtype}, expected floating point numbers of 16 to 64 bits. "
+                "Quantised weights cannot be fine-tuned: use the checkpoint they were made from."
+            )
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise CheckpointError(
                 f"{entry.name} in the checkpoint holds NaN or infinite values: that training had diverged. "
@@ -59,7 +71,7 @@ class Fit:
             )
         if entry.group == "position embedding":
             fitted = self._position_embedding(entry, value)
-        elif value.shape == entry.tensor.shape:
+        elif value.shape == entry.tensor.shape and not (self.mixing is not None and self._sees_image(entry, value)):
             fitted = value
         elif entry.group != "heads" and isinstance(entry.module, (nn.Conv2d, nn.Conv3d)) and value.ndim > 3:
             fitted = self._convolution(entry, entry.module, value)
@@ -77,9 +89,7 @@ class Fit:
 
     def _convolution(self, entry: Entry, conv: nn.Conv2d | nn.Conv3d, weight: Tensor) -> Tensor:
         wanted = entry.tensor
-        sees_image = (
-            entry.group == "stem" and weight.shape[1] == self.source_channels and wanted.shape[1] == self.image_channels
-        )
+        sees_image = self._sees_image(entry, weight)
         if weight.shape[0] != wanted.shape[0] or (weight.shape[1] != wanted.shape[1] and not sees_image):
             raise DoesNotFitError(_shapes_differ(weight, wanted))
         if weight.shape[2:] != wanted.shape[2:]:
@@ -90,10 +100,40 @@ class Fit:
                 raise DoesNotFitError(f"{'token size' if cuts_tokens else 'kernel'} {before} -> {after}")
             self.report.add_note(f"{entry.group}: kernels {before} -> {after} (collapsed axes summed, new ones zero)")
             weight = fitted
-        if weight.shape[1] != wanted.shape[1]:
+        if sees_image and self.mixing is not None:
+            weight = mix_channels(weight, self.mixing)
+        elif weight.shape[1] != wanted.shape[1]:
             self.report.add_note(f"stem: {weight.shape[1]} -> {wanted.shape[1]} channels by {self.channels}")
             weight = fit_channels(weight, wanted.shape[1], self.channels)
         return weight
+
+    def _sees_image(self, entry: Entry, weight: Tensor) -> bool:
+        """Whether a convolution takes the image itself; in stems of several, those inside may have as many channels."""
+        wanted = entry.tensor
+        if entry.group != "stem" or wanted.ndim < 4 or weight.ndim not in (wanted.ndim, wanted.ndim + 1):
+            return False
+        named = any(name in self.layout.input_projections for name in entry.names)
+        inside = weight.shape[0] == weight.shape[1] and wanted.shape[0] == wanted.shape[1]
+        fits = weight.shape[1] == self.source_channels and wanted.shape[1] == self.image_channels
+        return fits and (named or not inside)
+
+    def _mixing(self, source: Sequence[str] | None, target: Sequence[str] | None) -> Tensor:
+        for whose, names, channels in (
+            ("The checkpoint", source, self.source_channels),
+            ("The data set", target, self.image_channels),
+        ):
+            if names is None or len(names) != channels:
+                found = (
+                    "does not name its channels" if not names else f"names {len(names)} channels ({', '.join(names)})"
+                )
+                raise CheckpointError(
+                    f"{whose} {found}, but its network has {channels}, so channels by_name cannot work. Expected one name "
+                    'per channel, as in dataset.json. Use channels "repeat" or "mean".'
+                )
+        mixing, notes = mixing_by_name(source or (), target or ())
+        for note in notes:
+            self.report.add_note(f"stem, by name: {note}")
+        return mixing
 
     def _position_embedding(self, entry: Entry, embedding: Tensor) -> Tensor:
         wanted = entry.tensor

@@ -10,5 +10,6 @@ class TransferOptions:
     """Wishes of whoever loads pre-trained weights; their meaning is that of the arguments of `adapt`."""
 
     transfer: str = "encoder"  # or "encoder+decoder"
-    channels: str = "repeat"  # or "mean", "random"
+    channels: str = "repeat"  # or "mean", "by_name", "random"
     target_patch_size: tuple[int, ...] | None = None  # voxels
+    target_channel_names: tuple[str, ...] | None = None  # for channels "by_name": dataset.json's, in order

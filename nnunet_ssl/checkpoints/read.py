@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.diagnosis import checkpoints_near, why_unreadable
+from nnunet_ssl.checkpoints.container import check_safetensors, check_torch, is_safetensors
+from nnunet_ssl.checkpoints.content import why_refused
+from nnunet_ssl.checkpoints.diagnosis import checkpoints_near, why_not_opened, why_unreadable
+from nnunet_ssl.checkpoints.numpy_scalars import safe_numpy_scalars
+from nnunet_ssl.checkpoints.pickle_screen import DamagedError, ScreenError
 
 RESUME_NAMES = (
     "checkpoint_final.pth",
@@ -22,6 +25,7 @@ RESUME_NAMES = (
     "checkpoint_best.pth",
 )
 WEIGHT_KEYS = ("network_weights", "state_dict", "model_state_dict", "model")
+LONGEST_NAME = 500  # characters in the name of a tensor
 
 
 class CheckpointError(RuntimeError):
@@ -31,19 +35,42 @@ class CheckpointError(RuntimeError):
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Content of a checkpoint file on the CPU: nnU-Net's, nnssl's, ours, a bare state dict, or a .safetensors file.
 
-    Only tensors, plain Python types and the numpy scalars of stock nnU-Net's log are accepted; nothing else in the file
-    is ever unpickled. Raises CheckpointError for a missing, empty, truncated, foreign or forbidden file.
+    The format is told by the content, not by the name. Only tensors, plain Python types and the numpy scalars of stock
+    nnU-Net's log are accepted; nothing else in the file is ever unpickled, nothing is imported, nothing written, and
+    nothing is allocated that the file does not hold. Where the system allows it the tensors stay on the disk until they
+    are used: do not change the file meanwhile. Raises CheckpointError for a missing, empty, truncated, foreign or
+    forbidden file.
     """
     path = Path(path)
     _check_is_file(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, Mapping):
+    content = _open(path)
+    if not isinstance(content, dict):
         shape = f" of shape {tuple(content.shape)}" if isinstance(content, Tensor) else ""
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}{shape}, not a checkpoint. Expected a dictionary with the weights "
             f"of a network, as nnU-Net writes it. {checkpoints_near(path)}"
         )
-    return dict(content)
+    return dict(dict.items(content))
+
+
+def _open(path: Path) -> Any:
+    try:
+        size, safetensors = path.stat().st_size, is_safetensors(path) or path.suffix == ".safetensors"
+        if safetensors and is_safetensors(path):
+            check_safetensors(path)
+        else:
+            check_torch(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened: {error.strerror}. Check its permissions.") from error
+    except ScreenError as refusal:
+        raise CheckpointError(why_not_opened(path, str(refusal), refusal.forbidden)) from refusal
+    except DamagedError as damage:
+        raise CheckpointError(why_unreadable(path, damage)) from damage
+    content = _read_safetensors(path) if safetensors else _read_torch(path)
+    reason = why_refused(content, size)
+    if reason:
+        raise CheckpointError(why_not_opened(path, f"cannot be a checkpoint: {reason}"))
+    return content
 
 
 def read_latest(
@@ -71,6 +98,12 @@ def network_weights(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises CheckpointError when the checkpoint holds no state dict.
     """
     found = next((checkpoint[k] for k in WEIGHT_KEYS if isinstance(checkpoint.get(k), Mapping)), checkpoint)
+    too_long = next((k for k in found if isinstance(k, str) and len(k) > LONGEST_NAME), None)
+    if too_long is not None:
+        raise CheckpointError(
+            f"The checkpoint names a tensor with {len(too_long):,} characters, {too_long[:40]}... Expected the names of "
+            f"a network's parameters, of at most {LONGEST_NAME}."
+        )
     weights = {_bare_name(k): v for k, v in found.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not weights or (found is checkpoint and len(weights) < len(checkpoint)):
         raise CheckpointError(
@@ -96,12 +129,16 @@ def _check_is_file(path: Path) -> None:
         raise CheckpointError(f"{path} is empty: its writing was interrupted. {checkpoints_near(path)}")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
+    from nnunet_ssl.checkpoints.sidecar import restore
+
     try:
-        return load_file(path, device="cpu")
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+        return restore(load_file(path, device="cpu"), metadata, path)
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged or no safetensors file: {error}. Copy or download it again. {checkpoints_near(path)}"
@@ -109,39 +146,14 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened: {error.strerror}. Check its permissions.") from error
-    whole_zip = zipfile.is_zipfile(path)
     # Windows cannot replace a file that is still mapped, so the next save would fail there.
-    mmap = whole_zip and os.name == "posix"
+    mmap = zipfile.is_zipfile(path) and os.name == "posix"
     try:
-        with torch.serialization.safe_globals(_numpy_scalar_types()), warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # on pickle protocols and TorchScript: refused below in our words
+        with torch.serialization.safe_globals(safe_numpy_scalars()), warnings.catch_warnings():
+            # on pickle protocols and TorchScript: refused below in our words
+            warnings.simplefilter("ignore", UserWarning)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except MemoryError:
         raise
     except Exception as error:  # the unpickler raises almost anything on cut bytes
-        raise CheckpointError(why_unreadable(path, start, whole_zip, error)) from error
-
-
-def _numpy_scalar_types() -> list[Any]:
-    """The numpy names a pickled np.float64 (in stock nnU-Net's log) refers to, under numpy 1 and numpy 2."""
-    scalar = np.float64(0).__reduce__()[0]
-
-    def renamed(module: str) -> Callable[..., Any]:
-        def build(*args: Any) -> Any:
-            return scalar(*args)
-
-        build.__module__, build.__name__, build.__qualname__ = module, "scalar", "scalar"
-        return build
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        codes = np.typecodes["AllInteger"] + np.typecodes["Float"] + "?"
-        dtypes = list({type(np.dtype(code)) for code in codes})
-    return [renamed("numpy.core.multiarray"), renamed("numpy._core.multiarray"), np.dtype, *dtypes]
+        raise CheckpointError(why_unreadable(path, error)) from error

@@ -15,14 +15,33 @@ from torch import Tensor
 
 from nnunet_ssl.checkpoints.read import CheckpointError
 
+TOKEN_ORDERS = ("natural", "swapped")
+
 
 def needs_conversion(checkpoint: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint holds weights in nnssl's swapped token order: its Eva trainers do, except SimMIM's."""
+    """Whether a checkpoint holds weights in nnssl's swapped token order.
+
+    `token_order` in its `ssl` block says so; without one, nnssl's Eva trainers do, except SimMIM's, and except those of
+    its nnFoundation branch, whose EvaMAE flattens in array order (their architecture is called PrimusX).
+    """
     ssl = checkpoint.get("ssl")
-    if isinstance(ssl, Mapping) and ssl.get("token_order") == "natural":
-        return False
-    trainer = str(checkpoint.get("trainer_name", ""))
-    return "Eva" in trainer and "SimMIM" not in trainer
+    if isinstance(ssl, Mapping) and ssl.get("token_order") in TOKEN_ORDERS:
+        return bool(ssl["token_order"] == "swapped")
+    trainer = str(checkpoint.get("trainer_name", ""))[:200]
+    return "Eva" in trainer and "SimMIM" not in trainer and not _is_primus_x(checkpoint)
+
+
+def states_token_order(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether the order is known: from the `ssl` block, the name of a trainer, or the architecture PrimusX."""
+    ssl = checkpoint.get("ssl")
+    stated = isinstance(ssl, Mapping) and ssl.get("token_order") in TOKEN_ORDERS
+    return stated or bool(checkpoint.get("trainer_name")) or _is_primus_x(checkpoint)
+
+
+def _is_primus_x(checkpoint: Mapping[str, Any]) -> bool:
+    plan = checkpoint.get("nnssl_adaptation_plan")
+    architecture = plan.get("architecture_plans") if isinstance(plan, Mapping) else None
+    return isinstance(architecture, Mapping) and architecture.get("arch_class_name") == "PrimusX"
 
 
 def to_natural_order(state_dict: Mapping[str, Tensor], grid: Sequence[int], num_heads: int) -> dict[str, Tensor]:
@@ -42,6 +61,11 @@ def to_natural_order(state_dict: Mapping[str, Tensor], grid: Sequence[int], num_
     return converted
 
 
+def to_swapped_order(state_dict: Mapping[str, Tensor], grid: Sequence[int], num_heads: int) -> dict[str, Tensor]:
+    """The inverse of `to_natural_order`, for the same `grid`: exact, both only move values."""
+    return to_natural_order(state_dict, (grid[1], grid[0], *grid[2:]), num_heads)
+
+
 def _transpose_grid(name: str, embedding: Tensor, grid: Sequence[int]) -> Tensor:
     if len(grid) != 3 or embedding.ndim != 3 or embedding.shape[1] != prod(grid):
         raise CheckpointError(
@@ -53,9 +77,10 @@ def _transpose_grid(name: str, embedding: Tensor, grid: Sequence[int]) -> Tensor
 
 
 def _exchange_axes_in_heads(name: str, tensor: Tensor, num_heads: int) -> Tensor:
-    if tensor.shape[0] % (3 * num_heads):
+    channels = tensor.shape[0] if tensor.ndim else 0
+    if channels == 0 or num_heads < 1 or channels % (3 * num_heads):
         raise CheckpointError(
-            f"{name} has {tensor.shape[0]} output channels, which do not divide into {num_heads} heads of three axes. "
+            f"{name} has {channels} output channels, which do not divide into {num_heads} heads of three axes. "
             "Expected the number of heads the checkpoint was trained with."
         )
     per_axis = tensor.unflatten(0, (num_heads, 3, -1))

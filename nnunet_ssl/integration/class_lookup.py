@@ -17,6 +17,7 @@ GROUPS = {
     "nnunetv2.preprocessing.preprocessors": "nnunetv2.preprocessors",
     "nnunetv2.preprocessing.normalization": "nnunetv2.normalization",
     "nnunetv2.preprocessing.resampling": "nnunetv2.resampling",
+    "nnunetv2.imageio": "nnunetv2.imageio",
 }
 
 

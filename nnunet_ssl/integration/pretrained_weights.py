@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from torch import distributed as dist
@@ -12,6 +13,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.hub import LocalCheckpoint, Origin, resolve_source
 from nnunet_ssl.checkpoints.options import TransferOptions
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.report import TransferReport
@@ -21,30 +23,63 @@ from nnunet_ssl.checkpoints.token_order import needs_conversion
 def load(network: nn.Module, fname: str, verbose: bool, stock: Callable[[nn.Module, str, bool], None]) -> None:
     """Load pre-trained weights into a trainer's network, by nnU-Net's own function `stock` where that can.
 
+    `fname` is whatever `resolve_source` takes: a file, a folder, a model on the Hugging Face Hub, a known model's name.
     Adapted are a network whose trainer set `nnunet_ssl_transfer` (TransferOptions), a pre-training module with a
     `bare_network`, and a file of ours or nnssl's that does not fit; the report is printed and kept on the network as
     `nnunet_ssl_transfer_report`. Other files keep nnU-Net's behaviour and errors. Raises CheckpointError, before
     anything of the file is run, for a file that is damaged or holds more than tensors and plain Python.
     """
-    checkpoint = read_checkpoint(fname)
+    source = resolve_once_per_machine(fname)
+    path = str(source.path)
+    checkpoint = read_checkpoint(path)
     net = unwrap(network)
-    if not wants_adaptation(net) and can_stock_load(net, checkpoint, fname):
-        stock(network, fname, verbose)
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    if not wants_adaptation(net) and can_stock_load(net, checkpoint, path):
+        if first and source.origin.repo_id is not None:
+            print(f"Pre-trained weights: {source.origin}")
+        stock(network, path, verbose)
         return
-    report = put_into(net, checkpoint)
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        print(f"Pre-trained weights from {fname}:\n{report.table()}")
+    report = put_into(net, checkpoint, source.origin)
+    if first:
+        print(f"Pre-trained weights from {path}:\n{report.table()}")
 
 
 def load_into(network: nn.Module, fname: str | os.PathLike[str]) -> TransferReport:
-    """Adapt the weights of a checkpoint file to a network, load them, and return the report.
+    """Adapt the weights of a checkpoint (whatever `resolve_source` takes) to a network, load them, return the report.
 
-    Raises CheckpointError when the file cannot be read or too little of it fits.
+    Raises CheckpointError when it cannot be found or read, or too little of it fits.
     """
-    return put_into(unwrap(network), read_checkpoint(fname))
+    source = resolve_once_per_machine(fname)
+    return put_into(unwrap(network), read_checkpoint(source.path), source.origin)
 
 
-def put_into(net: Any, checkpoint: Mapping[str, Any]) -> TransferReport:
+def resolve_once_per_machine(fname: str | os.PathLike[str]) -> LocalCheckpoint:
+    """`resolve_source` by the first process of each machine; the others wait for it and use what it found.
+
+    Every process of a group has to call this. An error of one reaches all of them, so that none waits for ever.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return resolve_source(fname)
+    # a group of its own: a download may take longer than nnU-Net's processes wait for each other
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    rank = dist.get_rank()
+    leads = int(os.environ.get("LOCAL_RANK", rank)) == 0  # nnU-Net's own processes are all of one machine
+    outcome: LocalCheckpoint | Exception | None = None
+    if leads:
+        try:
+            outcome = resolve_source(fname)
+        except Exception as error:
+            outcome = error if isinstance(error, CheckpointError) else CheckpointError(f"{fname}: {error!r}")
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome, group=group)
+    dist.destroy_process_group(group)
+    for found in outcomes:
+        if isinstance(found, Exception):
+            raise CheckpointError(str(found)) from (found if leads else None)
+    return next(found for found in outcomes[rank::-1] if found is not None)
+
+
+def put_into(net: Any, checkpoint: Mapping[str, Any], origin: Origin | None = None) -> TransferReport:
     """Adapt a checkpoint to a network without wrappers and load it; raises CheckpointError when too little fits."""
     target = getattr(net, "bare_network", net)
     options = getattr(net, "nnunet_ssl_transfer", None)
@@ -52,6 +87,10 @@ def put_into(net: Any, checkpoint: Mapping[str, Any]) -> TransferReport:
         options = TransferOptions(transfer="encoder+decoder")  # pre-training goes on with all there is
     chosen = {} if options is None else vars(options)
     state, report = adapt_checkpoint(checkpoint, target, **chosen)
+    if origin is not None:
+        report.source_info["origin"] = origin.to_json()
+        if origin.repo_id is not None:
+            report.add_note(f"from {origin}")
     report.raise_if_poor()
     target.load_state_dict(state)
     net.nnunet_ssl_transfer_report = report

@@ -7,6 +7,7 @@ from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
+from nnunet_ssl.corpus.address import split_masks
 from nnunet_ssl.corpus.images import list_images
 
 
@@ -28,4 +29,5 @@ def labelled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any] | None 
     if dataset_json is None:
         dataset_json = load_json(join(raw_dataset_folder, "dataset.json"))
     cases = list_images(raw_dataset_folder, dataset_json)
-    return {name: case for name, case in cases.items() if case["label"] is not None}
+    # Masks of an imported corpus are addresses, not files, and no ground truth.
+    return {name: case for name, case in cases.items() if case["label"] is not None and not split_masks(case["label"])}

@@ -468,7 +468,7 @@ def test_unknown_source_patch_size() -> None:
 def test_unknown_options_list_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"one of encoder, encoder\+decoder, found 'all'"):
         adapt({"a": torch.zeros(1)}, unet(), transfer="all")
-    with pytest.raises(ValueError, match="one of repeat, mean, random, found 'copy'"):
+    with pytest.raises(ValueError, match="one of repeat, mean, by_name, random, found 'copy'"):
         adapt({"a": torch.zeros(1)}, unet(), channels="copy")
 
 
@@ -502,3 +502,117 @@ def test_own_checkpoint_needs_nothing_else() -> None:
     assert report.transfer == "encoder"
     assert "position embedding: 2x3x2 -> 3x2x2 tokens" in report.notes
     assert not any("token order" in note for note in report.notes)
+
+
+# ---- channels by name --------------------------------------------------------------------------------------------------
+
+
+def adapt_by_name(
+    source: nn.Module, target: nn.Module, have: Sequence[str] | None, want: Sequence[str] | None
+) -> TransferReport:
+    info = {"channel_names": have}
+    return load(source.state_dict(), target, channels="by_name", target_channel_names=want, source_info=info)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_channels_find_their_names(kind: str) -> None:
+    """Another order of the same channels: fed in their order, the network computes what it did."""
+    source, target = NETWORKS[kind](channels=3), NETWORKS[kind](channels=3, seed=1)
+    report = adapt_by_name(source, target, ["T1", "T2", "FLAIR"], ["flair", " t1 ", "T2"])
+    image = torch.randn(1, 3, *(16,) * (2 if "2d" in kind else 3))
+    torch.testing.assert_close(encoded(target, image[:, [2, 0, 1]]), encoded(source, image), atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(encoded(target, image), encoded(source, image), atol=1e-3)
+    assert report.groups["stem"].adapted > 0
+    assert "stem, by name: flair from FLAIR" in report.notes
+
+
+@pytest.mark.parametrize("want", [["T2", "CT", "PET"], ["CT", "FLAIR", "T2"]])
+def test_one_image_in_all_of_equally_many_channels_gives_the_same(want: list[str]) -> None:
+    source, target = unet(channels=3), unet(channels=3, seed=1)
+    adapt_by_name(source, target, ["T1", "T2", "FLAIR"], want)
+    image = torch.randn(1, 1, 16, 16, 16).repeat(1, 3, 1, 1, 1)
+    torch.testing.assert_close(encoded(target, image), encoded(source, image), atol=1e-5, rtol=1e-4)
+
+
+def test_channels_without_a_name_of_their_own_get_the_mean() -> None:
+    source, target = unet(channels=2), unet(channels=3, seed=1)
+    report = adapt_by_name(source, target, ["T1", "T2"], ["T2", "PET", "T1"])
+    before, after = (n.encoder.stem.convs[0].conv.weight for n in (source, target))
+    torch.testing.assert_close(after, torch.stack([before[:, 1], before.mean(dim=1), before[:, 0]], dim=1))
+    assert "stem, by name: PET (not in the checkpoint) from the mean of T1, T2" in report.notes
+    smaller = unet(channels=1, seed=2)
+    report = adapt_by_name(source, smaller, ["T1", "T2"], ["T2"])
+    torch.testing.assert_close(smaller.encoder.stem.convs[0].conv.weight, before[:, 1:])
+    assert "stem, by name: T1 of the checkpoint left out" in report.notes
+
+
+def test_only_convolutions_that_see_the_image_are_mixed() -> None:
+    """With as many features as channels, the stem's inner convolutions have the image's shape."""
+    source, target = unet(channels=4, plain=True), unet(channels=4, plain=True, seed=1)
+    names = ["a", "b", "c", "d"]
+    adapt_by_name(source, target, names, names[::-1])
+    first, second = (f"encoder.stages.0.0.convs.{n}.conv.weight" for n in (0, 1))
+    assert torch.equal(target.state_dict()[first], source.state_dict()[first].flip(1))
+    assert torch.equal(target.state_dict()[second], source.state_dict()[second])
+
+
+@pytest.mark.parametrize(
+    ("have", "want", "match"),
+    [
+        (None, ["T1"], "The checkpoint does not name its channels"),
+        (["T1", "T2"], ["T1"], r"The checkpoint names 2 channels \(T1, T2\), but its network has 1"),
+        (["T1"], None, "The data set does not name its channels"),
+        (["T1"], ["CT"], r"No channel name of the data set \(CT\) is among the checkpoint's \(T1\)"),
+    ],
+)
+def test_names_that_do_not_tell(have: list[str] | None, want: list[str] | None, match: str) -> None:
+    with pytest.raises(CheckpointError, match=match):
+        adapt_by_name(unet(), unet(seed=1), have, want)
+
+
+def test_names_come_from_the_checkpoint_of_nnunet() -> None:
+    arguments = {"dataset_json": {"channel_names": {"1": "T2", "0": "T1"}}}
+    checkpoint = {"network_weights": unet(channels=2).state_dict(), "init_args": arguments}
+    state, report = adapt_checkpoint(
+        checkpoint, unet(channels=2, seed=1), channels="by_name", target_channel_names=("T2", "T1")
+    )
+    name = "encoder.stem.convs.0.conv.weight"
+    assert torch.equal(state[name], checkpoint["network_weights"][name].flip(1))
+    assert report.source_info["channel_names"] == ["T1", "T2"]
+
+
+# ---- other sizes ---------------------------------------------------------------------------------------------------------
+
+
+def test_shallower_network_gets_the_first_stages() -> None:
+    source, target = unet(features=(4, 8, 8, 8)), unet(features=(4, 8, 8), seed=1)
+    report = load(source.state_dict(), target)
+    assert all_from_checkpoint(report)
+    assert report.groups["encoder"].left_out == sum(p.numel() for p in source.encoder.stages[3].parameters())
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(target.encoder(image)[-1], source.encoder(image)[2])
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 4), (4, 2)])
+def test_primus_of_another_depth_gets_the_first_blocks(before: int, after: int) -> None:
+    def of_depth(depth: int, seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        return Primus(1, 24, (8,) * 3, 2, eva_depth=depth, eva_numheads=2, input_shape=(16,) * 3).eval()
+
+    source, target = of_depth(before, 0), of_depth(after, 1)
+    report = load(source.state_dict(), target)
+    for number in range(min(before, after)):
+        for name, tensor in target.eva.blocks[number].state_dict().items():
+            assert torch.equal(tensor, source.eva.blocks[number].state_dict()[name])
+    assert (report.groups["encoder"].fresh > 0) is (after > before)
+    assert (report.groups["encoder"].left_out > 0) is (after < before)
+    with pytest.raises(CheckpointError, match=f"depth: checkpoint {before}, network {after}"):
+        report.raise_if_poor(minimum=1.01)
+
+
+def test_wider_transformer_gets_nothing_and_says_why() -> None:
+    report = load(primus(width=24).state_dict(), primus(width=48, seed=1))
+    assert report.encoder_fraction == 0.0
+    with pytest.raises(CheckpointError, match="width: checkpoint 24, network 48"):
+        report.raise_if_poor()

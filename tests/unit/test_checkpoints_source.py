@@ -254,6 +254,7 @@ def test_stock_nnunet_checkpoint_tells_patch_size_and_planner() -> None:
     assert info == {
         "patch_size": [64, 64, 32],
         "num_input_channels": 2,
+        "channel_names": None,
         "method": None,
         "backbone": "unet",
         "architecture": "ResidualEncoderUNet",

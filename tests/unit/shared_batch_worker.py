@@ -1,0 +1,97 @@
+"""Loss and gradients of every method on one fixed batch, by one of `world` processes that share it.
+
+python shared_batch_worker.py RANK WORLD FOLDER writes FOLDER/WORLD_RANK.pt: {(case, parts): (loss, gradients)}.
+"""
+
+import os
+import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import torch
+from dynamic_network_architectures.architectures.primus import Primus
+from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from torch import distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.methods import get_method
+from nnunet_ssl.methods.parts import split_inputs
+from nnunet_ssl.trainers import stepping
+
+IMAGES = 4
+CONFIGS = {
+    "mae": {"mask_block": 4},
+    "spark3d": {},
+    "simmim": {"mask_block": 4, "loss_on": "everywhere"},
+    "models_genesis": {"loss": "l1"},
+    "volume_fusion": {},
+    "voco": {"projector_dim": 16},
+    "swin_unetr": {"embedding_dim": 8},
+    "simclr": {"projector_dim": 16},
+    "consistent_views": {"projector_dim": 16},
+}
+CASES = [(name, "unet") for name in CONFIGS] + [(n, "primus") for n in ("mae", "simmim", "simclr", "consistent_views")]
+
+
+def build(name, kind):
+    torch.manual_seed(0)
+    cls = get_method(name)
+    wanted = {**CONFIGS[name], **({"decoder_drop_path": 0.0} if name in ("mae", "consistent_views") else {})}
+    if kind == "primus":
+        wanted.pop("mask_block", None)
+    config, patch = cls.Config(**wanted), (24, 32) if kind == "unet" else (16, 24, 16)
+    views = cls.views(config, patch)
+    channels = cls.output_channels(config, 1)
+    if kind == "unet":
+        options = {"norm_op_kwargs": {"affine": True}, "nonlin": nn.LeakyReLU}
+        network = ResidualEncoderUNet(
+            1, 3, [4, 8, 12], nn.Conv2d, 3, [1, 2, 2], 1, channels, [1, 1], True, nn.InstanceNorm2d, **options
+        )
+    else:
+        network = Primus(1, 36, (8, 8, 8), channels, 1, 1, views.network_size, init_values=0.1, scale_attn_inner=True)
+    return cls(wrap_network(network, views.network_size, cls.crop_setting), config), views
+
+
+def batch_of(views):
+    """Images of which one is half excluded, one nearly whole: every count differs from image to image."""
+    shape = (IMAGES, *((views.regions,) if views.regions > 1 else ()), 1, *views.region_size)
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    excluded = torch.zeros(shape, dtype=torch.bool)
+    excluded[0, ..., : shape[-1] // 3] = True
+    excluded[3, ..., 1:] = True
+    return {"image": image, "excluded": excluded}
+
+
+def run(rank, world):
+    stepping.autocast = lambda device: nullcontext()  # equality is asked for, so no half precision
+    results = {}
+    for name, kind in CASES:
+        for parts in (1, 2) if world > 1 else (1, 2, 4):
+            method, views = build(name, kind)
+            method.eval()
+            with torch.no_grad():
+                inputs = method.prepare(batch_of(views), torch.Generator().manual_seed(2))
+            method.train()
+            own = split_inputs(inputs, IMAGES, world, ())[rank]
+            network = DistributedDataParallel(method) if world > 1 else method
+            trainer = SimpleNamespace(
+                method=method, network=network, encode=method.encode, device=torch.device("cpu"), grad_scaler=None
+            )
+            output = stepping.run_prepared(trainer, own, IMAGES // world, parts, seed=3)
+            loss = output.loss.detach().clone()
+            if world > 1:
+                dist.all_reduce(loss)
+                loss /= world
+            gradients = {n: p.grad for n, p in method.named_parameters() if p.requires_grad}
+            results[f"{name}-{kind}", parts] = (loss, gradients)
+    return results
+
+
+if __name__ == "__main__":
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save(run(rank, world), f"{folder}/{world}_{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads do not always survive an orderly exit
