@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 C = TypeVar("C")
+SAMPLING = ("images", "subjects", "modalities", "datasets")
 
 
 class SettingsError(ValueError):
@@ -81,6 +82,13 @@ class PretrainSettings(ScheduleSettings):
     )
     channels: str = "separate"  # "separate": every channel is a sample of its own; "together": kept as one image
     datasets: tuple[str, ...] = ()  # names of further data sets that form one corpus with the plans' own
+    filter: str | None = (
+        None  # only images that match, e.g. 'modality == "T1w" and iqs <= 2.5'; columns: docs/corpus.md
+    )
+    sampling: str = "images"  # "images", "subjects", "modalities" or "datasets": which of these are drawn equally often
+    # Share of a training patch that must not be air, where preprocessing told air apart; mostly empty patches are drawn anew,
+    # a few times. 0: take every patch
+    min_foreground: float = 0.1
     save_every: int = 10  # epochs between two checkpoint_latest.pth
 
     def __post_init__(self) -> None:
@@ -101,6 +109,15 @@ class PretrainSettings(ScheduleSettings):
             )
         require(
             self.channels in ("separate", "together"), f'channels is "separate" or "together", found {self.channels!r}.'
+        )
+        require(
+            self.filter is None or (isinstance(self.filter, str) and bool(self.filter.strip())),
+            f"filter must be an expression on the corpus table, found {self.filter!r}.",
+        )
+        require(self.sampling in SAMPLING, f"sampling is one of {', '.join(SAMPLING)}, found {self.sampling!r}.")
+        require(
+            type(self.min_foreground) in (int, float) and 0 <= self.min_foreground < 1,
+            f"min_foreground must be a share from 0 to below 1, found {self.min_foreground!r}.",
         )
         require(
             isinstance(self.save_every, int) and self.save_every >= 1,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nnunet_ssl.checkpoints.channels import CHANNEL_MODES
-from nnunet_ssl.checkpoints.conventions import Conventions
+from nnunet_ssl.checkpoints.adaptation.channels import CHANNEL_MODES
+from nnunet_ssl.checkpoints.description.conventions import Conventions
 
 UNSTATED = "not stated"
 NOTICEABLE = 1.25  # ratio of spacings that augmentation (zoom 0.7 to 1.4) does not simply cover

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunet_ssl.checkpoints.conventions import Conventions
-from nnunet_ssl.checkpoints.network_spec import NetworkSpec
+from nnunet_ssl.checkpoints.description.conventions import Conventions
+from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.planners.finetune_geometry import (

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Mapping
 from os.path import isdir, isfile, join
 from typing import Any
 
+from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.planners.shards import alone, living
 
 # A folder, because nnU-Net tells its data formats apart by the endings of the files beside the cases.
 STATE = "preprocessing"
@@ -28,10 +31,15 @@ def finished_cases(folder: str) -> set[str]:
     return {case for case in candidates if all(case + suffix in names for suffix in SUFFIXES)}
 
 
-def put_in_place(folder: str, case: str) -> None:
-    """Move the files of a case from the state folder to `folder`, the .pkl last."""
+def is_finished(folder: str, case: str) -> bool:
+    """Whether the files of a case are all there."""
+    return all(isfile(join(folder, case + suffix)) for suffix in SUFFIXES)
+
+
+def put_in_place(folder: str, case: str, work: str) -> None:
+    """Move the files of a case from the folder `work` to `folder`, the .pkl last."""
     for suffix in SUFFIXES:
-        os.replace(join(folder, STATE, case + suffix), join(folder, case + suffix))
+        os.replace(join(work, case + suffix), join(folder, case + suffix))
 
 
 def discard(folder: str, cases: Iterable[str]) -> None:
@@ -71,25 +79,39 @@ def relevant_settings(
         # Only CT normalisation looks at the whole dataset; elsewhere a new fingerprint changes nothing.
         "intensities": {str(i): intensities[str(i)] for i, s in enumerate(schemes) if s == "CTNormalization"},
     }
+    if configuration.get("storage_dtype", "float32") != "float32":
+        settings["storage_dtype"] = configuration["storage_dtype"]
     return json.loads(json.dumps(settings))
 
 
 def start_or_continue(folder: str, settings: Mapping[str, Any]) -> None:
-    """Prepare `folder` for cases made with `settings`; cases made with others are removed, saying so."""
-    stored = join(folder, STATE, SETTINGS)
-    if isdir(folder):
-        previous: Mapping[str, Any] = {}
-        if isfile(stored):
-            with open(stored, encoding="utf-8") as file:
-                previous = json.load(file)
-        changed = [key for key in settings if settings[key] != previous.get(key)]
-        if changed and finished_cases(folder):
-            why = f"{', '.join(changed)} changed" if previous else "nothing says which settings they were made with"
-            print(f"The cases in {folder} are made anew: {why}.")
-        if changed:
-            shutil.rmtree(folder)
-        else:
-            discard(folder, unfinished_cases(folder))
-            shutil.rmtree(join(folder, STATE))
-    os.makedirs(join(folder, STATE), exist_ok=True)
-    write_json(dict(settings), stored)
+    """Prepare `folder` for cases made with `settings`; cases made with others are removed, saying so.
+
+    Raises CorpusError when another process is making cases with other settings there.
+    """
+    with alone(f"{folder}.lock", "preparing the folder of preprocessed images"):
+        stored = join(folder, STATE, SETTINGS)
+        others = living(join(folder, STATE))
+        if isdir(folder):
+            previous: Mapping[str, Any] = {}
+            if isfile(stored):
+                with open(stored, encoding="utf-8") as file:
+                    previous = json.load(file)
+            changed = [k for k in dict.fromkeys([*settings, *previous]) if settings.get(k) != previous.get(k)]
+            if changed and others:
+                raise CorpusError(
+                    f"Another process ({others[0]}) is preprocessing into {folder} with other settings "
+                    f"({', '.join(changed)}). Let it finish or stop it, or give these plans another name."
+                )
+            if changed and finished_cases(folder):
+                why = f"{', '.join(changed)} changed" if previous else "nothing says which settings they were made with"
+                print(f"The cases in {folder} are made anew: {why}.")
+            if changed:
+                # Renamed first: a process killed while removing leaves no half of a folder behind under its name.
+                old = f"{folder}.removed-{secrets.token_hex(4)}"
+                os.rename(folder, old)
+                shutil.rmtree(old)
+            elif not others:
+                discard(folder, unfinished_cases(folder))
+        os.makedirs(join(folder, STATE), exist_ok=True)
+        write_json(dict(settings), stored)

@@ -13,6 +13,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import write_json
 from nnunet_ssl.planners.datasets import dataset_id, load_configuration, load_plans, plans_file
+from nnunet_ssl.planners.normalization import are_per_image, distinct_modalities, schemes_for
 from nnunet_ssl.planners.ssl_planner import SSLPlanner, SSLPlannerResEncL
 
 
@@ -36,16 +37,15 @@ def plan_jointly(
     names: Sequence[str],
     planner_class: type[SSLPlanner],
     plans_name: str,
-    *,
-    spacing_style: str,
-    patch_size: Sequence[int] | None,
+    **how: Any,
 ) -> None:
-    """Plan every dataset with the images of all: one network, spacing and patch size, each its own normalisation."""
+    """Plan every dataset with the images of all: one network, spacing and patch size, each its own normalisation.
+
+    `how` are the planner's own settings, such as spacing_style and patch_size.
+    """
     geometry = pooled_geometry(names)
     for name in names:
-        planner = planner_class(
-            name, plans_name=plans_name, spacing_style=spacing_style, patch_size=patch_size, geometry=geometry
-        )
+        planner = planner_class(name, plans_name=plans_name, geometry=geometry, **how)
         _write(planner.plan_experiment(), names)
 
 
@@ -62,6 +62,11 @@ def copy_jointly(names: Sequence[str], base: str, configuration: str, plans_name
     for name in names:
         own = SSLPlannerResEncL(name, plans_name=plans_name)
         schemes, use_mask = own.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        if are_per_image(chosen["normalization_schemes"]):
+            schemes = schemes_for(
+                [str(c) for c in own.dataset_json["channel_names"].values()],
+                distinct_modalities(own.raw_dataset_folder),
+            )
         settings = deepcopy(chosen)
         settings.pop("inherits_from", None)
         settings.update(

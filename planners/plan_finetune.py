@@ -20,11 +20,11 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.adapt import adapt
-from nnunet_ssl.checkpoints.conventions import Conventions, read_conventions
-from nnunet_ssl.checkpoints.hub import Origin, resolve_source
-from nnunet_ssl.checkpoints.network_source import network_of, training_configuration
-from nnunet_ssl.checkpoints.network_spec import NetworkSpec
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt
+from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
+from nnunet_ssl.checkpoints.hub.resolve import Origin, resolve_source
+from nnunet_ssl.checkpoints.networks.source import network_of, training_configuration
+from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.corpus.errors import CorpusError

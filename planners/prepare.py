@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from os import makedirs
 from os.path import isdir, isfile, join
 from typing import Any
 
@@ -11,7 +12,7 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.corpus.left_out import FILE, still_left_out
+from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.datasets import (
     dataset_id,
@@ -23,10 +24,14 @@ from nnunet_ssl.planners.datasets import (
     require_raw,
     resolve_datasets,
 )
+from nnunet_ssl.planners.distribution import left_out_here
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.finished import finished_cases
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
+from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, require_style
+from nnunet_ssl.planners.shards import alone
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
+from nnunet_ssl.planners.storage import STORAGE, require_storage
 
 __all__ = ["prepare_corpus", "resolve_datasets"]
 
@@ -39,29 +44,42 @@ def prepare_corpus(
     configuration: str = CONFIGURATION,
     spacing: str | None = None,
     patch_size: Sequence[int] | None = None,
+    normalization: str | None = None,
+    storage: str | None = None,
     num_processes: int = 8,
 ) -> tuple[dict[str, Any], str]:
     """(plans of the first dataset, their name) when everything is ready for training.
 
-    Plans that exist are used as they are: `spacing` ("onemmiso", "median", "noresample") and `patch_size` [voxels per
-    axis] are for new ones. Without a planner, `plans_name` must exist. Several datasets get joint plans of their own,
-    named `<plans>_with_<ids>`. Raises CorpusError.
+    Plans that exist are used as they are: `spacing` ("onemmiso", "median", "noresample"), `patch_size` [voxels per
+    axis], `normalization` ("nnunet", "per_image") and `storage` ("float32", "float16") are for new ones. Without a
+    planner, `plans_name` must exist. Several datasets get joint plans of their own, named `<plans>_with_<ids>`.
+
+    Any number of processes, on any number of machines, may call it at once: one plans, all share the preprocessing, and
+    it returns when everything is done. Raises CorpusError.
     """
     require_folder("nnUNet_preprocessed")
     names = resolve_datasets(dataset_names)
     planner = find_planner(planner_class) if planner_class is not None else None
-    style = require_spacing_style(spacing or "onemmiso")
+    how = {
+        "spacing_style": require_spacing_style(spacing or "onemmiso"),
+        "patch_size": patch_size,
+        "normalization": require_style(normalization or NNUNET),
+        "storage": require_storage(storage or STORAGE[0]),
+    }
     if planner is not None:
         if configuration != CONFIGURATION and not _exists(names[0], plans_name):
             raise CorpusError(f"{planner.__name__} plans {CONFIGURATION} only, found -c {configuration}.")
-        plans_name = plans_name or _plans_name(planner, style, patch_size)
+        plans_name = plans_name or _plans_name(planner, how)
     elif plans_name is None:
         raise CorpusError("Neither a planner nor the name of existing plans is given. Use --backbone or -p.")
-    if len(names) == 1:
-        _plan_one(names[0], planner, plans_name, style, patch_size, num_processes)
-    else:
-        base, plans_name = plans_name, joint_plans_name(plans_name, names)
-        _plan_several(names, planner, base, plans_name, configuration, style, patch_size, num_processes)
+    several = len(names) > 1
+    base, plans_name = plans_name, joint_plans_name(plans_name, names) if several else plans_name
+    makedirs(str(nnUNet_preprocessed), exist_ok=True)
+    with alone(join(nnUNet_preprocessed, f"{min(names)}.planning.lock"), f"planning {min(names)}"):
+        if several:
+            _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
+        else:
+            _plan_one(names[0], planner, plans_name, how, num_processes)
     for name in names:
         _preprocess(name, plans_name, configuration, num_processes)
     return load_plans(names[0], plans_name), plans_name
@@ -84,10 +102,12 @@ def find_planner(planner: type[SSLPlanner] | str) -> type[SSLPlanner]:
     return planner
 
 
-def _plans_name(planner: type[SSLPlanner], style: str, patch_size: Sequence[int] | None) -> str:
-    # Another patch size under the usual name would change the plans of runs that are already under way.
-    suffix = "" if patch_size is None else f"_patch{'x'.join(map(str, patch_size))}"
-    return planner.plans_name_for(style) + suffix
+def _plans_name(planner: type[SSLPlanner], how: Mapping[str, Any]) -> str:
+    # Other images or patches under the usual name would change the plans of runs that are already under way.
+    name = planner.plans_name_for(how["spacing_style"])
+    name += "_perimage" if how["normalization"] == PER_IMAGE else ""
+    name += f"_{how['storage']}" if how["storage"] != STORAGE[0] else ""
+    return name if how["patch_size"] is None else f"{name}_patch{'x'.join(map(str, how['patch_size']))}"
 
 
 def _exists(name: str, plans_name: str | None) -> bool:
@@ -98,8 +118,7 @@ def _plan_one(
     name: str,
     planner: type[SSLPlanner] | None,
     plans_name: str,
-    style: str,
-    patch_size: Sequence[int] | None,
+    how: Mapping[str, Any],
     num_processes: int,
 ) -> None:
     if _exists(name, plans_name) or planner is None:
@@ -107,7 +126,7 @@ def _plan_one(
         print(f"{name}: using the plans {plans_name} that are there.")
         return
     ensure_fingerprint(name, num_processes)
-    planner(name, plans_name=plans_name, spacing_style=style, patch_size=patch_size).plan_experiment()
+    planner(name, plans_name=plans_name, **how).plan_experiment()
 
 
 def _plan_several(
@@ -116,8 +135,7 @@ def _plan_several(
     base: str,
     plans_name: str,
     configuration: str,
-    style: str,
-    patch_size: Sequence[int] | None,
+    how: Mapping[str, Any],
     num_processes: int,
 ) -> None:
     if have_joint_plans(names, plans_name):
@@ -132,7 +150,7 @@ def _plan_several(
         copy_jointly(names, base, configuration, plans_name)
         print(f"{', '.join(names)}: joint plans {plans_name}, made from {base} of {names[0]}.")
     else:
-        plan_jointly(names, planner, plans_name, spacing_style=style, patch_size=patch_size)
+        plan_jointly(names, planner, plans_name, **how)
         print(f"{', '.join(names)}: joint plans {plans_name}.")
 
 
@@ -156,7 +174,8 @@ def _preprocess(name: str, plans_name: str, configuration: str, num_processes: i
         require_raw(name, f"preprocessing {settings['data_identifier']}")
     missing = set(images or {}) - done
     if own and images is not None:
-        missing -= still_left_out(join(nnUNet_preprocessed, name), images)
+        step = f"preprocessing {settings['data_identifier']}"
+        missing -= left_out_here(join(nnUNet_preprocessed, name), images, step)
     if images is None:
         print(f"{name}: the raw images are not there; using the {len(done)} preprocessed ones in {folder}.")
     elif not missing:

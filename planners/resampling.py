@@ -21,6 +21,7 @@ from nnunetv2.preprocessing.resampling.default_resampling import (
 from torch import Tensor
 
 NEGLIGIBLE = 1e-7  # weights of a cubic spline fade by 0.27 per voxel; below single precision they are left away
+TIE = 1e-5  # weights this close are the same: rounding has the last word on them, here as there
 BLOCK = 64  # output voxels computed together from the input voxels they depend on
 
 
@@ -46,7 +47,7 @@ def resample(
     separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,
 ) -> np.ndarray:
     """An image or labels [C, D, H, W] at `new_shape` voxels, spacings in mm; arguments and result as nnU-Net's
-    `resample_data_or_seg_to_shape`, images to single precision, labels but for exact ties between two of them.
+    `resample_data_or_seg_to_shape`, images to single precision, labels but for ties that rounding decides.
 
     Thick slices (`separate_z`) are resampled one by one and then repeated (order_z 0) or interpolated linearly (1).
     """
@@ -135,24 +136,54 @@ def _along_lonely(volume: Tensor, new: int, axis: int, order_z: int) -> Tensor:
         return volume
     if order_z:
         return _apply(volume, new, axis, order_z)
-    position = (np.arange(new) + 0.5) * (float(old) / new) - 0.5
-    nearest = ndi.map_coordinates(np.arange(old), position[None], order=0, mode="nearest")
-    return volume.index_select(axis, torch.from_numpy(nearest.astype(np.int64)))
+    return volume.index_select(axis, torch.from_numpy(_nearest_slices(old, new)))
 
 
 def _resample_labels(labels: np.ndarray, shape: tuple[int, ...], order: int, lonely: int | None) -> np.ndarray:
-    """A voxel gets a label that has half of the weight around it, the highest of two, 0 where none has."""
+    """A voxel gets the label with most weight around it, of labels that share it the nearest (batchgenerators' rule)."""
     present = [int(label) for label in np.unique(labels)]
     if len(present) == 1:
         return np.full(shape, present[0], labels.dtype)
     axes = [axis for axis in range(3) if axis != lonely]
     inner = [shape[axis] if axis in axes else labels.shape[axis] for axis in range(3)]
-    result = np.full(inner, present[0] if len(present) == 2 else 0, labels.dtype)
+    closest = labels[np.ix_(*(_nearest(old, new) for old, new in zip(labels.shape, inner, strict=True)))]
     with torch.inference_mode():
-        # Of two labels one has what the other has not; 0 is what is left where no other label is.
-        for label in present[1:] if len(present) == 2 else [p for p in present if p != 0]:
-            weight = _spread(_tensor(labels == label), inner, order, axes)
-            result[(weight >= 0.5).numpy()] = label
-        if lonely is None:
-            return result
-        return _along_lonely(torch.from_numpy(result), shape[lonely], lonely, 0).numpy()
+        if len(present) == 2:  # one has the weight that the other has not
+            weight = _spread(_tensor(labels == present[1]), inner, order, axes).numpy()
+            result = np.where(np.abs(weight - 0.5) <= TIE / 2, closest, np.where(weight > 0.5, present[1], present[0]))
+        else:
+            result = _heaviest(labels, present, closest, inner, order, axes)
+    result = result.astype(labels.dtype, copy=False)
+    return result if lonely is None else result.take(_nearest_slices(result.shape[lonely], shape[lonely]), axis=lonely)
+
+
+def _heaviest(
+    labels: np.ndarray,
+    present: Sequence[int],
+    closest: np.ndarray,
+    shape: Sequence[int],
+    order: int,
+    axes: Sequence[int],
+) -> np.ndarray:
+    result = np.full(shape, present[0], labels.dtype)
+    best, of_closest = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    for label in present:
+        weight = _spread(_tensor(labels == label), shape, order, axes).numpy()
+        np.copyto(of_closest, weight, where=closest == label)
+        np.copyto(result, label, where=weight > best)
+        np.maximum(best, weight, out=best)
+    np.copyto(result, closest, where=of_closest >= best - TIE)
+    return result
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """For every new voxel the old one that resampling of order 0 takes."""
+    position = np.arange(old, dtype=np.float64)
+    zoomed = position if old == new else ndi.zoom(position, new / old, order=0, mode="nearest", grid_mode=True)
+    return zoomed.astype(np.int64)
+
+
+def _nearest_slices(old: int, new: int) -> np.ndarray:
+    """The same as nnU-Net computes it across thick slices."""
+    position = (np.arange(new) + 0.5) * (float(old) / new) - 0.5
+    return ndi.map_coordinates(np.arange(old), position[None], order=0, mode="nearest").astype(np.int64)

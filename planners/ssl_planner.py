@@ -25,8 +25,11 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import still_left_out, write_json
 from nnunet_ssl.corpus.reading import choose_reader
+from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset
+from nnunet_ssl.planners.storage import KEY as STORAGE_KEY
+from nnunet_ssl.planners.storage import require_storage
 
 SPACING_STYLES = ("onemmiso", "median", "noresample")
 CONFIGURATION = "3d_fullres"
@@ -38,8 +41,9 @@ class SSLPlanner(ExperimentPlanner):
 
     Target spacing by `spacing_style`: 1 mm in every direction ("onemmiso"), the median of the images ("median"), or
     every image as it is ("noresample"; the plans then name the median). The patch has the preset's size, less where
-    the images are smaller, unless `patch_size` [voxels per axis, after transposition] is given. `geometry` is the
-    fingerprint to take spacings and shapes from when several datasets share them.
+    the images are smaller, unless `patch_size` [voxels per axis, after transposition] is given. `normalization` is
+    nnU-Net's or each image's own ("per_image"); `storage` the type of the stored images ("float32", "float16").
+    `geometry` is the fingerprint to take spacings and shapes from when several datasets share them.
     """
 
     preset: Preset
@@ -56,12 +60,15 @@ class SSLPlanner(ExperimentPlanner):
         *,
         spacing_style: str = "onemmiso",
         patch_size: Sequence[int] | None = None,
+        normalization: str = "nnunet",
+        storage: str = "float32",
         geometry: dict[str, Any] | None = None,
     ) -> None:
         if gpu_memory_target_in_gb is not None:
             print(f"{type(self).__name__} plans a fixed network: the GPU memory target is not used.")
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         self.spacing_style = require_spacing_style(spacing_style)
+        self.normalization, self.storage = require_style(normalization), require_storage(storage)
         self.patch_size = None if patch_size is None else require_patch_size(patch_size, self.preset.stride)
         self.plans_identifier = plans_name or self.plans_name_for(spacing_style)
         self.overwrite_target_spacing = overwrite_target_spacing
@@ -189,6 +196,9 @@ class SSLPlanner(ExperimentPlanner):
         data, data_kwargs, seg, seg_kwargs = self.determine_resampling()
         probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
         schemes, use_mask = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        if self.normalization == PER_IMAGE:
+            channels = [str(name) for name in self.dataset_json["channel_names"].values()]
+            schemes = schemes_for(channels, distinct_modalities(self.raw_dataset_folder))
         millimetres = " x ".join(f"{s:g}" for s in spacing)
         print(
             f"{self.dataset_name}: {type(self).__name__} plans patches of {shape_text(patch_size)} voxels of {millimetres} mm"
@@ -212,6 +222,7 @@ class SSLPlanner(ExperimentPlanner):
             "resampling_fn_probabilities_kwargs": probabilities_kwargs,
             "architecture": preset.architecture(patch_size),
             "batch_dice": False,
+            STORAGE_KEY: self.storage,
             "ssl": dict(preset.ssl),
             "finetune": dict(preset.finetune),
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from os.path import join
 from typing import Any
 
@@ -13,6 +14,7 @@ import SimpleITK as sitk
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
+from nnunet_ssl.corpus.environment import environment
 from nnunet_ssl.corpus.left_out import write_json
 from nnunet_ssl.planners.prepare import find_planner
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION
@@ -21,21 +23,6 @@ DATASET = "Dataset999_Synthetic"
 MARGIN = 1.25  # edge of the images in patches; whole heads at 1 mm have about that to patches of 160
 DESCRIPTION = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "structure": 1}, "file_ending": ".nii.gz"}
 STATISTICS = {"mean": 0, "median": 0, "std": 1, "min": -3, "max": 3, "percentile_99_5": 3, "percentile_00_5": -3}
-
-
-@contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Environment variables that go back to what they were."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
@@ -53,7 +40,8 @@ def synthetic_dataset(
     folders = {f"nnUNet_{which}": join(folder, which) for which in ("raw", "preprocessed")}
     with environment(folders):
         _write_descriptions(folders, shape, cases)
-        plans = find_planner(planner)(DATASET, patch_size=patch).plan_experiment()
+        with redirect_stdout(io.StringIO()):
+            plans = find_planner(planner)(DATASET, patch_size=patch).plan_experiment()
         configuration = plans["configurations"][CONFIGURATION]
         target = join(folders["nnUNet_preprocessed"], DATASET, configuration["data_identifier"])
         os.makedirs(target)
@@ -73,6 +61,7 @@ def _write_descriptions(folders: Mapping[str, str], shape: Sequence[int], cases:
         "spacings": [[1.0, 1.0, 1.0]] * cases,
         "shapes_after_crop": [list(shape)] * cases,
         "foreground_intensity_properties_per_channel": {"0": STATISTICS},
+        "median_relative_size_after_cropping": 1.0,
     }
     write_json(fingerprint, join(folders["nnUNet_preprocessed"], DATASET, "dataset_fingerprint.json"))
 

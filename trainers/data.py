@@ -1,24 +1,24 @@
-"""Patches of a corpus whose content depends on nothing but (seed, stream, position)."""
+"""A corpus: the cases of one or several preprocessed data sets, read box by box."""
 
 from __future__ import annotations
 
+import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import join
 from typing import Any
 
+import blosc2
 import numpy as np
 import torch
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
-from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
-from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from batchgenerators.utilities.file_and_folder_operations import load_pickle
+from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, nnUNetDatasetBlosc2
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
-from nnunet_ssl.views.spec import Views
 
 TRAINING, VALIDATION = 0, 1  # streams of random numbers
+# mmap reads only the pages of the blocks that are asked for; nnU-Net leaves it out on Windows, where it does not work.
+READ = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
 
 
 def derive_seed(*position: int) -> int:
@@ -35,136 +35,104 @@ def seed_everything(seed: int) -> None:
 
 @dataclass(frozen=True)
 class Source:
-    """One preprocessed data set of a corpus."""
+    """One preprocessed data set of a corpus.
+
+    Labels are those of its masks: `anonymised_label` of voxels no loss may ask for, `anatomy_label` of what patches are to
+    show. channels: their names. table_folder: where its corpus.parquet lies, None where there is none.
+    """
 
     name: str
     folder: str
-    anonymised_label: int | None  # label of the voxels no loss may ask for
+    anonymised_label: int | None = None
+    anatomy_label: int | None = None
+    channels: tuple[str, ...] = ()
+    table_folder: str | None = None
+
+
+def storage_and_cases(folder: str) -> tuple[str | None, list[str]]:
+    """How nnU-Net stored a preprocessed folder ("b2nd" or "npz", None when it is empty), and its cases, sorted.
+
+    From one listing of the names: nnU-Net's own functions ask the file system about every file, one after the other.
+    Raises RuntimeError when there are both kinds, as nnU-Net does.
+    """
+    names = os.listdir(folder)
+    compressed = [n[: -len(".b2nd")] for n in names if n.endswith(".b2nd") and not n.endswith("_seg.b2nd")]
+    numpy = [n[: -len(".npz")] for n in names if n.endswith(".npz")]
+    if compressed and numpy:
+        raise RuntimeError(
+            f"{folder} holds .b2nd and .npz files. Remove those of the older preprocessing, or the folder, and preprocess again."
+        )
+    return "b2nd" if compressed else "npz" if numpy else None, sorted(compressed or numpy)
 
 
 class Corpus:
-    """Cases of one or several preprocessed nnU-Net data sets, in the form nnU-Net's loader expects."""
+    """Cases of one or several preprocessed nnU-Net data sets, named `<data set>/<case>`."""
 
     def __init__(self, sources: Sequence[Source], identifiers: Sequence[str]) -> None:
         self.sources = {s.name: s for s in sources}
-        self.datasets = {s.name: infer_dataset_class(s.folder)(s.folder, []) for s in sources}
         self.identifiers = sorted(identifiers)
+        self._datasets: dict[str, Any] = {}
+        for source in sources:
+            storage, _ = storage_and_cases(source.folder)
+            if storage is not None:
+                self._datasets[source.name] = file_ending_dataset_mapping[storage](source.folder, [])
 
     @staticmethod
     def all_identifiers(sources: Sequence[Source]) -> list[str]:
         """`<data set>/<case>` of every preprocessed case."""
-        found = []
-        for source in sources:
-            found += [f"{source.name}/{c}" for c in infer_dataset_class(source.folder).get_identifiers(source.folder)]
-        return sorted(found)
+        return sorted(f"{s.name}/{case}" for s in sources for case in storage_and_cases(s.folder)[1])
 
     def split(self, identifier: str) -> tuple[Source, str]:
         """Data set and case of an identifier."""
         name, case = identifier.split("/", 1)
         return self.sources[name], case
 
-    def load_case(self, identifier: str) -> tuple[Any, Any, None, dict[str, Any]]:
-        """(image [C, ...], segmentation [1, ...], None, properties), the arrays lazily readable."""
+    def image(self, identifier: str) -> Any:
+        """The image [C, D, H, W] of a case, readable box by box: nothing is read yet."""
+        return self._array(identifier, seg=False)
+
+    def labels(self, identifier: str) -> Any:
+        """The label map [1, D, H, W] of a case, likewise."""
+        return self._array(identifier, seg=True)
+
+    def properties(self, identifier: str) -> dict[str, Any]:
+        """What preprocessing noted about a case."""
         source, case = self.split(identifier)
-        data, seg, _, properties = self.datasets[source.name].load_case(case)
-        properties.setdefault("class_locations", {})
-        return data, seg, None, properties
+        return load_pickle(join(source.folder, f"{case}.pkl"))
+
+    def _array(self, identifier: str, seg: bool) -> Any:
+        source, case = self.split(identifier)
+        dataset = self._datasets[source.name]
+        if isinstance(dataset, nnUNetDatasetBlosc2):
+            return blosc2.open(urlpath=join(source.folder, f"{case}{'_seg' * seg}.b2nd"), **READ)
+        return dataset.load_case(case)[int(seg)]
 
     def centre_crop(self, identifier: str, size: Sequence[int]) -> dict[str, Tensor]:
         """The centre of a case: "image" [C, *size] and "excluded" [1, *size], padded where the case is smaller."""
         source, _ = self.split(identifier)
-        data, seg, _, _ = self.load_case(identifier)
-        shape, flat = data.shape[1:], len(size) == 2
+        data, flat = self.image(identifier), len(size) == 2
         wanted = (1, *size) if flat else tuple(size)
-        box = [[(s - w) // 2, (s - w) // 2 + w] for s, w in zip(shape, wanted, strict=True)]
-        image = torch.from_numpy(np.array(crop_and_pad_nd(data, box, 0))).float()
-        labels = torch.from_numpy(np.array(crop_and_pad_nd(seg, box, -1)))
-        excluded = torch.zeros_like(labels, dtype=torch.bool)
+        start = [(s - w) // 2 for s, w in zip(data.shape[1:], wanted, strict=True)]
+        image = read_box(data, start, wanted)
+        excluded = torch.zeros(1, *wanted, dtype=torch.bool)
         if source.anonymised_label is not None:
-            excluded = labels == source.anonymised_label
+            excluded = read_box(self.labels(identifier), start, wanted) == source.anonymised_label
         return {"image": image[:, 0] if flat else image, "excluded": excluded[:, 0] if flat else excluded}
 
 
-class PatchDataset(Dataset[dict[str, Any]]):
-    """Random patches by position: the same position always gives the same sample, in whatever process.
-
-    A sample is {"image": [C, *region], "excluded": bool [1, *region], "key": identifier}; with views of R > 1 regions
-    image and excluded have a leading axis R and the regions come from independently drawn cases.
-    """
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        views: Views,
-        read_size: Sequence[int],
-        label_manager: LabelManager,
-        transforms: Any,
-        *,
-        seed: int,
-        stream: int,
-        separate_channels: bool,
-        oversample_foreground: float,
-    ) -> None:
-        self.corpus, self.views, self.seed, self.stream = corpus, views, seed, stream
-        self.separate_channels = separate_channels
-        self.loader = nnUNetDataLoader(
-            corpus,
-            1,
-            read_size,
-            views.region_size,
-            label_manager,
-            oversample_foreground_percent=oversample_foreground,
-            probabilistic_oversampling=True,
-            transforms=transforms,
-        )
-        # An ignore label says where nobody annotated. Without annotations that is no reason to look elsewhere.
-        self.loader.has_ignore = False
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        seed_everything(derive_seed(self.seed, self.stream, position))
-        regions = [self._region() for _ in range(self.views.regions)]
-        if self.views.regions == 1:
-            return regions[0]
-        stacked = {k: torch.stack([r[k] for r in regions]) for k in ("image", "excluded")}
-        return {**stacked, "key": " + ".join(r["key"] for r in regions)}
-
-    def _region(self) -> dict[str, Any]:
-        drawn = self.loader.generate_train_batch()
-        image, segmentation, key = drawn["data"][0], drawn["target"][0], drawn["keys"][0]
-        if self.separate_channels and len(image) > 1:
-            channel = np.random.randint(len(image))
-            image = image[channel : channel + 1]
-        label = self.corpus.split(key)[0].anonymised_label
-        excluded = (
-            segmentation[:1] == label if label is not None else torch.zeros(1, *image.shape[1:], dtype=torch.bool)
-        )
-        return {"image": image, "excluded": excluded, "key": str(key)}
-
-
-class Positions:
-    """Batches of positions, one per step; this process takes `local` of the `total` samples, from `offset` on."""
-
-    def __init__(self, steps: range, total: int, local: int, offset: int, *, repeat: bool) -> None:
-        self.steps, self.total, self.local, self.offset, self.repeat = steps, total, local, offset, repeat
-
-    def __iter__(self) -> Iterator[list[int]]:
-        while True:
-            for step in self.steps:
-                first = step * self.total + self.offset
-                yield list(range(first, first + self.local))
-            if not self.repeat:
-                return
-
-
-def load_batches(
-    dataset: PatchDataset, positions: Positions, num_workers: int, pin_memory: bool
-) -> Iterator[Mapping[str, Any]]:
-    """Batches in the order of their positions; an error in a worker arrives with the worker's own traceback."""
-    loader = DataLoader(
-        dataset,
-        batch_sampler=positions,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=2 if num_workers else None,
-    )
-    return iter(loader)
+def read_box(array: Any, start: Sequence[int], size: Sequence[int], channel: int | None = None) -> Tensor:
+    """The voxels [C, *size] from `start` on as float32, 0 outside the image; with `channel`, [1, *size] of this one."""
+    first = [max(s, 0) for s in start]
+    last = [min(s + n, full) for s, n, full in zip(start, size, array.shape[1:], strict=True)]
+    channels = slice(None) if channel is None else slice(channel, channel + 1)
+    count = array.shape[0] if channel is None else 1
+    if any(a >= b for a, b in zip(first, last, strict=True)):
+        return torch.zeros(count, *size)
+    # One slicing is one pass over the compressed blocks.
+    inside = np.asarray(array[(channels, *(slice(a, b) for a, b in zip(first, last, strict=True)))])
+    if inside.shape[1:] == tuple(size):
+        return torch.from_numpy(np.ascontiguousarray(inside, dtype=np.float32))
+    box = np.zeros((count, *size), np.float32)
+    places = [slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True)]
+    box[(slice(None), *places)] = inside
+    return torch.from_numpy(box)

@@ -14,8 +14,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ssl.checkpoints.description import channels_of_dataset
-from nnunet_ssl.checkpoints.options import TransferOptions
+from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
+from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule

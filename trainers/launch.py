@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import pickle
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from datetime import timedelta
 from importlib.metadata import entry_points
-from os.path import isfile, join
+from os.path import getmtime, getsize, isfile, join
+from types import FrameType
 from typing import Any
 
 import torch
@@ -21,6 +24,7 @@ from torch import multiprocessing as mp
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.trainers.devices import require_device, use_threads
+from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 from nnunet_ssl.trainers.state import RESUME_ORDER
 
@@ -89,13 +93,13 @@ def is_finished(folder: str, num_epochs: int | None) -> bool:
 
 
 def join_torchrun(device: str) -> bool:
-    """Join the process group when torchrun started this process; its timeout covers preprocessing by rank 0."""
+    """Join the process group when torchrun started this process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return False
     require_device(torch.device(device))
     if device == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(days=2))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     return True
 
 
@@ -112,7 +116,9 @@ def launch(run: Run, num_processes: int) -> None:
         )
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
-    mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=True)
+    context = mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=False)
+    with pass_signals_on(context.pids()):
+        wait_for(context)
 
 
 def run_spawned(rank: int, run: Run, num_processes: int) -> None:
@@ -121,7 +127,48 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
     if run.device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if run.device == "cuda" else "gloo", rank=rank, world_size=num_processes)
+    run_process(run)
+    # Only after success: leaving the group first would make the others fail before this process has told its own error.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def pass_signals_on(processes: Sequence[int]) -> Iterator[None]:
+    """While the block runs, hand SIGTERM and SIGUSR1 on to the processes with these ids, which save and leave."""
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    before = {number: signal.signal(number, hand_on) for number in Interruption.SIGNALS}
     try:
-        run_process(run)
+        yield
     finally:
-        dist.destroy_process_group()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def wait_for(context: mp.ProcessContext) -> None:
+    """Wait for spawned processes; raises RuntimeError with the error of the one that failed first.
+
+    SystemExit when they were asked to stop and have saved.
+    """
+    try:
+        while not context.join():
+            pass
+    except mp.ProcessRaisedException as error:
+        # The others fail in its wake, because they lose their connection to it: its file is the oldest.
+        written = [f for f in context.error_files if isfile(f) and getsize(f)]
+        first = min(written, key=getmtime)
+        with open(first, "rb") as file:
+            traceback = pickle.load(file)  # a text from our own child, through torch's own file
+        raise RuntimeError(f"Process {context.error_files.index(first)} failed:\n{traceback}") from error
+    except mp.ProcessExitedException as error:
+        if error.exit_code in {128 + number for number in Interruption.SIGNALS}:
+            raise SystemExit(error.exit_code) from None
+        how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with exit code {error.exit_code}"
+        raise RuntimeError(
+            f"Process {error.error_index} {how}, so the others were ended. SIGKILL is often the system's answer to a lack "
+            "of memory: fewer nnUNet_n_proc_DA workers need less. The same command continues from the last checkpoint."
+        ) from error

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from os.path import isdir, isfile, join
 from typing import TYPE_CHECKING, Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
-from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
-from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
-from nnunet_ssl.corpus.subjects import split_by_subject, subject_of
-from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, PatchDataset, Positions, Source, load_batches
+from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
+from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.planners.datasets import raw_folder
+from nnunet_ssl.planners.foreground import mask_labels
+from nnunet_ssl.trainers.augmentation import Augmentation, augmentation
+from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, Source
+from nnunet_ssl.trainers.patches import PatchDataset, Positions, load_batches
+from nnunet_ssl.trainers.places import Places
+from nnunet_ssl.trainers.selection import apply_filter, corpus_table, people, weights_for
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -35,9 +39,21 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
                 f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}, or let "
                 "nnUNetv2_pretrain do what is missing."
             )
-        label = load_json(dataset_json).get("labels", {}).get("anonymised")
-        sources.append(Source(name, folder, label if isinstance(label, int) else None))
+        labels, channels = _labels_and_channels(dataset_json, os.stat(dataset_json).st_mtime_ns)
+        anatomy, anonymised = mask_labels(labels)
+        # The table lies with the raw data; a copy beside the preprocessed ones serves machines without these.
+        folders = (raw_folder(name), join(nnUNet_preprocessed, name))
+        table_folder = next((f for f in folders if f is not None and has_table(f)), None)
+        sources.append(Source(name, folder, anonymised, anatomy, channels, table_folder))
     return sources
+
+
+@lru_cache(maxsize=64)
+def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Of a dataset.json, which in a large corpus has tens of megabytes; `changed` is its time of change."""
+    content = load_json(dataset_json)
+    names = content.get("channel_names") or content.get("modality") or {}
+    return content.get("labels", {}), tuple(str(name) for name in names.values())
 
 
 def split_corpus(
@@ -45,32 +61,57 @@ def split_corpus(
 ) -> tuple[list[str], list[str]]:
     """(training, validation) identifiers of a run, see `SSLTrainer.do_split`; `of_fold` is nnU-Net's own split.
 
-    Raises RuntimeError when there is nothing to train on.
+    The split is made before the filter is applied: whichever images a run uses, a person who is held out for one run is held
+    out for all, and adding images to the corpus changes nothing about it. Raises RuntimeError when there is nothing to train
+    on, CorpusError when the filter is wrong or leaves nothing.
     """
-    sources = corpus_sources(trainer)
-    everything = Corpus.all_identifiers(sources)
-    if not everything:
+    sources, log = corpus_sources(trainer), trainer.print_to_log_file
+    table = corpus_table(sources)
+    if not len(table):
         raise RuntimeError(
             f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
             "images that could not be used, with the reasons."
         )
-    if trainer.fold != "all":
-        own = trainer.plans_manager.dataset_name
-        training, validation = of_fold()
-        others = [i for i in everything if not i.startswith(f"{own}/")]
-        return [f"{own}/{c}" for c in training] + others, [f"{own}/{c}" for c in validation]
-    subjects = {i: f"{i.split('/', 1)[0]}/{subject_of(i.split('/', 1)[1])}" for i in everything}
-    training, validation = split_by_subject(everything, subjects)
-    held_out = len({subjects[i] for i in validation})
-    if set(training) & set(validation):
-        trainer.print_to_log_file(
-            "WARNING: There is only one subject. The validation loss is computed on training images."
+    persons, own = people(table), trainer.plans_manager.dataset_name
+    kept = set(persons)
+    if trainer.settings.filter is not None:
+        kept, sentence = apply_filter(sources, trainer.settings.filter)
+        log(sentence)
+    if trainer.fold == "all":
+        training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(sources)))
+    else:
+        of_training, of_validation = of_fold()
+        validation = [f"{own}/{case}" for case in of_validation]
+        tested = {persons[i] for i in validation if i in persons}
+        own_training = {f"{own}/{case}" for case in of_training}
+        training = [i for i in persons if i in own_training or not i.startswith(f"{own}/")]
+        shown = [i for i in training if persons[i] in tested]
+        if shown:
+            log(
+                f"{len(shown)} training images show people whom fold {trainer.fold} is validated on; they are left out."
+            )
+            training = [i for i in training if persons[i] not in tested]
+    training, validation = ([i for i in side if i in kept] for side in (training, validation))
+    if not training and trainer.fold != "all":
+        raise RuntimeError(
+            f"No training image of fold {trainer.fold} is left. Use -f all, another fold or another filter."
         )
-    trainer.print_to_log_file(
-        f"{len(everything)} images of {len(set(subjects.values()))} subjects; {len(validation)} images of "
-        f"{held_out} subjects are held out to watch the loss."
+    if not training or not validation:
+        training, validation = split_by_subject([*training, *validation], persons)
+    if set(training) & set(validation):
+        log("WARNING: There is only one subject. The validation loss is computed on training images.")
+    used = {*training, *validation}
+    log(
+        f"{len(used)} images of {len({persons[i] for i in used})} subjects; {len(validation)} images of "
+        f"{len({persons[i] for i in validation})} subjects are held out to watch the loss."
     )
     return training, validation
+
+
+def _memory(sources: list[Source]) -> str:
+    """The file that remembers the held-out people of a corpus, in the folder of its first data set."""
+    others = "_".join(str(int(source.name[7:10])) for source in sources[1:])
+    return f"held_out_subjects{f'_with_{others}' if others else ''}.json"
 
 
 def share_of_batch(total: int, processes: int, parts: int) -> int:
@@ -85,50 +126,24 @@ def share_of_batch(total: int, processes: int, parts: int) -> int:
     return total // processes
 
 
-def augmentation(trainer: SSLTrainer) -> tuple[list[Any], tuple[int, ...]]:
-    """nnU-Net's rotation, scaling and mirroring, as far as the method wants them, and the size to read for them.
-
-    Probabilities and ranges are nnU-Net's. Interpolation is linear, batchgeneratorsv2's way; nnssl's is cubic.
-    """
-    views, size = trainer.views, trainer.views.region_size
-    rotation, in_plane, read_size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    transforms: list[Any] = []
-    p = min(0.2 * views.rotate_and_scale, 1.0)
-    if p:
-        spatial = SpatialTransform(
-            size[1:] if in_plane else size,
-            patch_center_dist_from_border=0,
-            random_crop=False,
-            p_rotation=p,
-            rotation=rotation,
-            p_scaling=p,
-            scaling=(0.7, 1.4),
-            p_synchronize_scaling_across_axes=1,
-            border_mode_seg="constant",
-            padding_value_seg=-1,
-        )
-        transforms = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if in_plane else [spatial]
-    if views.mirror:
-        transforms.append(MirrorTransform(allowed_axes=axes))
-    return transforms, tuple(int(s) for s in read_size) if p else size
-
-
 def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps: range) -> Iterator[Mapping[str, Any]]:
-    """Batches of this process for the given steps; the validation stream repeats its steps for ever, unaugmented."""
-    workers = get_allowed_n_proc_DA()
-    transforms, read_size = augmentation(trainer) if stream == TRAINING else ([], trainer.views.region_size)
+    """Batches of this process for the given steps.
+
+    The validation stream repeats its steps for ever, unaugmented, with all images alike.
+    """
+    workers, settings, training = get_allowed_n_proc_DA(), trainer.settings, stream == TRAINING
+    sources = corpus_sources(trainer)
+    corpus = Corpus(sources, identifiers)
     dataset = PatchDataset(
-        Corpus(corpus_sources(trainer), identifiers),
+        corpus,
         trainer.views,
-        read_size,
-        trainer.label_manager,
-        ComposeTransforms([*transforms, RemoveLabelTansform(-1, 0)]),
-        seed=trainer.settings.seed,
+        augmentation(trainer) if training else Augmentation(trainer.views.region_size),
+        Places(corpus, settings.min_foreground),
+        seed=settings.seed,
         stream=stream,
-        separate_channels=trainer.settings.channels == "separate",
-        oversample_foreground=trainer.oversample_foreground_percent,
+        separate_channels=settings.channels == "separate",
+        weights=weights_for(sources, corpus.identifiers, settings.sampling) if training else None,
     )
     offset = dist.get_rank() * trainer.batch_size if trainer.is_ddp else 0
     positions = Positions(steps, trainer.total_batch_size, trainer.batch_size, offset, repeat=stream == VALIDATION)
-    count = workers if stream == TRAINING else -(-workers // 2)
-    return load_batches(dataset, positions, count, pin_memory=trainer.device.type == "cuda")
+    return load_batches(dataset, positions, workers if training else -(-workers // 2), trainer.device)

@@ -13,9 +13,9 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
@@ -30,6 +30,7 @@ from nnunet_ssl.trainers.devices import device_of_this_process, require_device
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
 from nnunet_ssl.trainers.precision import autocast_dtype
+from nnunet_ssl.trainers.processes import Together, share_gradients, start_beside_the_first, stop_if_asked
 from nnunet_ssl.trainers.progress import EpochBar
 from nnunet_ssl.trainers.validation import validate_cases
 
@@ -37,8 +38,8 @@ from nnunet_ssl.trainers.validation import validate_cases
 class SSLTrainer(nnUNetTrainer):
     """Pre-trains the network of any nnU-Net plans with the pretext task `method_name`.
 
-    What a batch holds, where its masks lie and which paths are dropped is a function of (seed, epoch, iteration,
-    process): runs are repeatable, and a resumed run continues bit by bit where the interrupted one stopped.
+    What a batch holds, where its masks lie and which paths are dropped is a function of (seed, epoch, iteration): runs are
+    repeatable, a resumed run continues bit by bit where the interrupted one stopped, and several processes do what one does.
     Settings come from the plans' `ssl` block. Labels are ignored, except `anonymised`, which no loss asks for.
     """
 
@@ -56,6 +57,8 @@ class SSLTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
         require_device(device)
+        # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
+        dataset_json = {key: value for key, value in dataset_json.items() if key != "dataset"}
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
@@ -111,6 +114,7 @@ class SSLTrainer(nnUNetTrainer):
         )
         backbone = wrap_network(network, self.views.network_size, self.method_class.crop_setting)
         method = self.method_class(backbone, self.method_config).to(self.device)
+        self.drop_paths = drop_by_image(method)
         if self.device.type == "cpu":
             keep_thin_in_float32(method)
         self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
@@ -123,8 +127,8 @@ class SSLTrainer(nnUNetTrainer):
             self.network, self.encode = torch.compile(self.network), torch.compile(method.encode)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         if self.is_ddp:
-            ids = [self.device.index] if self.device.type == "cuda" else None
-            self.network = DistributedDataParallel(self.network, device_ids=ids)
+            self.network = share_gradients(self.network, self.device)
+        self.together = Together(self.is_ddp)
         self.was_initialized = True
         self.logger.update_config(
             {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
@@ -140,8 +144,6 @@ class SSLTrainer(nnUNetTrainer):
         processes = dist.get_world_size() if self.is_ddp else 1
         self.total_batch_size = total
         self.batch_size = share_of_batch(total, processes, self.settings.accumulate)
-        # Only a corpus says where the anatomy is; the labels of a segmentation task must not steer the patches.
-        self.oversample_foreground_percent = 0.33 if "anatomy" in self.dataset_json.get("labels", {}) else 0.0
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
         """Pre-training knows no deep supervision."""
@@ -183,7 +185,10 @@ class SSLTrainer(nnUNetTrainer):
         """Start, or refuse to overwrite what is there."""
         if self.current_epoch == 0 and not self._replayed and self.local_rank == 0:
             state.refuse_to_overwrite(self.output_folder)
-        super().on_train_start()
+        if not self.was_initialized:
+            self.initialize()
+        self.together.check_start(self)
+        super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
         self.interruption.listen()
         precision = autocast_dtype(self.device) or torch.float32
         self.print_to_log_file(
@@ -208,7 +213,7 @@ class SSLTrainer(nnUNetTrainer):
         if isinstance(batch, epochs.Replay):
             result: dict[str, Any] = dict(batch.result)
         else:
-            self._stop_if_asked()
+            stop_if_asked(self)
             step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
             self.optimizer.zero_grad(set_to_none=True)
             output = stepping.run_batch(self, batch, TRAINING, step)
@@ -232,7 +237,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
-        self._stop_if_asked()
+        stop_if_asked(self)
         output = stepping.run_batch(self, batch, VALIDATION, self._iteration)
         if self._iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
@@ -250,6 +255,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         super().on_train_end()
+        self.together.finish()
         self.interruption.ignore()
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")
         if self.local_rank == 0 and isfile(previous):
@@ -263,22 +269,6 @@ class SSLTrainer(nnUNetTrainer):
         validate_cases(self)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
-
-    def _stop_if_asked(self) -> None:
-        """After SIGTERM or SIGUSR1: save where we are and leave."""
-        asked = self.interruption.requested
-        if asked is None:
-            return
-        self.network.train()
-        file = join(self.output_folder, "checkpoint_latest.pth")
-        self.save_checkpoint(file)
-        self.print_to_log_file(
-            f"{asked.name} received: stopped in epoch {self.current_epoch} after {len(self._finished)} of "
-            f"{self.num_iterations_per_epoch} iterations, everything is saved in {file}. "
-            "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
-        )
-        self.interruption.ignore()
-        raise SystemExit(128 + asked)
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads."""

@@ -4,7 +4,8 @@ With `accumulate` N, a batch is prepared as a whole, so masks and crops are thos
 network in N parts. Losses over single images are added up part by part. Losses that compare images are computed on the
 whole batch: the parts are encoded without gradients, compared, and encoded again with the gradients of their embeddings
 (Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", 2021, https://arxiv.org/abs/2101.06983).
-Either way loss and gradients are those of the whole batch, but for rounding and the random paths of stochastic depth.
+Either way loss and gradients are those of the whole batch, but for rounding. So they are when processes share the batch:
+crops, masks and the paths of stochastic depth belong to the images, by their number in the global batch.
 """
 
 from __future__ import annotations
@@ -19,30 +20,37 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ssl.backbones.drop_path import use_keys
 from nnunet_ssl.methods import Method, MethodOutput
 from nnunet_ssl.methods.gather import shared_counts
 from nnunet_ssl.methods.parts import merge_encoded, split_inputs
 from nnunet_ssl.trainers.data import derive_seed
 from nnunet_ssl.trainers.precision import autocast
 from nnunet_ssl.trainers.regions import region
+from nnunet_ssl.views.draws import ImageGenerator
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+IMAGE_KEYS = "image_keys"  # entry of the inputs: which image has which random numbers
 
 
 def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
     """Run the method on a batch of the loader, with the random numbers that belong to this step."""
     rank = dist.get_rank() if trainer.is_ddp else 0
-    seed = derive_seed(trainer.settings.seed, stream, step, rank, 1)
-    generator = torch.Generator(trainer.device).manual_seed(seed)
+    seed = derive_seed(trainer.settings.seed, stream, step, 1)
     with region("transfer"):
         tensors = {k: v.to(trainer.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+    images = len(tensors["image"])
+    generator = ImageGenerator(trainer.device, seed, range(rank * images, (rank + 1) * images))
     with region("prepare"), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         inputs = trainer.method.prepare(tensors, generator)
     for warning in caught:
         trainer.warn_once(str(warning.message))
-    return run_prepared(trainer, inputs, len(tensors["image"]), trainer.settings.accumulate, seed)
+    inputs = {**inputs, IMAGE_KEYS: generator.keys}
+    own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
+    return run_prepared(trainer, inputs, images, trainer.settings.accumulate, own_seed)
 
 
 def run_prepared(trainer: SSLTrainer, inputs: dict[str, Tensor], images: int, parts: int, seed: int) -> MethodOutput:
@@ -51,10 +59,16 @@ def run_prepared(trainer: SSLTrainer, inputs: dict[str, Tensor], images: int, pa
     counts = method.counts(inputs)
     inputs = {**inputs, **shared_counts(counts, together=method.training)}
     split = split_inputs(inputs, images, parts, counts)
-    torch.manual_seed(seed)  # stochastic depth draws from the global generator
+    torch.manual_seed(seed)  # dropout, where plans have it, draws from the global generator
     if parts > 1 and method.compares:
         return _compare_parts(trainer, inputs, split, images, seed)
     return _add_parts(trainer, split)
+
+
+def _choose_paths(trainer: SSLTrainer, part: Mapping[str, Tensor]) -> None:
+    """Tell stochastic depth which images it is about to see."""
+    if IMAGE_KEYS in part:
+        use_keys(trainer.drop_paths, part[IMAGE_KEYS])
 
 
 def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
@@ -69,6 +83,7 @@ def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]]) -> MethodOut
     for number, part in enumerate(parts, start=1):
         quiet = isinstance(network, DistributedDataParallel) and number < len(parts)
         with network.no_sync() if quiet else nullcontext():
+            _choose_paths(trainer, part)
             with region("forward"), autocast(trainer.device):
                 output = network(part)
             _backward(trainer, output.loss / len(parts))
@@ -82,9 +97,9 @@ def _compare_parts(
     trainer: SSLTrainer, inputs: dict[str, Tensor], parts: list[dict[str, Tensor]], images: int, seed: int
 ) -> MethodOutput:
     """Loss of the whole batch, whose gradients reach the network part by part through those of the encodings."""
-    method, encode = trainer.method, trainer.encode
+    method = trainer.method
     with region("forward"), torch.no_grad(), autocast(trainer.device):
-        encoded = merge_encoded([encode(part) for part in parts], images)
+        encoded = merge_encoded([_encode(trainer, part) for part in parts], images)
     train = torch.is_grad_enabled()
     encoded = {k: v.detach().requires_grad_(train) for k, v in encoded.items()}
     with region("forward"), autocast(trainer.device):
@@ -93,15 +108,20 @@ def _compare_parts(
         return output
     _backward(trainer, output.loss)
     gradients = {k: v.grad for k, v in encoded.items() if v.grad is not None}
-    torch.manual_seed(seed)  # the same paths of stochastic depth as in the first pass
+    torch.manual_seed(seed)  # the same dropout as in the first pass
     for part, gradient in zip(parts, split_inputs(gradients, images, len(parts), ()), strict=True):
         with region("forward"), autocast(trainer.device):
-            again = encode(part)
+            again = _encode(trainer, part)
         with region("backward"):
             torch.autograd.backward([again[k] for k in gradient], list(gradient.values()))
     if isinstance(trainer.network, DistributedDataParallel):
         average_gradients(method)
     return output._replace(loss=output.loss.detach())
+
+
+def _encode(trainer: SSLTrainer, part: dict[str, Tensor]) -> dict[str, Tensor]:
+    _choose_paths(trainer, part)
+    return trainer.encode(part)
 
 
 def average_gradients(module: nn.Module) -> None:

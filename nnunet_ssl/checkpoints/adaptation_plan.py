@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from nnunet_ssl.checkpoints.layout import PLACE_KEYS
+from nnunet_ssl.checkpoints.adaptation.layout import PLACE_KEYS
 from nnunet_ssl.checkpoints.read import CheckpointError
 
 RESENC_L: dict[str, Any] = {

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.container import check_safetensors, check_torch, is_safetensors
-from nnunet_ssl.checkpoints.content import why_refused
-from nnunet_ssl.checkpoints.diagnosis import checkpoints_near, why_not_opened, why_unreadable
-from nnunet_ssl.checkpoints.numpy_scalars import safe_numpy_scalars
-from nnunet_ssl.checkpoints.pickle_screen import DamagedError, ScreenError
+from nnunet_ssl.checkpoints.screening.container import check_safetensors, check_torch, is_safetensors
+from nnunet_ssl.checkpoints.screening.content import why_refused
+from nnunet_ssl.checkpoints.screening.diagnosis import checkpoints_near, why_not_opened, why_unreadable
+from nnunet_ssl.checkpoints.screening.numpy_scalars import safe_numpy_scalars
+from nnunet_ssl.checkpoints.screening.pickle_screen import DamagedError, ScreenError
 
 RESUME_NAMES = (
     "checkpoint_final.pth",
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
-    from nnunet_ssl.checkpoints.sidecar import restore
+    from nnunet_ssl.checkpoints.export.sidecar import restore
 
     try:
         with safe_open(path, framework="pt") as file:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nnunet_ssl.checkpoints.description.stated import text
 from nnunet_ssl.checkpoints.read import CheckpointError
 
 TOKEN_ORDERS = ("natural", "swapped")
@@ -35,7 +36,7 @@ def states_token_order(checkpoint: Mapping[str, Any]) -> bool:
     """Whether the order is known: from the `ssl` block, the name of a trainer, or the architecture PrimusX."""
     ssl = checkpoint.get("ssl")
     stated = isinstance(ssl, Mapping) and ssl.get("token_order") in TOKEN_ORDERS
-    return stated or bool(checkpoint.get("trainer_name")) or _is_primus_x(checkpoint)
+    return stated or bool(text(checkpoint.get("trainer_name"))) or _is_primus_x(checkpoint)
 
 
 def _is_primus_x(checkpoint: Mapping[str, Any]) -> bool:

@@ -107,15 +107,15 @@ def run(args: argparse.Namespace) -> None:
 
 def _resolve(source: str) -> tuple[Path, str | None]:
     """The checkpoint file X stands for, and the licence its repository states."""
-    from nnunet_ssl.checkpoints.hub import resolve_source
+    from nnunet_ssl.checkpoints.hub.resolve import resolve_source
 
     found = resolve_source(source)
     return found.path, found.origin.licence
 
 
 def _export_file(args: argparse.Namespace, path: Path, licence: str | None) -> Path:
-    from nnunet_ssl.checkpoints.export import export_nnssl, export_safetensors
-    from nnunet_ssl.checkpoints.portable import ExportOptions
+    from nnunet_ssl.checkpoints.export.formats import export_nnssl, export_safetensors
+    from nnunet_ssl.checkpoints.export.portable import ExportOptions
     from nnunet_ssl.checkpoints.read import read_checkpoint
     from nnunet_ssl.integration.stock_export import no_model_advice
 
@@ -147,7 +147,7 @@ def _export_model(args: argparse.Namespace, model: Any) -> Path:
 
 
 def _write_card(args: argparse.Namespace, folder: Path, checkpoint: Mapping[str, Any], source: Path) -> None:
-    from nnunet_ssl.checkpoints.model_card import write_model_card
+    from nnunet_ssl.checkpoints.hub.model_card import write_model_card
 
     progress = source.parent / "progress.png"
     write_model_card(folder, checkpoint, repo_id=args.push_to_hub, licence=args.licence, progress=progress)
@@ -163,7 +163,7 @@ def _tell(folder: Path, removed: list[str]) -> None:
 
 def _push(args: argparse.Namespace, folder: Path) -> str:
     """Upload, asking before files of the repository are replaced where there is somebody to ask."""
-    from nnunet_ssl.checkpoints.publish import RepositoryNotEmptyError, push_to_hub
+    from nnunet_ssl.checkpoints.hub.publish import RepositoryNotEmptyError, push_to_hub
 
     private = not args.public
     try:

@@ -35,8 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Describe the checkpoint."""
-    from nnunet_ssl.checkpoints.describe import describe
-    from nnunet_ssl.checkpoints.hub import resolve_source
+    from nnunet_ssl.checkpoints.description.describe import describe
+    from nnunet_ssl.checkpoints.hub.resolve import resolve_source
     from nnunet_ssl.checkpoints.read import read_checkpoint
 
     local = resolve_source(args.checkpoint)

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nnunet_ssl.checkpoints.known_models import KnownModel
+    from nnunet_ssl.checkpoints.hub.known_models import KnownModel
 
 EXAMPLES = """examples:
   nnUNetv2_pretrain_models                                    all known models
@@ -74,7 +74,7 @@ def table(models: list[KnownModel]) -> str:
 
 def describe(model: KnownModel) -> str:
     """Everything about one model, and the commands that use it."""
-    from nnunet_ssl.checkpoints.hub import page
+    from nnunet_ssl.checkpoints.hub.resolve import page
 
     facts = {
         "method": model.method,
@@ -106,7 +106,7 @@ def describe(model: KnownModel) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """List, show or fetch."""
-    from nnunet_ssl.checkpoints.known_models import get_model, select_models
+    from nnunet_ssl.checkpoints.hub.known_models import get_model, select_models
 
     filters = (args.method, args.backbone, args.modality)
     if args.model is not None and any(filters):
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     if args.download:
         if args.model is None:
             raise ValueError("--download wants the NAME of a model. nnUNetv2_pretrain_models lists them.")
-        from nnunet_ssl.checkpoints.hub import resolve_source
+        from nnunet_ssl.checkpoints.hub.resolve import resolve_source
 
         found = resolve_source(args.model)
         print(json.dumps(found.origin.to_json(), indent=2) if args.json else f"{found.path}\n{found.origin}")

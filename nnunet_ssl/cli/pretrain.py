@@ -172,6 +172,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
     from nnunet_ssl.trainers import launch
     from nnunet_ssl.trainers.devices import require_device
+    from nnunet_ssl.trainers.processes import first_process_first
 
     check_flags(args)
     require_device(device(args.device))
@@ -187,11 +188,8 @@ def run(args: argparse.Namespace) -> None:
         "spacing": args.spacing,
         "num_processes": args.num_processes,
     }
-    if under_torchrun and dist.get_rank() > 0:
-        dist.barrier()
-    plans, _ = prepare_corpus(names, planner, **preparation)
-    if under_torchrun and dist.get_rank() == 0:
-        dist.barrier()
+    with first_process_first():
+        plans, _ = prepare_corpus(names, planner, **preparation)
     folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
     plans = launch.plans_of_run(folder, plans)
     apply_flags(plans, args)

@@ -25,8 +25,8 @@ def check_image(
     if num_channels is not None and len(array) != num_channels:
         if num_channels == 1:
             return (
-                f"4-D: {len(array)} volumes in one file. Split it into one file per volume, each a case of its own, "
-                "or keep their mean"
+                f"4-D: {len(array)} volumes in one file. nnUNetv2_pretrain_import --series makes an image of the first, "
+                "of each, or of their mean"
             )
         return f"{len(array)} channels, dataset.json names {num_channels}"
     shape = array.shape[1:]

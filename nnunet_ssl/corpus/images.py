@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from os.path import isdir, isfile, join
 from typing import Any
 
+from nnunet_ssl.corpus.address import files_of
 from nnunet_ssl.corpus.errors import CorpusError
 
 NUM_SHOWN = 10  # files named in an error message
@@ -117,7 +118,7 @@ def _from_entries(folder: str, entries: Mapping[str, Any]) -> dict[str, dict[str
             "label": absolute_path(label, folder) if label else None,
         }
     files = [f for case in cases.values() for f in [*case["images"], case["label"]] if f is not None]
-    missing = [f for f in files if not isfile(f)]
+    missing = [f for address in files for f in files_of(address) if not isfile(f)]
     if missing:
         raise CorpusError(
             f"{len(missing)} of {len(files)} files named by {where} do not exist:\n{shortened(missing)}\n"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from os.path import isfile, join
 from typing import Any
 
+from nnunet_ssl.corpus.address import files_of
 from nnunet_ssl.corpus.images import shortened
 
 FILE = "left_out_images.json"
@@ -20,7 +21,7 @@ def describe(case: Mapping[str, Any], reason: str, step: str) -> dict[str, Any]:
 
 def newest(files: Sequence[str]) -> float:
     """Time of change of the newest file, in seconds since 1970; 0 when there is none."""
-    return max((os.path.getmtime(f) for f in files if isfile(f)), default=0.0)
+    return max((os.path.getmtime(f) for address in files for f in files_of(address) if isfile(f)), default=0.0)
 
 
 def read_left_out(folder: str) -> dict[str, dict[str, Any]]:

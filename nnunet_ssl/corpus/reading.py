@@ -16,6 +16,7 @@ import numpy as np
 from nibabel.filebasedimages import ImageFileError
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
+from nnunet_ssl.corpus.address import split_volume
 from nnunet_ssl.corpus.errors import UnusableImage
 
 NUM_TRIED = 20  # images tried until one can be read
@@ -41,16 +42,23 @@ def choose_reader(dataset_json: dict[str, Any], cases: Mapping[str, Mapping[str,
 def damage(path: str) -> str | None:
     """What is missing of a NIfTI file, None when all of it is there or it is another format.
 
-    ITK fills the missing part of a truncated .nii or .nii.gz with zeros and says nothing; it does notice for other formats.
+    `path` may be the address of one volume. ITK fills the missing part of a truncated .nii or .nii.gz with zeros and says
+    nothing; it does notice for other formats.
     """
+    path = split_volume(path)[0]
     if not path.lower().endswith((".nii", ".nii.gz")):
         return None
     try:
-        size = os.path.getsize(path)
-        header: Any = nibabel.load(path)
-        expected = int(header.dataobj.offset) + int(np.prod(header.shape)) * header.get_data_dtype().itemsize
+        image: Any = nibabel.load(path)
+        values = int(np.prod(image.shape))
+        return cut_off(path, int(image.dataobj.offset) + values * image.get_data_dtype().itemsize)
     except (OSError, EOFError, zlib.error, ValueError, ImageFileError):
         return _damaged_stream(path) if path.lower().endswith(".gz") else None
+
+
+def cut_off(path: str, expected: int) -> str | None:
+    """What is missing of a NIfTI file whose header announces `expected` bytes, unpacked; None when all of it is there."""
+    size = os.path.getsize(path)
     if not path.lower().endswith(".gz"):
         return f"truncated: {size} bytes, the header announces {expected}" if size < expected else None
     with open(path, "rb") as file:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from nnunet_ssl.checkpoints.layout import Layout
-from nnunet_ssl.checkpoints.report import ENCODER_GROUPS
+from nnunet_ssl.checkpoints.adaptation.layout import Layout
+from nnunet_ssl.checkpoints.adaptation.report import ENCODER_GROUPS
 
 
 def encoder_parameters(network: nn.Module) -> dict[str, nn.Parameter]:

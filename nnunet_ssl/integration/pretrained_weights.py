@@ -12,11 +12,11 @@ from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
-from nnunet_ssl.checkpoints.hub import LocalCheckpoint, Origin, resolve_source
-from nnunet_ssl.checkpoints.options import TransferOptions
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
+from nnunet_ssl.checkpoints.adaptation.report import TransferReport
+from nnunet_ssl.checkpoints.hub.resolve import LocalCheckpoint, Origin, resolve_source
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
-from nnunet_ssl.checkpoints.report import TransferReport
 from nnunet_ssl.checkpoints.token_order import needs_conversion
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from batchgenerators.utilities.file_and_folder_operations import load_json
 
-from nnunet_ssl.checkpoints.export import CARD, Finish, new_folder
-from nnunet_ssl.checkpoints.portable import Portable
-from nnunet_ssl.checkpoints.private import DATASET_JSON, FINGERPRINT, Scrubber
+from nnunet_ssl.checkpoints.export.formats import CARD, Finish, new_folder
+from nnunet_ssl.checkpoints.export.portable import Portable
+from nnunet_ssl.checkpoints.export.private import DATASET_JSON, FINGERPRINT, Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.corpus.left_out import write_json

@@ -19,7 +19,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS
-from nnunet_ssl.checkpoints.private import Scrubber
+from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.integration.architecture import is_primus
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import check_reconstruction, explained_variance, masked_error
+from nnunet_ssl.views import draws
 from nnunet_ssl.views.bezier import bezier_intensity
 from nnunet_ssl.views.flips import flip, random_flips
 from nnunet_ssl.views.local_shuffle import local_shuffle
@@ -95,7 +96,7 @@ class ModelsGenesis(Method):
 
         def chosen(probability: float) -> Tensor:
             """Samples [B] to which a corruption applies."""
-            return torch.rand(number, generator=generator, device=generator.device) < probability
+            return draws.rand((number,), generator) < probability
 
         def per_voxel(samples: Tensor) -> Tensor:
             return samples.view(-1, *(1,) * (image.ndim - 1))
@@ -108,7 +109,7 @@ class ModelsGenesis(Method):
             number, size, config.inpaint_probability, config.paint_boxes, config.paint_another, generator
         )
         painted &= per_voxel(chosen(config.paint_probability))
-        noise = low + (high - low) * torch.rand(image.shape, generator=generator, device=generator.device)
+        noise = low + (high - low) * draws.rand(image.shape, generator)
         return {"image": image, "excluded": excluded, "corrupted": torch.where(painted, noise, corrupted)}
 
     def _shuffle_widths(self, size: Sequence[int]) -> tuple[int, ...]:

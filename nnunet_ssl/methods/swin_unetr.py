@@ -19,11 +19,12 @@ from torch.nn.functional import cross_entropy, interpolate
 from nnunet_ssl.backbones import Backbone, BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
-from nnunet_ssl.methods.gather import check_images, global_mean
+from nnunet_ssl.methods.gather import check_images, global_mean, processes
 from nnunet_ssl.methods.nt_xent import nt_xent
 from nnunet_ssl.methods.projector import check_bottleneck, train_encoder_only
 from nnunet_ssl.methods.reconstruction import explained_variance
 from nnunet_ssl.settings import require
+from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import mostly_usable
 from nnunet_ssl.views.cutout import random_cutout
 from nnunet_ssl.views.orientation import turn
@@ -145,20 +146,23 @@ class SwinUNETR(Method):
         number, size, device = len(image), image.shape[2:], image.device
         if self.training and config.contrast_weight:
             check_images("SwinUNETR's contrast", number, ENOUGH, RECIPE_BATCH, together=True)
-        turns = torch.randint(0, 4, (2 * number,), generator=generator, device=device)
+        turns = draws.randint(0, 4, (2 * number,), generator)
         turned = turn(torch.cat([image, image]), turns)
         box = (config.min_box, config.max_box)
         hidden = random_cutout(2 * number, size, config.max_cutout, box, generator)
-        noise = torch.randn(turned.shape, generator=generator, device=device)
+        noise = draws.randn(turned.shape, generator)
         low, high = noise.flatten(1).aminmax(dim=1)
         low, high = (v.view(-1, *(1,) * (image.ndim - 1)) for v in (low, high))
         cut = torch.where(hidden, (noise - low) / (high - low), turned)
-        # The second pass takes from an image drawn with equal probability; where it is the own one, nothing happens.
-        donor = torch.randint(0, number, (2 * number,), generator=generator, device=device)
-        donor = donor + number * (torch.arange(2 * number, device=device) >= number)
+        # The second pass takes from the image beside it, 0 and 1, 2 and 3, ..., which lies in the same process; with the
+        # probability that an image of the batch, drawn blindly, is the own one, nothing happens.
+        own = torch.arange(number, device=device)
+        beside = torch.where((own ^ 1) < number, own ^ 1, max(number - 2, 0))
+        foreign = draws.rand((2 * number,), generator) >= 1 / (number * processes(self.training))
+        foreign &= (own != beside).repeat(2)
+        donor = torch.cat([beside, beside + number])
         swapped = random_cutout(2 * number, size, config.max_cutout, box, generator)
-        foreign = (donor != torch.arange(2 * number, device=device)).view(-1, *(1,) * (image.ndim - 1))
-        swapped = swapped & foreign
+        swapped = swapped & foreign.view(-1, *(1,) * (image.ndim - 1))
         return {
             "turned": turned,
             "cut": torch.where(swapped, cut[donor], cut),

@@ -27,6 +27,7 @@ from nnunet_ssl.methods.projector import (
 )
 from nnunet_ssl.methods.voco_loss import voco_loss
 from nnunet_ssl.settings import require
+from nnunet_ssl.views import draws
 from nnunet_ssl.views.contrastive import augment_crops
 from nnunet_ssl.views.crops import (
     box_mask,
@@ -141,7 +142,8 @@ class VoCo(Method):
         corners = torch.cat([grid.expand(len(image), -1, -1), targets], dim=1)  # [B, K + T, D]
         crops = cut_crops(image, corners, crop)
         if self.training:
-            crops = augment_crops(crops.flatten(0, 1), generator, self.config.augmentation).view_as(crops)
+            per_crop = draws.by_image(generator, crops.shape[1])
+            crops = augment_crops(crops.flatten(0, 1), per_crop, self.config.augmentation).view_as(crops)
         usable = mostly_usable(cut_crops(excluded, corners, crop).flatten(0, 1))
         return {
             "region": image,

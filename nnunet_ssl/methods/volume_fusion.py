@@ -17,6 +17,7 @@ from torch import Tensor
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.settings import require
+from nnunet_ssl.views import draws
 from nnunet_ssl.views.fusion import fuse, random_levels
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.spec import Views
@@ -95,8 +96,9 @@ class VolumeFusion(Method):
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         config, image = self.config, batch["image"]
         if self.training:
+            both = draws.by_image(generator, image.shape[1])
             image = augment_intensity(
-                image.flatten(0, 1), generator, config.augmentation, low_resolution=LOW_RESOLUTION
+                image.flatten(0, 1), both, config.augmentation, low_resolution=LOW_RESOLUTION
             ).view_as(image)
         foreground, background = image.unbind(dim=1)
         level = random_levels(

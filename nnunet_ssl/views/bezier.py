@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 
 def random_curves(batch: int, generator: torch.Generator, points: int = 1024) -> tuple[Tensor, Tensor]:
     """Random curves through (0, 0) and (1, 1) as tables x, y [batch, points], x ascending.
@@ -15,8 +17,8 @@ def random_curves(batch: int, generator: torch.Generator, points: int = 1024) ->
     Two control points are drawn uniformly from the unit square. With probability 0.5 the curve rises (x and y sorted),
     else it falls from (0, 1) to (1, 0) (x sorted, y as it comes from the curve's end).
     """
-    control = torch.rand(batch, 4, 1, generator=generator, device=generator.device)
-    falls = torch.rand(batch, 1, generator=generator, device=generator.device) < 0.5
+    control = draws.rand((batch, 4, 1), generator)
+    falls = draws.rand((batch, 1), generator) < 0.5
     t = torch.linspace(0, 1, points, device=generator.device)
     first, second, last = 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3
     x = control[:, 0] * first + control[:, 2] * second + last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.orientation import mirror, turn
 
@@ -16,9 +17,9 @@ def augment_crops(x: Tensor, generator: torch.Generator, strength: float = 1.0) 
     the first two axes with p = 0.3. `strength` multiplies the probabilities; 0 changes nothing.
     """
     x = augment_intensity(x, generator, strength)
-    device, number, ndim = x.device, len(x), x.ndim - 2
-    flips = torch.rand(number, ndim, generator=generator, device=device) < min(0.5 * strength, 0.5)
+    number, ndim = len(x), x.ndim - 2
+    flips = draws.rand((number, ndim), generator) < min(0.5 * strength, 0.5)
     x = mirror(x, flips)
-    turned = torch.rand(number, generator=generator, device=device) < 0.3 * strength
-    quarters = torch.randint(1, 4, (number,), generator=generator, device=device)
+    turned = draws.rand((number,), generator) < 0.3 * strength
+    quarters = draws.randint(1, 4, (number,), generator)
     return turn(x, quarters * turned, axes=(2, 3))

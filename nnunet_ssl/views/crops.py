@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 
 def crop_within(size: int, lowest: float, highest: float) -> int:
     """Largest crop of an axis of `size` voxels between the shares `lowest` and `highest` of it that suits any stride.
@@ -38,7 +40,7 @@ def random_corners(
     check_crop(crop, region)
     device = generator.device
     places = torch.tensor([r - c + 1 for r, c in zip(region, crop, strict=True)], device=device)
-    drawn = torch.rand(batch, count, len(region), generator=generator, device=device) * places
+    drawn = draws.rand((batch, count, len(region)), generator) * places
     return torch.minimum(drawn.long(), places - 1)
 
 
@@ -61,9 +63,9 @@ def overlapping_corners(
     room = torch.tensor([r - c for r, c in zip(region, crop, strict=True)], device=device)
     # In logarithms the shares of the axes add up. No axis may take more than its room or the whole crop allows.
     most = -torch.log1p(-(room.clamp(max=size - 1) / size))
-    drawn = overlap[0] + torch.rand(*shape[:2], 1, generator=generator, device=device) * (overlap[1] - overlap[0])
+    drawn = overlap[0] + draws.rand((*shape[:2], 1), generator) * (overlap[1] - overlap[0])
     wanted = -drawn.clamp(min=1e-6).log()
-    weight = torch.empty(shape, device=device).exponential_(generator=generator) * (room > 0)
+    weight = draws.exponential(shape, generator) * (room > 0)
     share = wanted * weight / weight.sum(-1, keepdim=True).clamp(min=1e-12)
     for _ in range(len(region) - 1):  # what an axis cannot take goes to the others
         excess = (share - most).clamp(min=0).sum(-1, keepdim=True)
@@ -73,9 +75,9 @@ def overlapping_corners(
     share = torch.minimum(share, most)
     # The tiny addition, in voxels, keeps a shift of n that came out of the logarithms as 0.999 n from becoming n - 1.
     shift = torch.minimum((size * -torch.expm1(-share) + 1e-4).long(), room)
-    start = torch.rand(shape, generator=generator, device=device) * (room - shift + 1)
+    start = draws.rand(shape, generator) * (room - shift + 1)
     start = torch.minimum(start.long(), room - shift)
-    swap = torch.rand(shape, generator=generator, device=device) < 0.5
+    swap = draws.rand(shape, generator) < 0.5
     return torch.where(swap, start + shift, start), torch.where(swap, start, start + shift)
 
 

@@ -8,6 +8,8 @@ from math import ceil, prod
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 
 def random_boxes(
     batch: int, size: Sequence[int], count: int, extent: tuple[float, float], generator: torch.Generator
@@ -23,7 +25,7 @@ def random_boxes(
     longest = torch.maximum((length * extent[1]).long(), shortest)
 
     def draw(choices: Tensor) -> Tensor:
-        drawn = torch.rand(batch, count, len(size), generator=generator, device=device) * choices
+        drawn = draws.rand((batch, count, len(size)), generator) * choices
         return torch.minimum(drawn.long(), choices - 1)
 
     start = draw(length - shortest + 1)
@@ -62,5 +64,5 @@ def random_cutout(
     mean = [max(s * (extent[0] + extent[1]) / 2, 1) / s * 0.9 for s in size]  # 0.9: cut short at the border
     count = max(ceil(1.4 * max_share / prod(mean)), 4)  # 1.4: three standard deviations more than needed
     start, stop = random_boxes(batch, size, count, extent, generator)
-    share = torch.rand(batch, generator=generator, device=generator.device) * max_share
+    share = draws.rand((batch,), generator) * max_share
     return union_of_boxes(start, stop, first_boxes(start, stop, share * prod(size)), size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 
 def random_flips(batch: int, ndim: int, probability: float, generator: torch.Generator) -> Tensor:
     """Which axes to flip, bool [batch, ndim]: up to three flips of random axes, each next one with `probability`.
@@ -12,8 +14,8 @@ def random_flips(batch: int, ndim: int, probability: float, generator: torch.Gen
     An axis that is drawn twice is back where it was. Models Genesis (https://arxiv.org/abs/2004.07882) takes 0.4.
     """
     device = generator.device
-    comes = (torch.rand(batch, 3, generator=generator, device=device) < probability).int().cumprod(dim=1)
-    axes = torch.randint(ndim, (batch, 3), generator=generator, device=device)
+    comes = (draws.rand((batch, 3), generator) < probability).int().cumprod(dim=1)
+    axes = draws.randint(0, ndim, (batch, 3), generator)
     times = torch.zeros(batch, ndim, dtype=comes.dtype, device=device).scatter_add_(1, axes, comes)
     return times % 2 == 1
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
 from nnunet_ssl.views.painting import uniform_integers
 
 BITS = 24  # of an integer that float32 holds exactly
@@ -66,8 +67,8 @@ def random_levels(
     """
     device, (fewest, most) = generator.device, boxes
     starts, widths = random_boxes((batch, most), size, narrowest, widest, generator)
-    number = torch.randint(fewest, most + 1, (batch, 1), generator=generator, device=device)
-    colours = torch.randint(0, levels, (batch, most + 1), generator=generator, device=device)
+    number = draws.randint(fewest, most + 1, (batch, 1), generator)
+    colours = draws.randint(0, levels, (batch, most + 1), generator)
     colours[:, 0] = 0  # of voxels without a box
     last = last_box(starts, widths, torch.arange(most, device=device) < number, size)
     return colours.gather(1, last.flatten(1).long()).view(batch, 1, *size)

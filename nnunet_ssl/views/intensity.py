@@ -13,6 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 BLUR_SIGMA = (0.5, 1.0)  # voxels
 FACTOR = (0.75, 1.25)  # brightness and contrast
 ZOOM = (0.5, 1.0)
@@ -109,15 +111,16 @@ def augment_intensity(
     flat = out.view(number * channels, *x.shape[2:])
 
     def rand(*shape: int) -> Tensor:
-        return torch.rand(*shape, generator=generator, device=x.device)
+        return draws.rand(shape, generator)
 
-    def uniform(number: int, bounds: tuple[float, float]) -> Tensor:
-        return bounds[0] + rand(number) * (bounds[1] - bounds[0])
+    def uniform(each: int, bounds: tuple[float, float]) -> Tensor:
+        """Parameters [N * each]."""
+        return bounds[0] + rand(number, each).flatten() * (bounds[1] - bounds[0])
 
-    def two_sided(number: int, bounds: tuple[float, float]) -> Tensor:
+    def two_sided(each: int, bounds: tuple[float, float]) -> Tensor:
         """Half of the parameters below 1, half above."""
-        below, above = uniform(number, (bounds[0], 1)), uniform(number, (1, bounds[1]))
-        return torch.where(rand(number) < 0.5, below, above)
+        below, above = uniform(each, (bounds[0], 1)), uniform(each, (1, bounds[1]))
+        return torch.where(rand(number, each).flatten() < 0.5, below, above)
 
     def apply(change: Callable[[Tensor, Tensor], Tensor], parameter: Tensor, p: float, p_channel: float = 1.0) -> None:
         """Change a random part of the images; `parameter` has a value for each of all."""
@@ -126,16 +129,18 @@ def augment_intensity(
         if len(rows):
             flat[rows] = change(flat[rows], parameter[rows])
 
-    def add_noise(rows: Tensor, sigma: Tensor) -> Tensor:
-        noise = torch.randn(rows.shape, generator=generator, device=x.device, dtype=x.dtype)
-        return rows + noise * _column(sigma, rows.ndim)
+    # Few rows get noise, and which ones is random: it comes from a key of each row, not from the common generator.
+    keys, sigma = draws.randint(0, 2**31, (number, channels), generator).flatten(), uniform(1, NOISE_SIGMA)
+    sigma = sigma.repeat_interleave(channels)
 
-    total = number * channels
-    apply(add_noise, uniform(number, NOISE_SIGMA).repeat_interleave(channels), 0.1)
-    apply(blur, uniform(total, BLUR_SIGMA), 0.2, 0.5)
-    apply(lambda rows, factor: rows * _column(factor, rows.ndim), uniform(total, FACTOR), 0.15)
-    apply(change_contrast, two_sided(total, FACTOR), 0.15)
-    apply(lower_resolution, uniform(total, ZOOM), low_resolution, 0.5)
-    apply(partial(change_gamma, invert=True), two_sided(total, GAMMA), 0.1)
-    apply(partial(change_gamma, invert=False), two_sided(total, GAMMA), 0.3)
+    def add_noise(rows: Tensor, row: Tensor) -> Tensor:
+        return rows + draws.noise(keys[row], rows.shape[1:]).to(x.dtype) * _column(sigma[row], rows.ndim)
+
+    apply(add_noise, torch.arange(number * channels, device=x.device), 0.1)
+    apply(blur, uniform(channels, BLUR_SIGMA), 0.2, 0.5)
+    apply(lambda rows, factor: rows * _column(factor, rows.ndim), uniform(channels, FACTOR), 0.15)
+    apply(change_contrast, two_sided(channels, FACTOR), 0.15)
+    apply(lower_resolution, uniform(channels, ZOOM), low_resolution, 0.5)
+    apply(partial(change_gamma, invert=True), two_sided(channels, GAMMA), 0.1)
+    apply(partial(change_gamma, invert=False), two_sided(channels, GAMMA), 0.3)
     return out

@@ -11,17 +11,18 @@ from math import prod
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 
 def random_starts(batch: int, length: int, max_width: int, generator: torch.Generator) -> Tensor:
     """Cut an axis of `length` voxels at random: for every voxel [batch, length] where its piece begins.
 
     Pieces are 1 to `max_width` voxels wide, uniformly; the first and the last piece are cut by the patch.
     """
-    device, options = generator.device, {"generator": generator, "device": generator.device}
-    widths = torch.randint(1, max_width + 1, (batch, length + max_width), **options)  # type: ignore[call-overload]
-    offset = torch.randint(max_width, (batch, 1), **options)  # type: ignore[call-overload]
+    widths = draws.randint(1, max_width + 1, (batch, length + max_width), generator)
+    offset = draws.randint(0, max_width, (batch, 1), generator)
     edges = torch.cat([torch.zeros_like(offset), widths.cumsum(dim=1)], dim=1) - offset
-    positions = torch.arange(length, device=device).expand(batch, length).contiguous()
+    positions = torch.arange(length, device=generator.device).expand(batch, length).contiguous()
     piece = torch.searchsorted(edges, positions, right=True) - 1
     return edges.gather(1, piece).clamp(min=0)
 
@@ -43,8 +44,8 @@ def local_shuffle(image: Tensor, max_width: Sequence[int], share: Tensor, genera
     """
     batch, channels, *size = image.shape
     corner = random_boxes(batch, size, max_width, generator)
-    chosen = torch.rand(corner.shape, generator=generator, device=generator.device).gather(1, corner) < share[:, None]
-    key = torch.randint(2**24, corner.shape, generator=generator, device=generator.device)
+    chosen = draws.rand(corner.shape, generator).gather(1, corner) < share[:, None]
+    key = draws.randint(0, 2**24, corner.shape, generator)
     # Two orders that list the same box at the same places: in the one its voxels come as they lie, in the other randomly.
     place = corner.argsort(dim=1, stable=True)
     source = (corner * 2**24 + key * chosen).argsort(dim=1, stable=True)

@@ -8,6 +8,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 STYLES = ("blocks", "grid", "slices")
 
 
@@ -45,7 +47,7 @@ def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> fl
     if isinstance(ratio, (int, float)):
         return ratio
     low, high = ratio[0], ratio[-1]
-    return low + (high - low) * torch.rand((), generator=generator, device=generator.device).item()
+    return low + (high - low) * torch.rand((), generator=draws.whole(generator), device=generator.device).item()
 
 
 def aligned_block(block: int | Sequence[int] | None, unit: Sequence[int], what: str) -> tuple[int, ...]:
@@ -77,7 +79,7 @@ def hidden_count(num_blocks: int, ratio: float) -> int:
 
 def random_hidden(batch: int, num_blocks: int, ratio: float, generator: torch.Generator) -> Tensor:
     """Independent random masks [batch, num_blocks] of bool, each with exactly `hidden_count` True entries."""
-    order = torch.rand(batch, num_blocks, generator=generator, device=generator.device).argsort(dim=1)
+    order = draws.rand((batch, num_blocks), generator).argsort(dim=1)
     hidden = torch.zeros(batch, num_blocks, dtype=torch.bool, device=generator.device)
     return hidden.scatter_(1, order[:, : hidden_count(num_blocks, ratio)], True)
 
@@ -95,14 +97,14 @@ def random_blocks(
         cell = tuple(min(2, n) for n in grid)
         hidden_count(prod(cell), ratio)
         number = min(max(round(ratio * prod(cell)), 1), prod(cell) - 1)
-        order = torch.rand(prod(cell), generator=generator, device=generator.device).argsort()
+        order = torch.rand(prod(cell), generator=draws.whole(generator), device=generator.device).argsort()
         pattern = (order < number).view(cell)
         tiled = pattern.repeat(*(-(-n // c) for n, c in zip(grid, cell, strict=True)))
         return tiled[tuple(slice(n) for n in grid)].expand(batch, *grid)
     if style == "slices":
         hidden_count(max(grid), ratio)
         axes = [a for a, n in enumerate(grid) if n > 1]
-        axis = axes[int(torch.randint(len(axes), (), generator=generator, device=generator.device).item())]
+        axis = axes[int(torch.randint(len(axes), (), generator=draws.whole(generator), device=generator.device).item())]
         slabs = random_hidden(batch, grid[axis], ratio, generator)
         return slabs.view(batch, *(n if a == axis else 1 for a, n in enumerate(grid))).expand(batch, *grid)
     return random_hidden(batch, prod(grid), ratio, generator).view(batch, *grid)

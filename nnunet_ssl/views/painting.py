@@ -10,12 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from nnunet_ssl.views import draws
+
 MARGIN = 3  # voxels between a box and the border of the patch, as far as there is room
 
 
 def uniform_integers(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
     """Whole numbers drawn uniformly from low..high, both included, one per element."""
-    drawn = torch.rand(low.shape, generator=generator, device=generator.device)
+    drawn = draws.rand(low.shape, generator)
     return low + (drawn * (high - low + 1)).long().minimum(high - low)
 
 
@@ -41,13 +43,13 @@ def random_painting(
     """
     device = generator.device
     length = torch.tensor(tuple(size), device=device).expand(batch, boxes, len(size))
-    is_inner = torch.rand(batch, 1, generator=generator, device=device) < inner
+    is_inner = draws.rand((batch, 1), generator) < inner
     small = uniform_integers(length // 6, length // 3, generator)
     large = length - uniform_integers(3 * length // 7, 4 * length // 7, generator)
     widths = torch.where(is_inner[..., None], small, large).clamp(min=1)
     margin = ((length - widths) // 2).clamp(max=MARGIN)
     starts = uniform_integers(margin, length - widths - margin, generator)
-    comes = torch.rand(batch, boxes, generator=generator, device=device) < another
+    comes = draws.rand((batch, boxes), generator) < another
     comes[:, :1] |= ~is_inner
     mask = boxes_to_mask(starts, widths, comes.int().cumprod(dim=1).bool(), size)
     return mask ^ ~is_inner.view(batch, 1, *(1,) * len(size))

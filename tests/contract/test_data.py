@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
+import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 
-from nnunet_ssl.trainers.loading import augmentation
+from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.table import write_table
+from nnunet_ssl.settings import PretrainSettings, SettingsError, read_config
+from nnunet_ssl.trainers.augmentation import augmentation
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 
@@ -61,6 +67,80 @@ def test_training_and_validation_cases_are_disjoint(make_trainer, plans_for):
     assert len(training) + len(validation) == 8
 
 
+def write_corpus_table(folder: Path) -> None:
+    """Two images of each of four people, in the raw data set's folder."""
+    (folder / "raw" / "Dataset777_Tiny").mkdir()
+    cases = [f"tiny_{number:03d}" for number in range(8)]
+    people = [f"person {number // 2}" for number in range(8)]
+    rows = {"case": cases, "path": cases, "subject": people, "modality": ["T1w", "T2w"] * 4, "iqs": range(8)}
+    write_table(pd.DataFrame(rows), str(folder / "raw" / "Dataset777_Tiny"))
+
+
+def test_filter_chooses_after_the_split_by_subject(make_trainer, plans_for, preprocessed_dataset):
+    write_corpus_table(preprocessed_dataset)
+    everything = make_trainer(SSLMAETrainer, plans_for("unet")).do_split()
+    assert [len(side) for side in everything] == [6, 2]
+    assert len({int(identifier[-1]) // 2 for identifier in everything[1]}) == 1
+    chosen = make_trainer(SSLMAETrainer, plans_for("unet", {"filter": 'modality == "T1w"'})).do_split()
+    assert [len(side) for side in chosen] == [3, 1]
+    assert all(set(few) < set(all_of) for few, all_of in zip(chosen, everything, strict=True))
+    # Nobody of the held-out people matches: someone else is held out.
+    held_out = int(everything[1][0][-1]) // 2
+    others = make_trainer(SSLMAETrainer, plans_for("unet", {"filter": f'subject != "person {held_out}"'})).do_split()
+    assert [len(side) for side in others] == [4, 2]
+    with pytest.raises(CorpusError, match=r"None of the 8.*\n  iqs: 0 to 7"):
+        make_trainer(SSLMAETrainer, plans_for("unet", {"filter": "iqs > 7"})).do_split()
+
+
+def test_held_out_people_stay_held_out_when_images_are_added(make_trainer, plans_for, preprocessed_dataset):
+    trainer = make_trainer(SSLMAETrainer, plans_for("unet"))
+    before = trainer.do_split()
+    folder = Path(trainer.preprocessed_dataset_folder)
+    for number in range(40):
+        for suffix in (".b2nd", "_seg.b2nd", ".pkl"):
+            (folder / f"more_{number:03d}{suffix}").symlink_to(folder / f"tiny_000{suffix}")
+    after = make_trainer(SSLMAETrainer, plans_for("unet")).do_split()
+    assert after[1] == before[1]
+    assert len(after[0]) == 47
+
+
+def test_no_training_image_shows_someone_a_fold_is_tested_on(make_trainer, plans_for, preprocessed_dataset):
+    write_corpus_table(preprocessed_dataset)
+    training, validation = make_trainer(SSLMAETrainer, plans_for("unet"), fold=0).do_split()
+    assert training
+    assert validation
+    assert not {int(i[-1]) // 2 for i in training} & {int(i[-1]) // 2 for i in validation}
+
+
+def test_filter_and_sampling_belong_to_the_run(make_trainer, plans_for, preprocessed_dataset):
+    write_corpus_table(preprocessed_dataset)
+    ssl = {"num_epochs": 1, "warmup_epochs": 0, "filter": "iqs >= 2", "sampling": "subjects"}
+    trainer = make_trainer(SSLMAETrainer, plans_for("unet", ssl))
+    trainer.run_training()
+    stored = json.loads((Path(trainer.output_folder_base) / "plans.json").read_text())
+    assert stored["configurations"]["3d_fullres"]["ssl"]["filter"] == "iqs >= 2"
+    file = trainer.output_folder + "/checkpoint_final.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    assert checkpoint["ssl"]["settings"]["sampling"] == "subjects"
+    assert "6 of 8 of Dataset777_Tiny" in Path(trainer.log_file).read_text()
+    other = make_trainer(SSLMAETrainer, plans_for("unet", {**ssl, "filter": "iqs >= 1"}))
+    with pytest.raises(SettingsError, match="filter: iqs >= 2 then, iqs >= 1 now"):
+        other.load_checkpoint(file)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ({"filter": " "}, "filter must be an expression"),
+        ({"sampling": "scanner"}, "images, subjects, modalities, datasets"),
+        ({"min_foreground": 1}, "from 0 to below 1"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(block, message):
+    with pytest.raises(SettingsError, match=message):
+        read_config(PretrainSettings, block, "ssl")
+
+
 def test_anonymised_voxels_are_excluded(make_trainer, plans_for, preprocessed_dataset):
     file = preprocessed_dataset / "preprocessed" / "Dataset777_Tiny" / "dataset.json"
     file.write_text(file.read_text().replace('"structure"', '"anonymised"'))
@@ -84,8 +164,6 @@ def test_finished_run_is_not_overwritten(make_trainer, plans_for):
 
 
 def test_other_settings_cannot_continue_a_run(make_trainer, plans_for):
-    from nnunet_ssl.settings import SettingsError
-
     first = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 1, "warmup_epochs": 0}))
     first.run_training()
     other = make_trainer(SSLMAETrainer, plans_for("unet", {"num_epochs": 2, "mae": {"mask_ratio": 0.5}}))
@@ -110,14 +188,7 @@ def test_cuda_without_a_gpu_says_what_to_type(make_trainer, plans_for, preproces
 def test_strength_of_rotation_and_scaling(make_trainer, plans_for):
     found = {}
     for factor in (0.0, 1.0, 3.0, 9.0):
-        transforms, size = augmentation(
-            make_trainer(SSLMAETrainer, plans_for("unet", {"mae": {"augmentation": factor}}))
-        )
-        spatial = [t for t in transforms if isinstance(t, SpatialTransform)]
-        found[factor] = [(t.p_rotation, t.p_scaling) for t in spatial], max(size) > 24
-    assert found == {
-        0.0: ([], False),
-        1.0: ([(0.2, 0.2)], True),
-        3.0: ([(pytest.approx(0.6), pytest.approx(0.6))], True),
-        9.0: ([(1.0, 1.0)], True),
-    }
+        drawn = augmentation(make_trainer(SSLMAETrainer, plans_for("unet", {"mae": {"augmentation": factor}})))
+        found[factor] = drawn.p, drawn.rotation
+    thirty = pytest.approx((-math.pi / 6, math.pi / 6))
+    assert found == {0.0: (0, thirty), 1.0: (0.2, thirty), 3.0: (pytest.approx(0.6), thirty), 9.0: (1, thirty)}

@@ -14,8 +14,8 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run import load_pretrained_weights as nnunet_loading
 
-from nnunet_ssl.checkpoints.export import export_nnssl, export_safetensors
-from nnunet_ssl.checkpoints.publish import files_of_export, refuse_private_content
+from nnunet_ssl.checkpoints.export.formats import export_nnssl, export_safetensors
+from nnunet_ssl.checkpoints.hub.publish import files_of_export, refuse_private_content
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.cli.export import main

@@ -11,7 +11,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.checkpoints.export import export_nnssl
+from nnunet_ssl.checkpoints.export.formats import export_nnssl
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.methods import get_method, method_names

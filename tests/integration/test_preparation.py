@@ -25,6 +25,7 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.parallel import work_through
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
+from nnunet_ssl.planners.foreground import AIR, LOCATIONS, SHARE
 from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
 from nnunet_ssl.planners.ssl_planner import SSLPlannerPrimusTiny, SSLPlannerResEncTiny
@@ -112,7 +113,7 @@ def test_labelled_data_give_nnunets_own_numbers(raw: Path, tiny_dataset: MakeDat
         stock_data, stock_seg, stock_properties = load(folder / DATA, case)
         np.testing.assert_array_equal(data, stock_data)
         np.testing.assert_array_equal(seg, stock_seg)
-        assert properties.keys() == stock_properties.keys()
+        assert properties.keys() == {*stock_properties, LOCATIONS, SHARE, AIR}
         for key, value in properties["class_locations"].items():
             np.testing.assert_array_equal(value, stock_properties["class_locations"][key])
 

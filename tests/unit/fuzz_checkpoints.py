@@ -78,8 +78,6 @@ def good_checkpoints() -> dict[str, dict[str, Any]]:
     }
 
 
-# ---- what is done to them ----------------------------------------------------------------------------------------------
-
 SCALARS = [None, -1, 0, 10**12, 2**200, 1.5, float("nan"), True, "x" * 1000, "SSLMAETrainer", b"\x00"]
 NESTED = [[], {}, {"a": {"b": [1, (2,)]}}, [[[]]], [4, 4], ["4", 4, 4], (10**9,) * 3, (0, 4, 4), torch.zeros(3)]
 JUNK: list[Any] = [*SCALARS, *NESTED]
@@ -221,9 +219,6 @@ def write_case(path: Path, originals: dict[str, dict[str, Any]], dice: random.Ra
     return f"{name}, {how}"
 
 
-# ---- what becomes of them -----------------------------------------------------------------------------------------------
-
-
 def refused(when: str, error: Exception) -> str:
     """The outcome of a refusal, which must fit on a screen."""
     assert len(str(error)) < 2500, "an endless error text"
@@ -232,7 +227,7 @@ def refused(when: str, error: Exception) -> str:
 
 def load_into(path: Path, targets: list[nn.Module]) -> str:
     """What a user's command does with a file; the outcome in a word. Raises whatever is not a clean refusal."""
-    from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
+    from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
     from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 
     try:

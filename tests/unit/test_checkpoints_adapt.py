@@ -14,12 +14,12 @@ from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import Tensor, nn
 
-from nnunet_ssl.checkpoints.adapt import adapt, adapt_checkpoint
-from nnunet_ssl.checkpoints.channels import fit_channels
-from nnunet_ssl.checkpoints.kernels import fit_kernel
-from nnunet_ssl.checkpoints.position_embedding import resize_position_embedding
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt, adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.channels import fit_channels
+from nnunet_ssl.checkpoints.adaptation.kernels import fit_kernel
+from nnunet_ssl.checkpoints.adaptation.position_embedding import resize_position_embedding
+from nnunet_ssl.checkpoints.adaptation.report import ENCODER_GROUPS, TransferReport
 from nnunet_ssl.checkpoints.read import CheckpointError
-from nnunet_ssl.checkpoints.report import ENCODER_GROUPS, TransferReport
 
 
 def unet(
@@ -370,7 +370,7 @@ def test_other_token_size_is_not_squeezed_into_the_stem(token: int) -> None:
     assert report.groups["encoder"].fresh == 0
 
 
-def test_unusable_checkpoint_names_reason_and_planner() -> None:
+def test_unusable_checkpoint_names_reason_and_next_command() -> None:
     state, report = adapt(unet().state_dict(), unet(plain=True, seed=1), source_info={"planner": "SSLPlannerResEncL"})
     assert report.encoder_fraction < 0.5
     with pytest.raises(CheckpointError) as caught:
@@ -378,8 +378,7 @@ def test_unusable_checkpoint_names_reason_and_planner() -> None:
     for part in (
         "holds ResidualEncoderUNet",
         "network is PlainConvUNet",
-        "nnUNetv2_plan_experiment",
-        "SSLPlannerResEncL",
+        "nnUNetv2_plan_finetune",
     ):
         assert part in str(caught.value)
     assert "What to do: Plan with the architecture" in report.table()

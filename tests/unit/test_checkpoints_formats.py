@@ -13,9 +13,9 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.report import TransferReport
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
-from nnunet_ssl.checkpoints.report import TransferReport
 from nnunet_ssl.checkpoints.token_order import to_natural_order
 
 PATCH = [16, 16, 16]

@@ -41,4 +41,4 @@ def test_two_thousand_bad_files(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_many_more_bad_files(tmp_path: Path) -> None:
-    check(run(tmp_path / "cases", 10_000, 2), 10_000)
+    check(run(tmp_path / "cases", 5000, 2), 5000)

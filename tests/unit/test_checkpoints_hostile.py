@@ -21,7 +21,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4)}

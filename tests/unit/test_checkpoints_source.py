@@ -12,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
-from nnunet_ssl.checkpoints.adapt import adapt, adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt, adapt_checkpoint
 from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 
@@ -203,9 +203,9 @@ def test_new_patch_size_and_channels_of_a_foreign_checkpoint() -> None:
 
 
 @needs_fixtures
-def test_wrong_architecture_names_the_planner_of_the_checkpoint() -> None:
+def test_wrong_architecture_names_the_command_that_plans_the_right_one() -> None:
     _, report = adapt_checkpoint(checkpoint_of("BaseEvaMAETrainer"), unet())
-    with pytest.raises(CheckpointError, match=r"holds Primus \(width 72.*-pl SSLPlannerPrimusM"):
+    with pytest.raises(CheckpointError, match=r"holds Primus \(width 72.*nnUNetv2_plan_finetune -d DATASET_ID"):
         report.raise_if_poor()
 
 

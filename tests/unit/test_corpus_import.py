@@ -142,6 +142,7 @@ def test_files_that_change_or_go(run, tmp_path, capsys, folders):
     assert "--prune" in capsys.readouterr().err
     dataset, table = run(source, flags=("--prune",))
     assert list(dataset["dataset"]) == ["c2"]
+    assert "their files are gone: 1" in capsys.readouterr().out
     assert table.set_index("case")["problem"].notna().to_dict() == {"c1": True, "c2": False}
     save(source / "c1.nii.gz", 7)
     dataset, table = run(source)
@@ -303,6 +304,10 @@ def test_tables_of_every_kind(run, tmp_path, monkeypatch, delimiter, ending):
 def test_a_csv_without_paths_or_with_two(tmp_path, folders, capsys):
     (tmp_path / "a.csv").write_text("picture,subject\nx.nii,1\n")
     assert "has no column `path`" in refused(capsys, "-i", tmp_path / "a.csv")
+    (tmp_path / "c.csv").write_text("path,age,age\nx.nii,1,2\n")
+    assert "several columns called age" in refused(capsys, "-i", tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_bytes(b"path,name\nx.nii,M\xfcller\n")
+    assert "UTF-8" in refused(capsys, "-i", tmp_path / "d.csv")
     (tmp_path / "b.csv").write_text("image,file\nx.nii,y.nii\n")
     assert "could all be `path`" in refused(capsys, "-i", tmp_path / "b.csv")
 
@@ -452,3 +457,19 @@ def test_a_missing_file_in_the_registered_dataset_is_found(run, tmp_path):
     (tmp_path / "s/dwi.nii.gz").unlink()
     with pytest.raises(CorpusError, match="do not exist"):
         list_images(folder, read_dataset_json(folder))
+
+
+def test_axes_that_are_not_quite_orthogonal_are_read_all_the_same(run, tmp_path):
+    affine = np.eye(4)
+    affine[0, 1] = 0.3
+    sheared, straight = save(tmp_path / "s/sheared.nii", 3, affine=affine), save(tmp_path / "s/straight.nii", 3)
+    raw = bytearray(sheared.read_bytes())
+    raw[252:254] = bytes(2)  # qform_code: a quaternion cannot hold shears, and ITK would take it
+    sheared.write_bytes(raw)
+    with pytest.raises(RuntimeError, match="orthonormal"):
+        sitk.ReadImage(str(sheared))
+    _, table = run(tmp_path / "s")
+    assert table["problem"].isna().all()
+    np.testing.assert_array_equal(
+        CorpusReader().read_images([str(sheared)])[0], CorpusReader().read_images([str(straight)])[0]
+    )

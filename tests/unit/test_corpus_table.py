@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_ssl.corpus.describe import add_slices, describe_dataset
-from nnunet_ssl.corpus.duplicates import find_duplicates
+from nnunet_ssl.cli.corpus import main
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.corpus.look import describe_columns, look_at
-from nnunet_ssl.corpus.overview import as_text
-from nnunet_ssl.corpus.samples import thumbnail
+from nnunet_ssl.corpus.overview.describe import add_slices, describe_dataset
+from nnunet_ssl.corpus.overview.duplicates import find_duplicates
+from nnunet_ssl.corpus.overview.look import describe_columns, look_at
+from nnunet_ssl.corpus.overview.samples import thumbnail
+from nnunet_ssl.corpus.overview.sections import as_text
 from nnunet_ssl.corpus.sampling import sampling_weights
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split, subjects_of
 from nnunet_ssl.corpus.table import FILE, read_table, typed, write_table
@@ -91,7 +92,11 @@ def test_subjects_come_from_the_table_and_otherwise_from_the_name(tmp_path):
     cases = ["scan1", "scan2", "sub-3_T1w", "sub-4_ses-1_T1w"]
     assert list(subjects_of(str(tmp_path), cases).values()) == ["d/P", "d/P", "sub-3", "sub-4"]
     assert list(subjects_of(None, cases).values()) == ["scan1", "scan2", "sub-3", "sub-4"]
-    assert list(subjects_of(str(tmp_path / "absent"), ["sub-1_T1w"]).values()) == ["sub-1"]
+    assert list(subjects_of(str(tmp_path / "absent"), ["sub-1_T1w"], "Dataset001_X").values()) == ["Dataset001_X/sub-1"]
+    assert list(subjects_of(str(tmp_path), ["scan1", "sub-3_T1w"], "Dataset001_X").values()) == [
+        "d/P",
+        "Dataset001_X/sub-3",
+    ]
 
 
 def test_adding_images_never_changes_who_is_held_out(tmp_path):
@@ -181,3 +186,17 @@ def test_pictures_of_a_corpus_have_every_image(tmp_path, tiny_dataset):
     assert len(sheet.axes) == 11
     assert sheet.get_figwidth() > sheet.get_figheight()
     assert len(histograms(table).axes) == 6
+
+
+def test_the_command_names_what_there_is(tmp_path, tiny_dataset, monkeypatch, capsys):
+    tiny_dataset(tmp_path, dataset_id=901, num_cases=1)
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    for flags, message in [
+        (["-d", "7"], "There are: Dataset901_Tiny"),
+        (["-d", "901", "--filter", "slices > 1000"], "Nothing is left"),
+        (["-d", "901", "--filter", "slice > 10"], "Did you mean slices"),
+        (["-d", "901", "--sample", "-1"], "--sample wants 0 or more"),
+    ]:
+        with pytest.raises(SystemExit):
+            main([*flags, "-np", "1"])
+        assert message in capsys.readouterr().err

@@ -13,12 +13,12 @@ from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_ssl.checkpoints.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
-from nnunet_ssl.checkpoints.downstream import check_loads_downstream, empty_network, load_like_downstream
-from nnunet_ssl.checkpoints.export import export_nnssl, export_safetensors
-from nnunet_ssl.checkpoints.portable import ExportOptions, portable
-from nnunet_ssl.checkpoints.private import PATH, Scrubber
+from nnunet_ssl.checkpoints.export.downstream import check_loads_downstream, empty_network, load_like_downstream
+from nnunet_ssl.checkpoints.export.formats import export_nnssl, export_safetensors
+from nnunet_ssl.checkpoints.export.portable import ExportOptions, portable
+from nnunet_ssl.checkpoints.export.private import PATH, Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 
@@ -220,7 +220,7 @@ def test_others_load_what_we_would_load(backbone: str, channels: int, patch: tup
 def test_presets_are_named_and_load() -> None:
     """The full-size networks, without memory."""
     from nnunet_ssl.checkpoints.adaptation_plan import RESENC_L
-    from nnunet_ssl.checkpoints.network_spec import checked_spec
+    from nnunet_ssl.checkpoints.networks.spec import checked_spec
 
     medium = {**PRIMUS, "embed_dim": 864, "eva_depth": 16, "eva_numheads": 12}
     for name, kwargs, preset in (("ResidualEncoderUNet", RESENC_L, "ResEncL"), ("Primus", medium, "PrimusM")):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssl.checkpoints import publish
+from nnunet_ssl.checkpoints.hub import publish
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.cli.export import main

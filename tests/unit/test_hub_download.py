@@ -13,9 +13,9 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from nnunet_ssl.checkpoints.hub import resolve_source
-from nnunet_ssl.checkpoints.hub_address import HubAddress, choose_weights, parse_address
-from nnunet_ssl.checkpoints.known_models import KNOWN_MODELS
+from nnunet_ssl.checkpoints.hub.address import HubAddress, choose_weights, parse_address
+from nnunet_ssl.checkpoints.hub.known_models import KNOWN_MODELS
+from nnunet_ssl.checkpoints.hub.resolve import resolve_source
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 
 MAE = "AnonRes/ResEncL-OpenMind-MAE"

@@ -12,9 +12,9 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from nnunet_ssl.checkpoints.hub import resolve_source
-from nnunet_ssl.checkpoints.model_card import write_model_card
-from nnunet_ssl.checkpoints.publish import RepositoryNotEmptyError, push_to_hub
+from nnunet_ssl.checkpoints.hub.model_card import write_model_card
+from nnunet_ssl.checkpoints.hub.publish import RepositoryNotEmptyError, push_to_hub
+from nnunet_ssl.checkpoints.hub.resolve import resolve_source
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.cli import models
 

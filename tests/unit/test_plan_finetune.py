@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssl.checkpoints.conventions import Conventions, read_conventions
-from nnunet_ssl.checkpoints.network_source import network_of, stated_network
-from nnunet_ssl.checkpoints.network_spec import NetworkSpec, checked_spec
+from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
+from nnunet_ssl.checkpoints.networks.source import network_of, stated_network
+from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.cli.plan_finetune import main

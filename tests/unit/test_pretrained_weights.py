@@ -12,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
-from nnunet_ssl.checkpoints.options import TransferOptions
+from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.integration.pretrained_weights import load, load_into
 

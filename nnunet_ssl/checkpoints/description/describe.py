@@ -1,0 +1,228 @@
+"""What a checkpoint file is: everything it says about itself, and what its weights show."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nnunet_ssl.checkpoints.adaptation.layout import Layout
+from nnunet_ssl.checkpoints.adaptation.report import GROUPS
+from nnunet_ssl.checkpoints.aliases import own_name
+from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
+from nnunet_ssl.checkpoints.description.file_format import name_format, naming_notes
+from nnunet_ssl.checkpoints.description.table import table
+from nnunet_ssl.checkpoints.hub.download import sha256_of
+from nnunet_ssl.checkpoints.hub.resolve import Origin
+from nnunet_ssl.checkpoints.networks.source import network_of
+from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
+from nnunet_ssl.checkpoints.read import CheckpointError, network_weights
+from nnunet_ssl.checkpoints.source import prepare_source
+from nnunet_ssl.checkpoints.token_order import needs_conversion
+
+
+@dataclass(frozen=True)
+class Description:
+    """Facts about a checkpoint; None and empty where the file does not state them. Keys of `to_json` stay as they are.
+
+    `parameters` counts aliased tensors once. Patch sizes in voxels and `spacing` in mm, in the network's order of axes.
+    `problem` is why the file cannot be fine-tuned from, None when it can. `uses` are pairs of a purpose and a command.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+    format: str
+    repo_id: str | None = None
+    revision: str | None = None
+    trainer: str | None = None
+    method: str | None = None
+    backbone: str | None = None
+    network: str | None = None
+    network_source: str | None = None
+    architecture: dict[str, Any] | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+    tensors: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    non_finite_tensors: list[str] = field(default_factory=list)
+    input_channels: int | None = None
+    channel_names: list[str] = field(default_factory=list)
+    patch_size: list[int] | None = None
+    recommended_patch_size: list[int] | None = None
+    spacing: list[float] | None = None
+    resampled: bool | None = None
+    normalization: list[str] = field(default_factory=list)
+    transpose_forward: list[int] | None = None
+    image_reader: str | None = None
+    token_order: str | None = None
+    dataset: str | None = None
+    further_datasets: list[str] = field(default_factory=list)
+    num_images: int | None = None
+    epochs_done: int | None = None
+    epochs_planned: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    licence: str | None = None
+    citations: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problem: str | None = None
+    uses: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain data for json.dump, uses as [{"purpose", "command"}]."""
+        return {**asdict(self), "uses": [{"purpose": p, "command": c} for p, c in self.uses]}
+
+    def table(self) -> str:
+        """Everything as text for people; what is unknown says so."""
+        return table(self)
+
+
+def describe(
+    checkpoint: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    *,
+    origin: Origin | None = None,
+    typed: str | None = None,
+) -> Description:
+    """Describe a checkpoint as `read_checkpoint` returns it, lying at `path`.
+
+    `origin` is where `resolve_source` found it; `typed` is what the user called it, for the commands. Never raises for
+    what is in the checkpoint: a file that cannot be used says why in `problem`.
+    """
+    path = Path(path)
+    problem, notes, spec = None, list[str](), None
+    weights: Mapping[str, Tensor] = {}
+    info: Mapping[str, Any] = {}
+    try:
+        weights = network_weights(checkpoint)
+        notes += naming_notes(checkpoint)
+        weights, info = prepare_source(checkpoint)
+        notes += [note[0].upper() + note[1:] + "." for note in info["notes"]]
+        spec = network_of(checkpoint, weights)
+        notes += [note[0].upper() + note[1:] + "." for note in spec.notes]
+    except CheckpointError as error:
+        problem = str(error)
+    own = {own_name(name): tensor for name, tensor in weights.items()}
+    broken = [name for name, tensor in own.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    if broken and problem is None:
+        problem = f"{len(broken)} tensors hold NaN or infinite values, e.g. {broken[0]}: that training had diverged."
+    try:
+        conventions = read_conventions(checkpoint)
+    except CheckpointError as error:
+        conventions, problem = Conventions(), problem or str(error)
+    ssl = _mapping(checkpoint.get("ssl"))
+    backbone = info.get("backbone")
+    return Description(
+        path=str(path),
+        size_bytes=path.stat().st_size,
+        sha256=origin.sha256 if origin else sha256_of(path),
+        format=name_format(checkpoint) + (", in a .safetensors file" if path.suffix == ".safetensors" else ""),
+        repo_id=origin.repo_id if origin else None,
+        revision=origin.revision if origin else None,
+        trainer=_text(checkpoint.get("trainer_name")),
+        method=info.get("method"),
+        backbone=backbone,
+        network=None if spec is None else str(spec),
+        network_source=None if spec is None else spec.source,
+        architecture=None if spec is None else spec.architecture(conventions.patch_size or spec.stride),
+        parameters=count_parameters(own, spec),
+        tensors=len(own),
+        dtypes=dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in own.values())),
+        non_finite_tensors=broken[:20],
+        input_channels=info.get("num_input_channels"),
+        channel_names=list(conventions.channel_names),
+        patch_size=info.get("patch_size"),
+        recommended_patch_size=_list(conventions.recommended_patch_size),
+        spacing=_list(conventions.spacing),
+        resampled=conventions.resampled,
+        normalization=list(conventions.normalization),
+        transpose_forward=_list(conventions.transpose_forward),
+        image_reader=conventions.reader,
+        token_order=_token_order(checkpoint) if backbone == "primus" else None,
+        dataset=conventions.dataset,
+        further_datasets=[str(name)[:200] for name in _sequence(ssl.get("datasets"))][1:],
+        num_images=conventions.num_images,
+        epochs_done=_number(checkpoint.get("current_epoch")),
+        epochs_planned=_number(_mapping(ssl.get("recipe")).get("num_epochs")),
+        versions={str(k)[:80]: str(v)[:80] for k, v in _mapping(ssl.get("versions")).items()},
+        licence=_text(ssl.get("licence")) or (origin.licence if origin else None),
+        citations=_citations(checkpoint, ssl, origin),
+        notes=notes,
+        problem=problem,
+        uses=_uses(checkpoint, path, conventions, typed or str(path), problem is None),
+    )
+
+
+def count_parameters(weights: Mapping[str, Tensor], spec: NetworkSpec | None) -> dict[str, int]:
+    """Values per part of the network; all of them under "unknown" where the network is not known."""
+    if spec is None:
+        return {"unknown": sum(tensor.numel() for tensor in weights.values())} if weights else {}
+    layout = Layout(spec.build_empty(1, 2, spec.stride))
+    counts = dict.fromkeys(GROUPS, 0)
+    for name, tensor in weights.items():
+        counts[layout.group_of(name)] += tensor.numel()
+    return {group: number for group, number in counts.items() if number}
+
+
+def _uses(
+    checkpoint: Mapping[str, Any], path: Path, conventions: Conventions, typed: str, usable: bool
+) -> list[tuple[str, str]]:
+    name, uses = shlex.quote(typed), list[tuple[str, str]]()
+    if not usable:
+        return uses
+    if not conventions.segments:
+        uses.append(("Fine-tune it", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
+    elif (path.parent.parent / "plans.json").is_file() and path.parent.name.startswith("fold_"):
+        model, fold = shlex.quote(str(path.parent.parent)), path.parent.name.removeprefix("fold_")
+        what = f"nnUNetv2_predict_from_modelfolder -i INPUT -o OUTPUT -m {model} -f {fold} -chk {path.name}"
+        uses.append(("Predict with it", what))
+        uses.append(("Start from it on other data", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
+    else:
+        uses.append(("Start from it on other data", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
+    uses.append(("Give it to others", f"nnUNetv2_pretrain_export {name} -o FOLDER"))
+    return uses
+
+
+def _token_order(checkpoint: Mapping[str, Any]) -> str:
+    if needs_conversion(checkpoint):
+        return "swapped (A1, A0, A2), nnssl's; converted to natural order on loading"
+    stated = _mapping(checkpoint.get("ssl")).get("token_order") == "natural"
+    return "natural (A0, A1, A2)" + ("" if stated else ", assumed")
+
+
+def _citations(checkpoint: Mapping[str, Any], ssl: Mapping[str, Any], origin: Origin | None) -> list[str]:
+    found: list[str] = []
+    for entry in [*_sequence(checkpoint.get("citations")), *_sequence(ssl.get("citations"))]:
+        if isinstance(entry, Mapping):  # nnssl: {"type", "name", "apa_citations" or "bibtex_citations": [...]}
+            found += [str(c) for key in ("apa_citations", "bibtex_citations") for c in _sequence(entry.get(key))]
+        elif isinstance(entry, str):
+            found.append(entry)
+    if not found and origin is not None and origin.citation:
+        found.append(origin.citation)
+    return list(dict.fromkeys(text[:2000] for text in found))
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sequence(value: Any) -> list[Any]:
+    return list(value)[:100] if isinstance(value, (list, tuple)) else []
+
+
+def _text(value: Any) -> str | None:
+    return value[:200] if isinstance(value, str) and value else None
+
+
+def _number(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9 else None
+
+
+def _list(values: Any) -> list[Any] | None:
+    return None if values is None else list(values)

@@ -1,0 +1,96 @@
+"""nnUNetv2_pretrain_corpus: look at a data set before training on it."""
+
+from __future__ import annotations
+
+import argparse
+
+EXAMPLES = """examples:
+  nnUNetv2_pretrain_corpus -d 745
+  nnUNetv2_pretrain_corpus -d 745 --html corpus.html
+  nnUNetv2_pretrain_corpus -d 745 --filter 'modality in ("T1w", "T2w") and iqs <= 2.5 and slices >= 32'
+  nnUNetv2_pretrain_corpus -d 745 --export-pretrain-data pretrain_data.json --sample 0
+
+Works on every nnU-Net data set. For those that nnUNetv2_pretrain_import did not make, the table is made from dataset.json,
+the headers and the names, and not stored."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags with their help."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_pretrain_corpus",
+        description="Show what is in a data set: counts, shapes, intensities, duplicates, bad files, costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="number or name of the data set")
+    parser.add_argument("--html", metavar="PAGE", help="also write a page with histograms and a contact sheet")
+    parser.add_argument("--filter", dest="expression", metavar="EXPR", help="only images that match")
+    parser.add_argument(
+        "--sample", type=int, default=200, metavar="N", help="open N images for intensities and pictures (default: 200)"
+    )
+    parser.add_argument("--no-duplicates", action="store_true", help="do not compare the content of files")
+    parser.add_argument("--columns", action="store_true", help="list the columns that filters can use, and stop")
+    parser.add_argument("--export-pretrain-data", metavar="FILE", help="write the images as nnssl's pretrain_data.json")
+    parser.add_argument("-np", dest="num_processes", type=int, default=8, metavar="N", help="default: 8")
+    return parser
+
+
+def run(args: argparse.Namespace) -> None:
+    """Describe, and write what is asked for."""
+    from os.path import basename, normpath
+
+    from nnunet_ssl.corpus.errors import CorpusError
+    from nnunet_ssl.corpus.filters import matching
+    from nnunet_ssl.corpus.folders import find_raw_dataset, raw_datasets
+    from nnunet_ssl.corpus.overview.describe import describe_dataset
+    from nnunet_ssl.corpus.overview.look import describe_columns, look_at
+    from nnunet_ssl.corpus.overview.sections import as_text
+    from nnunet_ssl.corpus.sources.pretrain_data import write_pretrain_data
+    from nnunet_ssl.report.corpus_page import write_corpus_page
+
+    if args.sample < 0:
+        raise ValueError(f"--sample wants 0 or more, found {args.sample}.")
+    folder = find_raw_dataset(args.dataset)
+    if folder is None:
+        raise CorpusError(
+            f"There is no data set {args.dataset} in nnUNet_raw. There are: {', '.join(raw_datasets()) or 'none'}."
+        )
+    name = basename(normpath(folder))
+    table = describe_dataset(folder, args.num_processes)
+    if args.columns:
+        print(describe_columns(table))
+        return
+    if args.expression:
+        before = len(table)
+        table = table[matching(table, args.expression)].reset_index(drop=True)
+        print(f"{len(table)} of {before} images match {args.expression}")
+        if not len(table):
+            raise CorpusError("Nothing is left to show. The columns and their values: --columns")
+    if args.export_pretrain_data:
+        usable = table[table["problem"].isna()]
+        unfit = write_pretrain_data(usable, name, args.export_pretrain_data)
+        print(f"{len(usable) - len(unfit)} images written to {args.export_pretrain_data}.")
+        if unfit:
+            print(
+                f"{len(unfit)} are volumes of series or have several channels, which it cannot hold, e.g. {unfit[0]}."
+            )
+    sections, samples = look_at(
+        folder, table, num_samples=args.sample, duplicates=not args.no_duplicates, num_processes=args.num_processes
+    )
+    print(f"{name}\n\n{as_text(sections)}")
+    if args.html:
+        write_corpus_page(args.html, name, table, sections, samples)
+        print(f"\nThe page: {args.html}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of nnUNetv2_pretrain_corpus."""
+    from nnunet_ssl.cli.errors import one_line_errors
+
+    args = build_parser().parse_args(argv)
+    with one_line_errors("nnUNetv2_pretrain_corpus"):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

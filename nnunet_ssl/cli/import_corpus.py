@@ -1,0 +1,143 @@
+"""nnUNetv2_pretrain_import: a heap of images becomes an nnU-Net data set that points at them."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+KINDS = ("auto", "folder", "table", "bids", "openmind", "pretrain_data", "dataset")
+SERIES = ("first", "mean", "all")
+GROUPS = ("subject", "session", "modality", "dataset")
+EXAMPLES = """sources:
+  /data/scans                        a folder: all NIfTI, NRRD, MetaImage and TIFF files below it
+  '/data/**/*T1w.nii.gz'             a pattern (in quotes)
+  scans.csv                          CSV, TSV or Parquet: path, subject, session, modality, anatomy_mask,
+                                     anonymisation_mask, volume, dataset, case; only path is needed, others are kept
+  /data/bids                         BIDS, with participants.tsv, sidecars and the masks in derivatives/
+  /data/openmind                     the OpenMind download: openneuro_metadata.csv and OpenMind/
+  pretrain_data.json                 nnssl's description of a corpus
+  4 Dataset005_Prostate /data/D007   nnU-Net data sets: imagesTr and imagesTs
+
+examples:
+  nnUNetv2_pretrain_import -i /data/bids -d 745 -n MyBrains
+  nnUNetv2_pretrain_import -i scans.csv -d 746 -n Clinic --series mean --filter 'modality != "localizer"'
+  nnUNetv2_pretrain_import -i /data/by_patient -d 747 -n CTs --channel-name CT --subject-pattern '(?P<subject>[^/]+)/'
+
+No image is copied or written: the data set in nnUNet_raw is dataset.json, which points at the files, and corpus.parquet, a row
+per image. Run the same command again after adding files, and only these are new. docs/corpus.md explains the table."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags with their help."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_pretrain_import",
+        description="Make an nnU-Net data set for pre-training out of images that lie anywhere, without copying them.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "-i", dest="sources", nargs="+", required=True, metavar="SOURCE", help="one or several, see below"
+    )
+    parser.add_argument(
+        "-d", dest="dataset", type=int, required=True, metavar="ID", help="number of the data set, 1 to 999"
+    )
+    parser.add_argument(
+        "-n", dest="name", metavar="NAME", help="its name; not needed when the data set is there already"
+    )
+    parser.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: see for yourself)")
+    parser.add_argument(
+        "--channel-name",
+        nargs="+",
+        metavar="NAME",
+        help='name of the channel (default: the modality, if all images have the same); "CT" means Hounsfield units',
+    )
+    parser.add_argument(
+        "--series", choices=SERIES, default="first", help="of 4-D files: the first volume (default), the mean, or all"
+    )
+    parser.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="where in a file's path subject, session, modality and dataset stand, as named groups",
+    )
+    parser.add_argument("--filter", dest="expression", metavar="EXPR", help="register only images that match, see docs")
+    parser.add_argument("--no-test-images", action="store_true", help="of nnU-Net data sets: leave imagesTs out")
+    parser.add_argument("--split-channels", action="store_true", help="of nnU-Net data sets: every channel is an image")
+    parser.add_argument("--no-headers", action="store_true", help="do not open the files: shapes stay unknown")
+    parser.add_argument("--strict", action="store_true", help="register nothing if a header is wrong")
+    parser.add_argument(
+        "--lenient", action="store_true", help="leave out rows with mistakes instead of registering nothing"
+    )
+    parser.add_argument("--prune", action="store_true", help="take out registered images whose files are gone")
+    parser.add_argument("-np", dest="num_threads", type=int, default=16, metavar="N", help="threads (default: 16)")
+    return parser
+
+
+def read_pattern(text: str | None) -> re.Pattern[str] | None:
+    """The compiled --subject-pattern; raises ValueError when it is none or has no group of use."""
+    if text is None:
+        return None
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise ValueError(f"--subject-pattern {text!r} is no regular expression: {error}") from error
+    unknown = set(pattern.groupindex) - set(GROUPS)
+    if unknown or not pattern.groupindex:
+        raise ValueError(
+            f"--subject-pattern {text!r} wants named groups among {', '.join(GROUPS)}, found "
+            f"{', '.join(sorted(unknown)) or 'none'}. Example: --subject-pattern '(?P<subject>[^/]+)/(?P<session>[^/]+)/'"
+        )
+    return pattern
+
+
+def run(args: argparse.Namespace) -> None:
+    """Import and say what was done."""
+    from os.path import basename, join
+
+    from nnunet_ssl.corpus.folders import find_raw_dataset, require_folder
+    from nnunet_ssl.corpus.import_report import describe_import
+    from nnunet_ssl.corpus.importing import ImportOptions, import_corpus
+    from nnunet_ssl.corpus.sources.kinds import SourceOptions
+
+    pattern = read_pattern(args.subject_pattern)
+    if not 1 <= args.dataset <= 999:
+        raise ValueError(f"-d wants a number from 1 to 999, found {args.dataset}.")
+    if args.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
+        raise ValueError(f"-n wants letters, digits, dots, hyphens and underscores, found {args.name!r}.")
+    folder = find_raw_dataset(args.dataset)
+    if folder is None and args.name is None:
+        raise ValueError(f"There is no data set {args.dataset} yet. Give the new one a name: -n NAME")
+    if folder is not None and args.name is not None and basename(folder)[11:] != args.name:
+        raise ValueError(f"Number {args.dataset} is taken by {basename(folder)}. Choose another -d, or leave out -n.")
+    folder = folder or join(require_folder("nnUNet_raw"), f"Dataset{args.dataset:03d}_{args.name}")
+    source = SourceOptions(
+        dataset=basename(folder)[11:],
+        kind=args.kind,
+        subject_pattern=pattern,
+        test_images=not args.no_test_images,
+        split_channels=args.split_channels,
+    )
+    options = ImportOptions(
+        source=source,
+        channels=args.channel_name,
+        series=args.series,
+        expression=args.expression,
+        headers=not args.no_headers,
+        strict=args.strict,
+        lenient=args.lenient,
+        prune=args.prune,
+        num_threads=args.num_threads,
+    )
+    print(describe_import(import_corpus(args.sources, folder, options)))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of nnUNetv2_pretrain_import."""
+    from nnunet_ssl.cli.errors import one_line_errors
+
+    args = build_parser().parse_args(argv)
+    with one_line_errors("nnUNetv2_pretrain_import"):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""What to tell the user after an import."""
+
+from __future__ import annotations
+
+from os.path import basename, join
+
+from nnunet_ssl.corpus.images import shortened
+from nnunet_ssl.corpus.importing import Imported
+from nnunet_ssl.corpus.table import FILE
+
+
+def describe_import(done: Imported) -> str:
+    """New, changed and removed images, what was left out and why, and what to type next."""
+    registered = done.registered
+    number = int(basename(registered.folder)[7:10])
+    lines = [f"{basename(registered.folder)}: {len(registered.new)} new images, {registered.total} in all."]
+    if registered.removed:
+        lines.append(f"Taken out, their files are gone: {len(registered.removed)}")
+    if registered.changed:
+        lines.append(
+            f"{len(registered.changed)} files have changed since they were registered. Preprocessed copies show their old "
+            f"content; to make these anew, remove them from nnUNet_preprocessed:\n{shortened(registered.changed)}"
+        )
+    if registered.masks_changed:
+        lines.append(
+            f"{len(registered.masks_changed)} images have other masks than before. Preprocessed copies have the old ones:\n"
+            f"{shortened(registered.masks_changed)}"
+        )
+    if registered.problems:
+        reasons = [f"{path}: {reason}" for path, reason in sorted(registered.problems.items())]
+        lines.append(f"Left out, unusable ({len(reasons)}):\n" + "\n".join(f"  {reason}" for reason in reasons))
+    if done.mistakes:
+        lines.append(f"Left out, mistakes in the source ({len(done.mistakes)}):")
+        lines += [f"  {mistake}" for mistake in done.mistakes]
+    lines += [f"Note: {note}" for note in done.notes]
+    lines += [
+        f"The table: {join(registered.folder, FILE)}",
+        "Next:",
+        f"  nnUNetv2_pretrain_corpus -d {number} --html corpus.html      look at it",
+        f"  nnUNetv2_pretrain {number} --method mae --backbone primus_m",
+    ]
+    return "\n".join(lines)

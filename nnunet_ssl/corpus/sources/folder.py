@@ -1,0 +1,144 @@
+"""Images in a folder, or those a pattern such as /data/**/*T1w.nii.gz matches."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from os.path import abspath, basename, isdir, join, relpath
+from typing import Any
+
+from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.reader import ENDINGS, ending_of
+from nnunet_ssl.corpus.sources.found import DICOM_ENDINGS, Found, Mistake, dicom_advice, frame, why_no_file
+from nnunet_ssl.corpus.subjects import MODALITY, subject_of
+
+# Names of files that lie beside images and are none. Whoever means them names them with a pattern.
+LABEL_MAP = re.compile(r"[_-](?:seg|dseg|probseg|segmentation|label|labels|mask|[a-z]*mask|roi)$", re.IGNORECASE)
+ENTITY = {
+    "subject": re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)"),
+    "session": re.compile(r"(?:^|[/_])(ses-[A-Za-z0-9]+)"),
+}
+GROUPS = ("subject", "session", "modality", "dataset")
+
+
+def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found:
+    """The images below a folder, those a glob matches, or a single file; the subjects from their paths.
+
+    `pattern` has named groups among subject, session, modality, dataset and is searched in the path relative to the
+    folder (the fixed part of a glob). Raises CorpusError when there is nothing that nnU-Net reads.
+    """
+    if isdir(source):
+        root, files, whole_folder = abspath(source), list(_walk(source)), True
+    elif any(c in source for c in "*?["):
+        root = abspath(_fixed_part(source))
+        files, whole_folder = sorted(abspath(f) for f in glob.iglob(source, recursive=True) if not isdir(f)), False
+    else:
+        root, files, whole_folder = abspath(os.path.dirname(source)), [abspath(source)], False
+    images = [file for file in files if ending_of(file)]
+    dicom = [file for file in files if _is_dicom(file)] if len(images) < len(files) else []
+    labels = [file for file in images if whole_folder and LABEL_MAP.search(_stem(file))]
+    images = sorted(set(images) - set(labels))
+    if not images:
+        raise CorpusError(_nothing(source, files, dicom, labels))
+    mistakes = [Mistake(file, reason) for file in images if (reason := why_no_file(file))]
+    wrong = {mistake.where for mistake in mistakes}
+    rows = [_row(file, root, pattern) for file in images if file not in wrong]
+    notes = _notes(source, files, images, dicom, labels)
+    if pattern is not None:
+        unmatched = [row["path"] for row in rows if row.pop("unmatched")]
+        mistakes += [Mistake(path, f"does not match the subject pattern {pattern.pattern}") for path in unmatched]
+    elif rows:
+        subjects = {row["subject"] for row in rows}
+        notes.append(
+            f"{source}: subjects come from the file names: {len(subjects)} subjects, {len(rows)} images, e.g. "
+            f"{rows[0]['subject']}. If that is wrong, say where they are: --subject-pattern '(?P<subject>[^/]+)/'"
+        )
+    return Found(frame(rows), mistakes, notes)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """All files below a folder, through links too, hidden ones left alone."""
+    seen = set()
+    for where, folders, files in os.walk(abspath(folder), followlinks=True):
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        yield from (join(where, f) for f in sorted(files) if not f.startswith("."))
+
+
+def _row(file: str, root: str, pattern: re.Pattern[str] | None) -> dict[str, Any]:
+    relative = relpath(file, root)
+    stem = relative[: -len(ending_of(relative) or "")]
+    name = stem.replace(os.sep, "_")
+    entities = {key: expression.search(relative) for key, expression in ENTITY.items()}
+    modality = MODALITY.search(stem)
+    row = {
+        "name": name,
+        "path": file,
+        "dataset": basename(root),
+        "subject": entities["subject"][1] if entities["subject"] else subject_of(name),
+        "session": entities["session"][1] if entities["session"] else None,
+        "modality": modality.group(0)[1:] if modality else None,
+    }
+    if pattern is not None:
+        match = pattern.search(relative)
+        row["unmatched"] = match is None
+        row |= {key: value for key, value in (match.groupdict() if match else {}).items() if value is not None}
+    return row
+
+
+def _fixed_part(pattern: str) -> str:
+    parts = pattern.split(os.sep)
+    first = next(i for i, part in enumerate(parts) if any(c in part for c in "*?["))
+    return os.sep.join(parts[:first]) or (os.sep if pattern.startswith(os.sep) else ".")
+
+
+def _stem(file: str) -> str:
+    return basename(file)[: -len(ending_of(file) or "")]
+
+
+def _is_dicom(file: str) -> bool:
+    name = basename(file)
+    if name.lower().endswith(DICOM_ENDINGS) or name == "DICOMDIR":
+        return True
+    if "." in name:
+        return False
+    try:
+        with open(file, "rb") as opened:
+            return opened.read(132)[128:] == b"DICM"
+    except OSError:
+        return False
+
+
+def _notes(source: str, files: list[str], images: list[str], dicom: list[str], labels: list[str]) -> list[str]:
+    notes = []
+    if labels:
+        notes.append(
+            f"{source}: {len(labels)} files are called like segmentations or masks and are left alone, e.g. "
+            f"{basename(labels[0])}. To import them all the same, name them with a pattern such as '*{_stem(labels[0])[-4:]}.*'."
+        )
+    if dicom:
+        notes.append(f"{source}: {len(dicom)} DICOM files are left alone, e.g. {dicom[0]}. {dicom_advice(dicom[0])}")
+    others = Counter(os.path.splitext(f)[1] or "without ending" for f in {*files} - {*images} - {*labels} - {*dicom})
+    if others:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
+        notes.append(f"{source}: {sum(others.values())} files of other kinds are left alone ({kinds}).")
+    return notes
+
+
+def _nothing(source: str, files: list[str], dicom: list[str], labels: list[str]) -> str:
+    if dicom:
+        return f"{source} holds {len(dicom)} DICOM files, e.g. {dicom[0]}, and no volumes. {dicom_advice(dicom[0])}"
+    if labels:
+        return (
+            f"All {len(labels)} images in {source} are called like segmentations or masks, e.g. {basename(labels[0])}. If "
+            f"they are images, name them with a pattern: -i '{join(source, '**', '*.*')}'"
+        )
+    held = f"It holds {len(files)} other files, e.g. {files[0]}." if files else "There are no files."
+    return f"{source} holds no image that nnU-Net reads ({', '.join(ENDINGS)}). {held}"

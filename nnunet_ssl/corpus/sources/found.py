@@ -1,0 +1,83 @@
+"""What a source of images yields: a row per image, the mistakes in it, and what a person should know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from nnunet_ssl.corpus.table import SOURCE_COLUMNS
+
+MAX_SHOWN = 1000  # mistakes printed; more of them have one cause
+DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
+
+
+class Mistake(NamedTuple):
+    """One thing that is wrong with a source: where (file, row) and why."""
+
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+@dataclass
+class Found:
+    """Images of a source. The table has the columns of SOURCE_COLUMNS, `name` (a suggested case name), and any further.
+
+    `images` holds the files of all channels of cases with several; `where` says where a row comes from.
+    """
+
+    table: pd.DataFrame
+    mistakes: list[Mistake] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def frame(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The rows as a table that has all columns of a source."""
+    return with_source_columns(pd.DataFrame.from_records(list(rows)))
+
+
+def with_source_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with empty columns for what the source does not say."""
+    for column in (*SOURCE_COLUMNS, "name", "images", "where"):
+        if column not in table:
+            table[column] = None
+    return table
+
+
+def combine(parts: Iterable[Found]) -> Found:
+    """Several sources as one; an image that several sources name is taken from the first."""
+    parts = list(parts)
+    table = pd.concat([part.table for part in parts], ignore_index=True)
+    mistakes = [m for part in parts for m in part.mistakes]
+    notes = [n for part in parts for n in part.notes]
+    repeated = table.duplicated(["path", "volume"])
+    if repeated.any():
+        notes.append(f"{int(repeated.sum())} images are named by more than one source; each is taken once.")
+        table = table[~repeated].reset_index(drop=True)
+    return Found(table, mistakes, notes)
+
+
+def why_no_file(path: str) -> str | None:
+    """Why an image's path names no readable file, None when it does."""
+    if os.path.isfile(path):
+        return None if os.access(path, os.R_OK) else "you may not read this file"
+    if os.path.islink(path):
+        hint = ". Fetch the content first, e.g. datalad get" if ".git/annex" in os.readlink(path) else ""
+        return f"a link that points nowhere, to {os.readlink(path)}{hint}"
+    return "a folder, not a file" if os.path.isdir(path) else "there is no such file"
+
+
+def dicom_advice(example: str) -> str:
+    """What to do with DICOM files."""
+    folder = os.path.dirname(example) or "."
+    return (
+        "DICOM files are single slices; nnU-Net reads volumes. Convert them first, e.g.\n"
+        f"  dcm2niix -z y -b y -f %i_%t_%s_%d -o /path/to/nifti {folder}\n"
+        "(https://github.com/rordenlab/dcm2niix), then import /path/to/nifti."
+    )

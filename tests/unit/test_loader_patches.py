@@ -1,0 +1,202 @@
+"""What is read for a patch, and where patches lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+
+from nnunet_ssl.planners.foreground import LOCATIONS, SHARE
+from nnunet_ssl.trainers.augmentation import Augmentation
+from nnunet_ssl.trainers.data import Corpus, Source, read_box, storage_and_cases
+from nnunet_ssl.trainers.patches import PatchDataset, Positions, load_batches
+from nnunet_ssl.trainers.places import AROUND_ANATOMY, Places, around
+from nnunet_ssl.views.spec import Views
+
+SHAPE = (30, 24, 20)
+
+
+def save(folder: Path, case: str, image: np.ndarray, labels: np.ndarray | None = None, **properties) -> None:
+    folder.mkdir(exist_ok=True)
+    labels = np.zeros((1, *image.shape[1:]), np.int16) if labels is None else labels
+    parts = ((1, *image.shape[1:]), (1, *image.shape[1:]))
+    nnUNetDatasetBlosc2.save_case(image.astype(np.float32), labels, properties, str(folder / case), *parts)
+
+
+def numbered(channels: int = 1) -> np.ndarray:
+    """Every voxel's value says where it is; channels differ by 1,000,000."""
+    place = np.arange(np.prod(SHAPE)).reshape(SHAPE)
+    return np.stack([place + 1_000_000 * c for c in range(channels)])
+
+
+def dataset(sources, size=(8, 8, 8), *, min_foreground=0.0, weights=None, views=None, **kwargs) -> PatchDataset:
+    sources = sources if isinstance(sources, list) else [sources]
+    corpus = Corpus(sources, Corpus.all_identifiers(sources))
+    places = Places(corpus, min_foreground)
+    kwargs = {"seed": 0, "stream": 0, "separate_channels": True, **kwargs}
+    return PatchDataset(corpus, views or Views(size, size), Augmentation(size), places, weights=weights, **kwargs)
+
+
+def corner(patch: dict) -> tuple[int, ...]:
+    """Where the first voxel of a patch of a numbered image lies."""
+    return tuple(int(i) for i in np.unravel_index(int(patch["image"].flatten()[0]) % 1_000_000, SHAPE))
+
+
+@pytest.mark.parametrize("start", [(3, 4, 5), (-2, 4, 15), (25, -5, -30)])
+def test_box_is_cut_as_nnunet_does(start):
+    image = np.random.default_rng(0).normal(size=(2, *SHAPE)).astype(np.float32)
+    expected = crop_and_pad_nd(image, [[s, s + 9] for s in start], 0)
+    np.testing.assert_array_equal(read_box(image, start, (9, 9, 9)).numpy(), expected)
+    np.testing.assert_array_equal(read_box(image, start, (9, 9, 9), channel=1).numpy(), expected[1:])
+
+
+def test_half_precision_and_whole_numbers_become_float32():
+    for dtype in (np.float16, np.int16):
+        box = read_box(np.ones((1, 4, 4, 4), dtype), (0, 0, 0), (4, 4, 4))
+        assert box.dtype == torch.float32
+        assert box.mean() == 1
+
+
+def test_patches_lie_everywhere_alike(tmp_path):
+    save(tmp_path / "d", "a", numbered())
+    data = dataset(Source("Dataset001_A", str(tmp_path / "d")), (8, 24, 22))
+    starts = np.array([corner_of_padded(data[i]) for i in range(1500)])
+    assert set(starts[:, 0]) == set(range(SHAPE[0] - 8 + 1))
+    counts = np.bincount(starts[:, 0])
+    assert counts.min() > 0.5 * counts.mean()
+    assert set(starts[:, 1]) == {0}
+
+
+def corner_of_padded(patch: dict) -> tuple[int, int]:
+    """Of a patch of (8, 24, 22): two voxels wider than the image along the last axis, so its first plane is outside."""
+    assert not patch["image"][..., 0].any()
+    first = np.unravel_index(int(patch["image"][0, 0, 0, 1]), SHAPE)
+    return int(first[0]), int(first[1])
+
+
+def test_only_what_is_needed_is_read(tmp_path, monkeypatch):
+    """One channel of three, no labels where no loss asks for them, no properties where nothing is judged."""
+    import blosc2
+
+    save(tmp_path / "d", "a", numbered(3))
+    (tmp_path / "d" / "a_seg.b2nd").unlink()
+    (tmp_path / "d" / "a.pkl").unlink()
+    sizes = []
+    original = blosc2.NDArray.__getitem__
+    monkeypatch.setattr(
+        blosc2.NDArray, "__getitem__", lambda a, k: sizes.append(original(a, k).shape) or original(a, k)
+    )
+    data = dataset(Source("Dataset001_A", str(tmp_path / "d")))
+    patches = [data[i] for i in range(30)]
+    assert set(sizes) == {(1, 8, 8, 8)}
+    assert len(sizes) == 30
+    assert {int(p["image"][0, 0, 0, 0]) // 1_000_000 for p in patches} == {0, 1, 2}
+    assert not any(p["excluded"].any() for p in patches)
+    together = dataset(Source("Dataset001_A", str(tmp_path / "d")), separate_channels=False)[0]["image"]
+    assert together.shape == (3, 8, 8, 8)
+
+
+def test_flat_patches_are_slices(tmp_path):
+    save(tmp_path / "d", "a", numbered())
+    patches = [dataset(Source("Dataset001_A", str(tmp_path / "d")), (8, 8))[i] for i in range(40)]
+    assert patches[0]["image"].shape == (1, 8, 8)
+    assert patches[0]["excluded"].shape == (1, 8, 8)
+    assert len({corner(p)[0] for p in patches}) > 10
+
+
+def test_weights_say_how_often_an_image_is_drawn(tmp_path):
+    for number, name in enumerate("abc"):
+        save(tmp_path / "d", name, np.full((1, 8, 8, 8), number))
+    data = dataset(Source("Dataset001_A", str(tmp_path / "d")), weights=[0.7, 0.0, 0.3])
+    drawn = [int(data[i]["image"][0, 0, 0, 0]) for i in range(500)]
+    assert np.bincount(drawn, minlength=3) / 500 == pytest.approx([0.7, 0, 0.3], abs=0.05)
+    with pytest.raises(ValueError, match="2 weights for 3 images"):
+        dataset(Source("Dataset001_A", str(tmp_path / "d")), weights=[0.5, 0.5])
+
+
+def test_patches_around_the_anatomy(tmp_path):
+    """A third of the patches at least has the anatomy inside; anonymised voxels attract none, and none leaves the image."""
+    corner_of_image = np.array([[0, 28, 22, 18]])
+    noted = {"class_locations": {1: corner_of_image, 2: np.array([[0, 1, 1, 1]])}}
+    save(tmp_path / "d", "a", numbered(), **noted)
+    source = Source("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
+    starts = [corner(dataset(source)[i]) for i in range(400)]
+    assert all(all(0 <= s <= full - 8 for s, full in zip(start, SHAPE, strict=True)) for start in starts)
+    last = tuple(full - 8 for full in SHAPE)
+    assert starts.count(last) / 400 == pytest.approx(AROUND_ANATOMY, abs=0.07)
+    assert starts.count((0, 0, 0)) < 10
+
+
+def airy_image(share: float) -> tuple[np.ndarray, np.ndarray]:
+    """(image [1, 48, 48, 48], foreground): a cube of ones in a corner of nothing, `share` of the image in volume."""
+    edge = round(48 * share ** (1 / 3))
+    image = np.zeros((1, 48, 48, 48))
+    image[:, :edge, :edge, :edge] = 1
+    return image, image[0] > 0
+
+
+def test_patches_of_an_image_that_is_mostly_air(tmp_path):
+    image, foreground = airy_image(0.1)
+    places = np.argwhere(foreground)
+    chosen = places[np.random.default_rng(0).choice(len(places), 1000, replace=False)]
+    noted = {LOCATIONS: np.insert(chosen, 0, 0, axis=1).astype(np.int32), SHARE: float(foreground.mean())}
+    save(tmp_path / "noted", "a", image, **noted)
+    save(tmp_path / "silent", "a", image)
+    assert foreground.mean() == pytest.approx(0.1, abs=0.01)
+    shares = {}
+    for name, limit in (("noted", 0.3), ("noted", 0.0), ("silent", 0.3)):
+        data = dataset(Source("Dataset001_A", str(tmp_path / name)), (12, 12, 12), min_foreground=limit)
+        shares[name, limit] = np.array([data[i]["image"].mean().item() for i in range(200)])
+        again = data[7]["image"]
+        assert torch.equal(again, data[7]["image"])
+    assert (shares["noted", 0.0] < 0.3).mean() > 0.6
+    assert (shares["silent", 0.3] < 0.3).mean() > 0.6
+    # The share is estimated, and after ten tries a patch around some foreground voxel is taken.
+    assert (shares["noted", 0.3] < 0.2).mean() < 0.05
+    assert shares["noted", 0.3].min() > 0
+    assert shares["noted", 0.3].mean() > 2 * shares["noted", 0.0].mean()
+
+
+def test_an_image_no_larger_than_the_patch_is_taken_as_it_is(tmp_path):
+    save(tmp_path / "d", "a", np.ones((1, 6, 6, 6)))
+    patch = dataset(Source("Dataset001_A", str(tmp_path / "d")), min_foreground=0.9)[0]["image"]
+    assert patch.sum() == 6**3
+    assert around(np.array([[9, 9, 9]]), (10, 10, 10), (4, 4, 4)) == [6, 6, 6]
+
+
+def test_storage_is_found_from_the_names(tmp_path):
+    for name in ("b.b2nd", "b_seg.b2nd", "b.pkl", "a.b2nd", "a_seg.b2nd", "a.pkl", "splits.json"):
+        (tmp_path / name).touch()
+    (tmp_path / "preprocessing").mkdir()
+    assert storage_and_cases(str(tmp_path)) == ("b2nd", ["a", "b"])
+    (tmp_path / "old.npz").touch()
+    with pytest.raises(RuntimeError, match=r"\.b2nd and \.npz"):
+        storage_and_cases(str(tmp_path))
+
+
+def test_numpy_storage_of_older_nnunets_is_read(tmp_path):
+    (tmp_path / "d").mkdir()
+    np.savez(tmp_path / "d" / "a.npz", data=numbered().astype(np.float32), seg=np.full((1, *SHAPE), 2))
+    np.save(tmp_path / "d" / "a.npy", numbered().astype(np.float32))
+    np.save(tmp_path / "d" / "a_seg.npy", np.full((1, *SHAPE), 2))
+    (tmp_path / "d" / "a.pkl").write_bytes(b"\x80\x04}\x94.")
+    patch = dataset(Source("Dataset001_A", str(tmp_path / "d"), anonymised_label=2))[0]
+    assert patch["excluded"].all()
+    assert corner(patch) != (0, 0, 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_error_arrives_with_its_own_traceback(tmp_path, workers):
+    save(tmp_path / "d", "broken", numbered())
+    data = dataset(Source("Dataset001_A", str(tmp_path / "d")))
+    (tmp_path / "d" / "broken.b2nd").unlink()
+    batches = load_batches(data, Positions(range(2), 1, 1, 0, repeat=False), workers, torch.device("cpu"))
+    with pytest.raises(FileNotFoundError) as caught:
+        next(batches)
+    shown = str(caught.value) + "".join(str(entry) for entry in caught.traceback)
+    assert "broken.b2nd" in shown
+    assert "patches.py" in shown

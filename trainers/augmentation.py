@@ -1,0 +1,134 @@
+"""nnU-Net's rotation, scaling and mirroring, decided before anything is read, so that no voxel is read for nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import (
+    SpatialTransform,
+    create_affine_matrix_2d,
+    create_affine_matrix_3d,
+)
+from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+SCALING = (0.7, 1.4)  # nnU-Net's; larger numbers make objects smaller
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One sample's rotation (angles in radians, one per axis) and scaling; both at once, as nnU-Net applies them."""
+
+    angles: tuple[float, ...]
+    scale: float
+
+
+@dataclass
+class Augmentation:
+    """What happens to a region of `size` voxels after it was read.
+
+    p: probability of a rotation, and, independently, of a scaling. rotation: range of the angles. in_plane: rotate and
+    scale the last two of three axes only. largest: voxels per axis beyond which nothing is read, as in nnU-Net; what
+    would lie there is 0. mirror_axes: each is mirrored with probability 0.5.
+    """
+
+    size: tuple[int, ...]
+    p: float = 0.0
+    rotation: tuple[float, float] = (0.0, 0.0)
+    in_plane: bool = False
+    largest: tuple[int, ...] = ()
+    mirror_axes: tuple[int, ...] = ()
+    _turn: Turn | None = field(default=None, init=False)
+    _spatial: list[Any] = field(default_factory=list, init=False)
+    _mirror: MirrorTransform | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.mirror_axes:
+            self._mirror = MirrorTransform(allowed_axes=self.mirror_axes)
+        if not self.p:
+            return
+        spatial = SpatialTransform(
+            self._turned_size(),
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_rotation=1,
+            rotation=self._angle,
+            p_scaling=1,
+            scaling=self._scale,
+            p_synchronize_scaling_across_axes=1,
+            border_mode_seg="zeros",
+        )
+        self._spatial = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if self.in_plane else [spatial]
+
+    def draw(self) -> Turn | None:
+        """A sample's rotation and scaling from numpy's global generator; None for neither, as for most samples."""
+        rotate, scale = (np.random.uniform() < self.p for _ in range(2))
+        if not (rotate or scale):
+            return None
+        axes = len(self._turned_size())
+        angles = tuple(np.random.uniform(*self.rotation) if rotate else 0.0 for _ in range(axes))
+        return Turn(angles, np.random.uniform(*SCALING) if scale else 1.0)
+
+    def read_size(self, turn: Turn | None) -> tuple[int, ...]:
+        """Voxels to read per axis, around the same centre as the region, so that every one that is needed is there."""
+        if turn is None:
+            return self.size
+        axes = len(turn.angles)
+        if axes == 3:
+            matrix = create_affine_matrix_3d(turn.angles, [turn.scale] * 3)
+        else:
+            matrix = create_affine_matrix_2d(turn.angles[-1], [turn.scale] * 2)
+        size, largest = self.size[-axes:], self.largest[-axes:]
+        reach = np.abs(matrix) @ (np.array(size) - 1)  # distance between the outermost voxels that are looked at
+        grown = [s + 2 * ceil((min(r + 1, most) - s) / 2) for s, r, most in zip(size, reach, largest, strict=True)]
+        return (*self.size[:-axes], *(max(g, 1) for g in grown))
+
+    def apply(self, image: Tensor, excluded: Tensor | None, turn: Turn | None) -> tuple[Tensor, Tensor | None]:
+        """Image [C, *size] and excluded [1, *size] (int16) from what was read."""
+        data: dict[str, Tensor] = {"image": image} | ({} if excluded is None else {"segmentation": excluded})
+        if turn is not None:
+            self._turn = turn
+            for transform in self._spatial:
+                data = transform(**data)
+        if self._mirror is not None:
+            data = self._mirror(**data)
+        return data["image"], data.get("segmentation")
+
+    def _angle(self, dim: int, **_: Any) -> float:
+        assert self._turn is not None
+        return self._turn.angles[dim]
+
+    def _scale(self, **_: Any) -> float:
+        assert self._turn is not None
+        return self._turn.scale
+
+    def _turned_size(self) -> tuple[int, ...]:
+        return self.size[1:] if self.in_plane else self.size
+
+
+def augmentation(trainer: SSLTrainer) -> Augmentation:
+    """nnU-Net's augmentation as far as the method wants it: its ranges, its probabilities times the method's factor.
+
+    Interpolation is linear, batchgeneratorsv2's way; nnssl's is cubic.
+    """
+    views = trainer.views
+    rotation, in_plane, read_size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    patch: Sequence[int] = trainer.configuration_manager.patch_size
+    # A region may be larger than the patch it is planned for.
+    largest = [ceil(s * max(float(r) / p, 1)) for s, r, p in zip(views.region_size, read_size, patch, strict=True)]
+    return Augmentation(
+        views.region_size,
+        p=min(0.2 * views.rotate_and_scale, 1.0),
+        rotation=rotation,
+        in_plane=in_plane,
+        largest=tuple(largest),
+        mirror_axes=tuple(axes) if views.mirror else (),
+    )

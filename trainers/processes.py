@@ -1,0 +1,117 @@
+"""Several processes that act as one: who waits for whom, where they start, and how they stop after the same iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from os.path import join
+from signal import Signals
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunet_ssl.trainers.epochs import mean_over_processes
+
+if TYPE_CHECKING:
+    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Run a block in the first process, then in all others, however long it takes: it may preprocess a corpus for days."""
+    if not dist.is_initialized():
+        yield
+        return
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=14))
+    if dist.get_rank() > 0:
+        dist.barrier(group)
+    yield
+    if dist.get_rank() == 0:
+        dist.barrier(group)
+
+
+def share_gradients(network: Any, device: torch.device) -> nn.Module:
+    """The network in DDP. Buffers are constants, the same everywhere, so they are never sent."""
+    ids = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+class Together:
+    """What the processes of a run agree on, through a gloo group of their own: the device need not be asked.
+
+    A signal reaches the processes in different iterations, or only one of them. One that stopped on its own would leave the
+    others waiting for its gradients for ever. So every iteration they tell each other, without waiting, whether they were
+    asked to stop, and read the answers one iteration later, when they have long arrived.
+    """
+
+    def __init__(self, several: bool) -> None:
+        self.group = dist.new_group(backend="gloo") if several else None
+        self._told: tuple[Any, Tensor] | None = None
+
+    def agreed(self, asked: Signals | None) -> Signals | None:
+        """The signal after which all processes stop now; `asked`: the one this process has received."""
+        if self.group is None:
+            return asked
+        answer = self._answer()
+        flag = torch.tensor([asked or 0])
+        self._told = (dist.all_reduce(flag, dist.ReduceOp.MAX, self.group, async_op=True), flag)
+        return Signals(answer) if answer else None
+
+    def _answer(self) -> int:
+        if self._told is None:
+            return 0
+        work, flag = self._told
+        work.wait()
+        self._told = None
+        return int(flag.item())
+
+    def finish(self) -> None:
+        """Take note of the last answers and wait until all processes are here."""
+        if self.group is not None:
+            self._answer()
+            dist.barrier(self.group)
+
+    def check_start(self, trainer: SSLTrainer) -> None:
+        """Raise RuntimeError when the processes would start in different iterations."""
+        if self.group is None:
+            return
+        own = torch.tensor([trainer.current_epoch, len(trainer._replayed)])
+        all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(all_of_them, own, self.group)
+        places = {tuple(place.tolist()) for place in all_of_them}
+        if len(places) > 1:
+            listed = ", ".join(f"epoch {e} iteration {i}" for e, i in sorted(places))
+            raise RuntimeError(
+                f"The processes would start in different places ({listed}): they do not see the same checkpoints in "
+                f"{trainer.output_folder}. Put nnUNet_results on a file system that all nodes share, and start again."
+            )
+
+
+def start_beside_the_first(trainer: SSLTrainer) -> None:
+    """What nnU-Net's `on_train_start` does, without the files, which the first process alone writes."""
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    dist.barrier()  # the first process waits in the same place, its files written but for plans.json and the like
+
+
+def stop_if_asked(trainer: SSLTrainer) -> None:
+    """After SIGTERM or SIGUSR1: save where we are and leave, all processes in the same iteration."""
+    asked = trainer.together.agreed(trainer.interruption.requested)
+    if asked is None:
+        return
+    trainer.network.train()
+    if trainer.is_ddp:
+        trainer._finished = [mean_over_processes([result], trainer.device) for result in trainer._finished]
+    file = join(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(file)
+    trainer.print_to_log_file(
+        f"{asked.name} received: stopped in epoch {trainer.current_epoch} after {len(trainer._finished)} of "
+        f"{trainer.num_iterations_per_epoch} iterations, everything is saved in {file}. "
+        "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
+    )
+    trainer.together.finish()  # nobody leaves before the file is written: a process that leaves ends the others
+    trainer.interruption.ignore()
+    raise SystemExit(128 + asked)
