@@ -84,7 +84,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter] | list[dict[str, Any]], r
     wanted: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(
-            wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, momentum=0.99, nesterov=True
+            wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, momentum=0.99, nesterov=True, fused=True
         )
     return torch.optim.AdamW(
         wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=True

@@ -19,11 +19,12 @@ def crop_to_nonzero(data: np.ndarray, seg: np.ndarray | None) -> tuple[np.ndarra
     nonzero = (data != 0).any(axis=0) if len(data) > 1 else data[0] != 0
     box = [_extent(nonzero, axis) for axis in range(3)]
     window = tuple(slice(first, last) for first, last in box)
-    data, nonzero = data[(slice(None), *window)], nonzero[window]
+    all_channels = (slice(None), *window)
+    data, nonzero = data[all_channels], nonzero[window]
     inside = nonzero if nonzero.all() else fill_holes(nonzero)
     if seg is None:
         return data, np.where(inside, np.int8(0), np.int8(OUTSIDE))[None], box
-    seg = seg[(slice(None), *window)]
+    seg = seg[all_channels]
     seg[(seg == 0) & ~inside[None]] = OUTSIDE
     return data, seg, box
 

@@ -16,6 +16,10 @@ MEANING = {
     "RescaleTo01Normalization": "each image stretched to 0 to 1",
     "RGBTo01Normalization": "colours divided by 255",
     "NoNormalization": "left as it is",
+    "SSLCTNormalization": "-1000 to 1000 Hounsfield units become -2 to 2",
+    "SSLMRNormalization": "the tissue of each image brought to mean 0 and standard deviation 1",
+    "SSLPercentileNormalization": "percentiles of the tissue of each image become -2 and 2",
+    "SSLPerImageNormalization": "each image by its own kind: CT, MR or other",
 }
 
 

@@ -24,6 +24,7 @@ from nnunet_ssl.planners.finetune_geometry import (
     require_spacing,
 )
 from nnunet_ssl.planners.finished import relevant_settings
+from nnunet_ssl.planners.normalization import are_per_image, schemes_like
 from nnunet_ssl.planners.patch_size import padding_warning
 from nnunet_ssl.planners.ssl_planner import SSLPlanner
 
@@ -150,7 +151,9 @@ class FinetunePlanner(SSLPlanner):
         probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
         schemes, use_mask = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         if self.adapt == "like_pretrained":
-            schemes = choose_schemes(schemes, self.conventions.normalization)
+            before, names = self.conventions.normalization, self.dataset_json["channel_names"].values()
+            own = bool(before) and are_per_image(before)
+            schemes = schemes_like([str(n) for n in names], before) if own else choose_schemes(schemes, before)
         return {
             "data_identifier": "",
             "preprocessor_name": self.preprocessor_name,

@@ -11,15 +11,16 @@ import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
-from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
+from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape, check_image
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import describe, report, update_left_out, write_json
-from nnunet_ssl.corpus.parallel import work_through
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case
+from nnunet_ssl.planners.cropping import crop_to_nonzero
+from nnunet_ssl.planners.workers import Died, Task, work_off
 
 MAX_BRIGHT_SAMPLES = 100_000  # per case and channel; plenty for percentiles where no label says what matters
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -73,13 +74,15 @@ class SSLFingerprintExtractor(DatasetFingerprintExtractor):
         num_channels = len(self.dataset_json["channel_names"])
         hidden = self.dataset_json["labels"].get("anonymised")
         hidden = hidden if isinstance(hidden, int) else None
-        tasks = {
-            name: (case["images"], case["label"], reader, num_samples, num_channels, hidden)
-            for name, case in self.dataset.items()
-        }
-        done = dict(
-            work_through(analyse, tasks, self.num_processes, "Extracting dataset fingerprint", self.show_progress_bar)
+        shared = (reader, num_samples, num_channels, hidden)
+        tasks = (Task(name, (case["images"], case["label"])) for name, case in self.dataset.items())
+        outcomes = tqdm(
+            work_off(analyse, tasks, self.num_processes, shared),
+            desc="Extracting dataset fingerprint",
+            total=len(self.dataset),
+            disable=not self.show_progress_bar,
         )
+        done = {name: result.reason if isinstance(result, Died) else result for name, result in outcomes}
         results = {name: done[name] for name in self.dataset}
         volumes = [r for r in results.values() if not isinstance(r, str) and r["shape"][0] > 1]
         if volumes:

@@ -119,7 +119,7 @@ class SSLCTNormalization(ForegroundNormalization):
 
     def scaled(self, image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
         """As in the base class."""
-        return np.clip(image, *WINDOW) / np.float32(SCALE)
+        return np.clip(image, *WINDOW) / SCALE
 
 
 class SSLMRNormalization(ForegroundNormalization):
@@ -129,8 +129,8 @@ class SSLMRNormalization(ForegroundNormalization):
 
     def scaled(self, image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
         """As in the base class."""
-        mean, deviation = tissue.mean(dtype=np.float64), tissue.std(dtype=np.float64)
-        return (image - np.float32(mean)) / np.float32(max(deviation, EPSILON))
+        mean, deviation = float(tissue.mean(dtype=np.float64)), float(tissue.std(dtype=np.float64))
+        return (image - mean) / max(deviation, EPSILON)
 
 
 class SSLPercentileNormalization(ForegroundNormalization):
@@ -138,9 +138,11 @@ class SSLPercentileNormalization(ForegroundNormalization):
 
     def scaled(self, image: np.ndarray, tissue: np.ndarray) -> np.ndarray:
         """As in the base class."""
-        low, high = np.percentile(tissue, PERCENTILES)
-        unit = (np.clip(image, low, high) - np.float32(low)) / np.float32(max(high - low, EPSILON))
-        return unit * np.float32(RANGE[1] - RANGE[0]) + np.float32(RANGE[0])
+        low, high = (
+            float(p) for p in np.percentile(tissue, PERCENTILES)
+        )  # not numpy's: they would double the precision
+        unit = (np.clip(image, low, high) - low) / max(high - low, EPSILON)
+        return unit * (RANGE[1] - RANGE[0]) + RANGE[0]
 
 
 class SSLPerImageNormalization(ImageNormalization):
@@ -184,3 +186,14 @@ def scheme_of_image(scheme: str, kind: str | None, *, registered: bool) -> str:
 def are_per_image(schemes: Iterable[str]) -> bool:
     """Whether schemes in plans are those of this module."""
     return all(scheme in OWN or scheme == SSLPerImageNormalization.__name__ for scheme in schemes)
+
+
+def schemes_like(channels: Sequence[str], pretraining: Sequence[str]) -> list[str]:
+    """Schemes for the channels of a data set to fine-tune on, after a pre-training with schemes of this module.
+
+    A channel whose name says nothing gets what the pre-training had, unless that is the window of CT.
+    """
+    common = set(pretraining) - {SSLPerImageNormalization.__name__, SSLCTNormalization.__name__}
+    unnamed = common.pop() if len(common) == 1 else SSLPercentileNormalization.__name__
+    kinds = [kind_of(channel) for channel in channels]
+    return [BY_KIND[kind].__name__ if kind else unnamed for kind in kinds]

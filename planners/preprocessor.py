@@ -49,14 +49,13 @@ class SSLPreprocessor(DefaultPreprocessor):
         dataset_json: dict[str, Any] | str,
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """As in DefaultPreprocessor; while preparing training data, raises UnusableImage for what fails a check."""
-        if isinstance(dataset_json, str):
-            dataset_json = load_json(dataset_json)
+        described: dict[str, Any] = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
         if self.checks:
             reason = reason_against(data, seg, properties, plans_manager, configuration_manager)
             if reason:
                 raise UnusableImage(reason)
         data, seg, properties = preprocess_case(
-            self, data, seg, properties, plans_manager, configuration_manager, dataset_json, training=self.checks
+            self, data, seg, properties, plans_manager, configuration_manager, described, training=self.checks
         )
         if self.checks:
             properties.setdefault("class_locations", {})
@@ -193,7 +192,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         hidden = not (self.show_progress_bar and number)
         try:
             with tqdm(desc="Preprocessing cases", total=number, disable=hidden) as bar:
-                results = work_off(self.run_case_save, iter(distribution), min(num_processes, number), shared)
+                results = work_off(self.run_case_save, iter(distribution), num_processes, shared)
                 for case, result in results:
                     examined.add(case)
                     reason = result.reason if isinstance(result, Died) else result

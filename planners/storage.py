@@ -15,9 +15,11 @@ from nnunet_ssl.planners.finished import SUFFIXES
 
 KEY = "storage_dtype"  # in a configuration of the plans; nnU-Net's float32 where it is absent
 STORAGE = ("float32", "float16")
-# The same size as nnssl's level 8 to within 4 % and less than nnU-Net's LZ4HC, written 3 to 25 times faster than either
-# (docs/preprocessing.md). Bytes of equal weight side by side (SHUFFLE) is what makes resampled images small.
-CODEC, LEVEL, FILTERS = blosc2.Codec.ZSTD, 1, (blosc2.Filter.SHUFFLE,)
+# As small as nnssl's level 8 to within 2 % and smaller than nnU-Net's LZ4HC, written several times faster than
+# either (docs/preprocessing.md).
+CODEC, LEVEL = blosc2.Codec.ZSTD, 1
+# Bytes of equal weight side by side make resampled images small, and others that hold few distinct values large.
+RESAMPLED = [blosc2.Filter.SHUFFLE]
 
 
 def require_storage(name: object) -> str:
@@ -47,11 +49,12 @@ def save_case(
     """
     if dtype == np.float16:
         largest = float(np.abs(data).max())
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             raise UnusableImage(f"values up to {largest:g} do not fit into float16; store float32")
     data, seg = data.astype(dtype, copy=False), seg.astype(np.int16, copy=False)
     blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
+    cropped = properties.get("shape_after_cropping_and_before_resampling")
     nnUNetDatasetBlosc2.save_case(
         data,
         seg,
@@ -63,8 +66,8 @@ def save_case(
         blocks_seg=blocks_seg,
         clevel=LEVEL,
         codec=CODEC,
-        filters=FILTERS,
-        filters_seg=FILTERS,
+        filters=None if cropped is None or tuple(cropped) == data.shape[1:] else RESAMPLED,  # None: nnU-Net tries
+        filters_seg=[blosc2.Filter.NOFILTER],
     )
     for suffix in SUFFIXES:  # on the disk before the case counts as finished, in case the machine fails
         if os.path.exists(path + suffix):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from os.path import join
 from typing import Any
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
-from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunet_ssl.corpus.environment import environment
 from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.planners.patch_size import require_patch_size
 from nnunet_ssl.planners.prepare import find_planner
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION
+from nnunet_ssl.planners.storage import save_case, storage_dtype
 
 DATASET = "Dataset999_Synthetic"
 MARGIN = 1.25  # edge of the images in patches; whole heads at 1 mm have about that to patches of 160
@@ -27,16 +28,21 @@ STATISTICS = {"mean": 0, "median": 0, "std": 1, "min": -3, "max": 3, "percentile
 
 @contextmanager
 def synthetic_dataset(
-    folder: str, planner: str, patch_size: Sequence[int] | None, region_size: Sequence[int] | None, cases: int = 8
+    folder: str,
+    planner: str,
+    patch_size: Sequence[int] | None,
+    region_of: Callable[[Sequence[int]], Sequence[int]] | None = None,
+    cases: int = 8,
 ) -> Iterator[dict[str, Any]]:
     """Plans of the planner for a data set of `cases` preprocessed images in `folder`, while nnU-Net's folders are there.
 
-    patch_size: voxels per axis, by default the preset's. region_size: voxels that a method reads at once where that is
-    more than a patch; the images are a quarter larger. Raises CorpusError for patches that do not fit the network.
+    patch_size: voxels per axis, by default the preset's. region_of: voxels that a method reads at once for a patch size, by
+    default the patch; the images are a quarter larger. Raises CorpusError for patches that do not fit the network.
     """
     preset = find_planner(planner).preset
-    patch = [preset.patch_edge] * 3 if patch_size is None else list(patch_size)
-    shape = [round(MARGIN * max(p, r)) for p, r in zip(patch, region_size or patch, strict=True)]
+    patch = require_patch_size([preset.patch_edge] * 3 if patch_size is None else patch_size, preset.stride)
+    region = patch if region_of is None else region_of(patch)
+    shape = [round(MARGIN * max(p, r)) for p, r in zip(patch, region, strict=True)]
     folders = {f"nnUNet_{which}": join(folder, which) for which in ("raw", "preprocessed")}
     with environment(folders):
         _write_descriptions(folders, shape, cases)
@@ -46,7 +52,7 @@ def synthetic_dataset(
         target = join(folders["nnUNet_preprocessed"], DATASET, configuration["data_identifier"])
         os.makedirs(target)
         for number in range(cases):
-            _write_case(join(target, f"synthetic_{number:02d}"), shape, patch, number)
+            _write_case(join(target, f"synthetic_{number:02d}"), shape, patch, storage_dtype(configuration), number)
         yield plans
 
 
@@ -66,7 +72,7 @@ def _write_descriptions(folders: Mapping[str, str], shape: Sequence[int], cases:
     write_json(fingerprint, join(folders["nnUNet_preprocessed"], DATASET, "dataset_fingerprint.json"))
 
 
-def _write_case(path: str, shape: Sequence[int], patch: Sequence[int], seed: int) -> None:
+def _write_case(path: str, shape: Sequence[int], patch: Sequence[int], dtype: np.dtype[Any], seed: int) -> None:
     """A smooth body with fine noise in an empty surrounding: it compresses about as well as a real image."""
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.randn(1, 1, *(max(2, s // 8) for s in shape), generator=generator)
@@ -76,9 +82,4 @@ def _write_case(path: str, shape: Sequence[int], patch: Sequence[int], seed: int
     inside = torch.stack([a.square() for a in axes]).sum(0) < 0.8
     data = torch.where(inside, image, 0).numpy()
     seg = np.where(inside, 0, -1).astype(np.int16)[None]
-    blocks, chunks = comp_blosc2_params(data.shape, tuple(patch), data.itemsize)
-    blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, tuple(patch), seg.itemsize)
-    properties = {"spacing": [1.0, 1.0, 1.0], "class_locations": {}}
-    nnUNetDatasetBlosc2.save_case(
-        data, seg, properties, path, chunks=chunks, blocks=blocks, chunks_seg=chunks_seg, blocks_seg=blocks_seg
-    )
+    save_case(data, seg, {"spacing": [1.0, 1.0, 1.0], "class_locations": {}}, path, patch, dtype)

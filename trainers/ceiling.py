@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ def conv_ceiling(device: torch.device, dtype: torch.dtype) -> float:
         x = torch.randn(images, channels, edge, edge, edge, device=device, dtype=dtype)
         kernel = torch.randn(channels, channels, 3, 3, 3, device=device, dtype=dtype)
         flops = 2 * 27 * channels**2 * images * edge**3
-        found.append(flops / best_seconds(lambda x=x, kernel=kernel: conv3d(x, kernel, padding=1), device))
+        found.append(flops / best_seconds(partial(conv3d, x, kernel, padding=1), device))
     return max(found)
 
 

@@ -129,10 +129,11 @@ def read_box(array: Any, start: Sequence[int], size: Sequence[int], channel: int
     if any(a >= b for a, b in zip(first, last, strict=True)):
         return torch.zeros(count, *size)
     # One slicing is one pass over the compressed blocks.
-    inside = np.asarray(array[(channels, *(slice(a, b) for a, b in zip(first, last, strict=True)))])
+    region = (channels, *(slice(a, b) for a, b in zip(first, last, strict=True)))
+    inside = np.asarray(array[region])
     if inside.shape[1:] == tuple(size):
         return torch.from_numpy(np.ascontiguousarray(inside, dtype=np.float32))
     box = np.zeros((count, *size), np.float32)
-    places = [slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True)]
-    box[(slice(None), *places)] = inside
+    places = (slice(None), *(slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True)))
+    box[places] = inside
     return torch.from_numpy(box)

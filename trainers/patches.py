@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from nnunet_ssl.trainers.augmentation import Augmentation
-from nnunet_ssl.trainers.data import Corpus, derive_seed, read_box, seed_everything
+from nnunet_ssl.trainers.data import Corpus, derive_seed, read_box
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
 
@@ -43,7 +43,10 @@ class PatchDataset(Dataset[dict[str, Any]]):
             raise ValueError(f"{len(self._cumulative)} weights for {len(corpus.identifiers)} images.")
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        seed_everything(derive_seed(self.seed, self.stream, position))
+        seed = derive_seed(self.seed, self.stream, position)
+        np.random.seed(seed)
+        # torch.manual_seed would ask for GPUs as well, which takes longer than reading a small patch.
+        torch.default_generator.manual_seed(seed)
         threads = torch.get_num_threads()
         # Several threads add up in another order: results must not depend on where a patch is made.
         if threads > 1:

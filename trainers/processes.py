@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import signature
 from os.path import join
 from signal import Signals
 from typing import TYPE_CHECKING, Any
@@ -37,7 +38,9 @@ def first_process_first() -> Iterator[None]:
 def share_gradients(network: Any, device: torch.device) -> nn.Module:
     """The network in DDP. Buffers are constants, the same everywhere, so they are never sent."""
     ids = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(network, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+    new_name = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.15 renamed it
+    constant = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
+    return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **constant)
 
 
 class Together:

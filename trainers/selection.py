@@ -116,7 +116,7 @@ def _table_of(source: Source, columns: Sequence[str]) -> pd.DataFrame:
     wanted = [c for c in dict.fromkeys([*KNOWN[1:], *columns]) if c in there and c != "case"]
     if source.table_folder is not None:
         stored = read_table(source.table_folder, ["case", *wanted], with_problems=True)
-        table = stored.set_index("case").reindex(table.index).convert_dtypes(convert_floating=False)
+        table = stored.set_index("case").reindex(table.index).convert_dtypes()
     known: Mapping[str, object] = {
         "dataset": source.name,
         "subject": pd.Series([subject_of(case) for case in cases], index=table.index, dtype=object),

@@ -12,7 +12,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import PretrainBlock, read_config
+from nnunet_ssl.settings import SAMPLING, PretrainBlock, read_config
 
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",
@@ -65,6 +65,22 @@ def build_parser() -> argparse.ArgumentParser:
         help="several channels: each a sample of its own (default), or one image",
     )
     what.add_argument(
+        "--normalization",
+        choices=("nnunet", "per_image"),
+        help="nnU-Net's schemes per channel (default), or per image by its modality",
+    )
+    what.add_argument("--storage", choices=("float32", "float16"), help="of preprocessed images (default: float32)")
+    what.add_argument(
+        "--filter",
+        metavar="EXPR",
+        help='only images of the corpus table that match, e.g. \'modality in ("T1w", "T2w") and slices >= 32\'',
+    )
+    what.add_argument(
+        "--sampling",
+        choices=SAMPLING,
+        help="what is drawn with equal chances: images (default), subjects, modalities or data sets",
+    )
+    what.add_argument(
         "-pretrained_weights",
         metavar="WEIGHTS",
         help="start from this checkpoint: a file or its folder, ORG/NAME on the Hugging Face Hub, or a name that "
@@ -98,6 +114,14 @@ def build_parser() -> argparse.ArgumentParser:
     where.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
     where.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     where.add_argument(
+        "--preprocess-only",
+        action="store_true",
+        help="prepare the images and stop; any number of machines can do so at once",
+    )
+    where.add_argument(
+        "--estimate", action="store_true", help="measure a few steps, print what the whole run will cost, and stop"
+    )
+    where.add_argument(
         "-np", dest="num_processes", type=int, default=8, metavar="N", help="for preprocessing (default: 8)"
     )
     return parser
@@ -119,6 +143,8 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_val_iterations_per_epoch": args.val_iterations_per_epoch,
         "batch_size": args.batch_size,
         "accumulate": args.accumulate,
+        "filter": args.filter,
+        "sampling": args.sampling,
         "initial_lr": args.lr,
         "seed": args.seed,
         "channels": args.channels,
@@ -139,6 +165,10 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise ValueError for flags that cannot be right, before hours go into preprocessing."""
     if args.plans and args.backbone:
         raise ValueError("-p names existing plans, --backbone makes new ones. Use one of the two.")
+    if args.plans and (args.normalization or args.storage):
+        raise ValueError(
+            "--normalization and --storage are for new plans; -p names existing ones, which stay as they are."
+        )
     if args.fold != "all" and not args.fold.isdigit():
         raise ValueError(f'-f wants "all" or the number of a fold, found {args.fold!r}.')
     block = PretrainBlock.read({"ssl": flags_as_settings(args)}, method_names(), args.configuration)
@@ -160,6 +190,22 @@ def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
         configuration["patch_size"] = size
 
 
+def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Fingerprint, plan and preprocess what is missing; returns the plans and their name."""
+    from nnunet_ssl.planners.prepare import prepare_corpus
+
+    return prepare_corpus(
+        args.datasets,
+        None if args.plans else BACKBONES[args.backbone or "resenc_l"],
+        plans_name=args.plans,
+        configuration=args.configuration,
+        spacing=args.spacing,
+        normalization=args.normalization,
+        storage=args.storage,
+        num_processes=args.num_processes,
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     """Prepare the corpus and train."""
     from batchgenerators.utilities.file_and_folder_operations import join, load_json
@@ -169,27 +215,26 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
-    from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
+    from nnunet_ssl.report.benchmark_table import table
     from nnunet_ssl.trainers import launch
+    from nnunet_ssl.trainers.benchmark import benchmark
     from nnunet_ssl.trainers.devices import require_device
     from nnunet_ssl.trainers.processes import first_process_first
 
     check_flags(args)
+    if args.preprocess_only:
+        _, name = prepare(args)
+        print(f"Everything is prepared for the plans {name}. The same command without --preprocess-only trains.")
+        return
     require_device(device(args.device))
     require_folder("nnUNet_results")
     under_torchrun = launch.join_torchrun(args.device)
+    if under_torchrun and args.estimate:
+        raise ValueError("--estimate measures one process. Run it without torchrun, with --num-gpus N.")
     if args.pretrained_weights is not None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
-    names = resolve_datasets(args.datasets)
-    planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
-    preparation = {
-        "plans_name": args.plans,
-        "configuration": args.configuration,
-        "spacing": args.spacing,
-        "num_processes": args.num_processes,
-    }
     with first_process_first():
-        plans, _ = prepare_corpus(names, planner, **preparation)
+        plans, _ = prepare(args)
     folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
     plans = launch.plans_of_run(folder, plans)
     apply_flags(plans, args)
@@ -200,6 +245,9 @@ def run(args: argparse.Namespace) -> None:
     fold = args.fold if args.fold == "all" else int(args.fold)
     dataset_json = load_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
     job = launch.Run(plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights)
+    if args.estimate:
+        print(table(benchmark(job, processes=args.num_gpus)))
+        return
     launch.launch(job, 1 if under_torchrun else args.num_gpus)
     if not under_torchrun or dist.get_rank() == 0:
         print(next_commands(plans, args.configuration, final))

@@ -1,26 +1,99 @@
-"""Two processes on one machine, talking through gloo."""
+"""Several processes, talking through gloo: the same result as one, one error that says why, and no work lost."""
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
+from nnunet_ssl.trainers.processes import Together
+
+sys.path.insert(0, str(Path(__file__).parent))  # child processes import it by name as well
+import trained_by_many
+
+SGD = {
+    "optimizer": "sgd",
+    "initial_lr": 1e-2,
+    "num_epochs": 2,
+    "batch_size": 4,
+}  # AdamW blows up the smallest difference
+
+
+@pytest.fixture
+def trained(preprocessed_dataset, plans_for, dataset_json, tmp_path):
+    """Results of one process, of two, and of four with the batch in one piece; of two with it in two parts."""
+    cases = {
+        "mae-unet": ("mae", plans_for("unet", SGD)),
+        "mae-primus": ("mae", plans_for("primus", SGD)),
+        "simclr-primus": ("simclr", plans_for("primus", SGD)),
+        "swin_unetr-unet": ("swin_unetr", plans_for("unet", SGD)),
+    }
+    environment = {k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}
+    context = multiprocessing.get_context("forkserver")  # imports everything once, not once per process
+    context.set_forkserver_preload(["trained_by_many"])
+
+    def run(world, names):
+        chosen = {n: cases[n] for n in names}
+        arguments = (world, str(tmp_path), environment, chosen, deepcopy(dataset_json))
+        started = [
+            context.Process(target=trained_by_many.train_in_float32, args=(rank, *arguments)) for rank in range(world)
+        ]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(timeout=200)
+            assert process.exitcode == 0
+        return torch.load(tmp_path / f"{world}.pt")
+
+    return run
 
 
 @pytest.mark.slow
-def test_two_processes_train_resume_and_write_once(preprocessed_dataset, plans_for, dataset_json):
-    for epochs in (1, 2):
-        # The second epoch goes through the networks in two parts.
-        ssl = {"num_epochs": epochs, "warmup_epochs": 0, "batch_size": 4, "accumulate": epochs}
-        plans = plans_for("unet", ssl)
-        launch(Run(plans, "3d_fullres", "all", deepcopy(dataset_json), "mae", "cpu"), num_processes=2)
-    folder = Path(output_folder("mae", plans, "3d_fullres", "all"))
+def test_processes_train_what_one_trains(trained):
+    names = ["mae-unet", "mae-primus", "simclr-primus", "swin_unetr-unet"]
+    alone, two, four = trained(1, names), trained(2, names), trained(4, names[:2])
+    for found in (two, four):
+        for name, (_, weights, losses) in found.items():
+            start, expected, expected_losses = alone[name]
+            assert losses == pytest.approx(expected_losses, rel=1e-4), name
+            moved = max((expected[k] - start[k]).abs().max() for k in expected)
+            apart = max((expected[k] - weights[k]).abs().max() for k in expected)
+            assert moved > 1e-3, name
+            assert apart < 2e-3 * moved, (name, apart, moved)
+
+
+@pytest.mark.slow
+def test_one_of_two_is_asked_to_stop_and_both_save_resume_and_write_once(preprocessed_dataset, plans_for, dataset_json):
+    """Two epochs; the second process gets SIGTERM in the second. The rest goes through the networks in two parts."""
+    ssl = {"num_epochs": 2, "warmup_epochs": 0, "batch_size": 4, "num_iterations_per_epoch": 4}
+    fields = {
+        "configuration": "3d_fullres",
+        "fold": "all",
+        "dataset_json": dataset_json,
+        "method": "mae",
+        "device": "cpu",
+    }
+    run = trained_by_many.SabotagedRun(plans=plans_for("unet", ssl), **deepcopy(fields))
+    run.__dict__["deed"] = "stop"
+    with pytest.raises(SystemExit) as code:
+        launch(run, num_processes=2)
+    assert code.value.code == 128 + 15
+    folder = Path(output_folder("mae", plans_for("unet"), "3d_fullres", "all"))
+    stopped = torch.load(folder / "checkpoint_latest.pth", weights_only=True)
+    assert (stopped["current_epoch"], len(stopped["finished_iterations"])) == (1, 2)  # one later than asked
+    launch(Run(plans=plans_for("unet", {**ssl, "accumulate": 2}), **fields), num_processes=2)
     checkpoint = torch.load(folder / "checkpoint_final.pth", weights_only=True)
     assert checkpoint["current_epoch"] == 2
     assert len(checkpoint["logging"]["train_losses"]) == 2
@@ -29,9 +102,78 @@ def test_two_processes_train_resume_and_write_once(preprocessed_dataset, plans_f
     assert (folder / "validation" / "summary.json").is_file()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("deed", "message"),
+    [
+        ("raise", r"(?s)Process 1 failed.*train_step.*ValueError: the second process has had enough"),
+        ("kill", r"Process 1 was killed by SIGKILL.*same command continues"),
+    ],
+)
+def test_process_that_fails_ends_the_job_with_its_own_error(
+    deed, message, preprocessed_dataset, plans_for, dataset_json
+):
+    plans = plans_for("unet", {"num_epochs": 2, "warmup_epochs": 0, "num_val_iterations_per_epoch": 1})
+    run = trained_by_many.SabotagedRun(plans, "3d_fullres", "all", dataset_json, "mae", "cpu")
+    run.__dict__["deed"] = deed
+    with pytest.raises(RuntimeError, match=message):
+        launch(run, num_processes=2)
+
+
+@pytest.mark.slow
+def test_two_nodes_go_on_when_a_process_is_killed(preprocessed_dataset, plans_for, dataset_json, tmp_path):
+    """Two torchrun agents as two nodes on 127.0.0.1; --max-restarts continues from the last checkpoint."""
+    plans = plans_for("primus", {"num_epochs": 2, "warmup_epochs": 0, "num_val_iterations_per_epoch": 1})
+    fields = {"plans": plans, "configuration": "3d_fullres", "fold": "all", "dataset_json": dataset_json}
+    job = {"deed": "kill", "once": str(tmp_path / "killed"), "fields": {**fields, "method": "mae", "device": "cpu"}}
+    (tmp_path / "run.json").write_text(json.dumps(job))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{find_free_network_port()}"]
+    command += ["--max-restarts", "1", trained_by_many.__file__, str(tmp_path / "run.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    logs = [tmp_path / "first.txt", tmp_path / "second.txt"]  # files: nobody would empty the second one's pipe
+    agents = []
+    for log in logs:
+        with log.open("w") as file:
+            agents.append(subprocess.Popen(command, env=environment, stdout=file, stderr=subprocess.STDOUT))
+    try:
+        codes = [agent.wait(timeout=300) for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
+    assert codes == [0, 0], "\n".join(log.read_text()[-6000:] for log in logs)
+    assert (tmp_path / "killed").exists()
+    folder = Path(output_folder("mae", plans, "3d_fullres", "all"))
+    assert torch.load(folder / "checkpoint_final.pth", weights_only=True)["current_epoch"] == 2
+    assert any("Continuing from" in log.read_text() for log in folder.glob("training_log*.txt"))
+
+
 def test_batch_that_cannot_be_shared_is_refused(make_trainer, plans_for, monkeypatch):
     trainer = make_trainer(SSLMAETrainer, plans_for("unet", {"batch_size": 3}))
     trainer.is_ddp = True
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(ValueError, match="--batch-size 4"):
         trainer._set_batch_size_and_oversample()
+
+
+def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
+    """Nodes without a common file system: one finds the checkpoint of epoch 7, the other one nothing."""
+
+    def all_gather(places, own, group):
+        places[0].copy_(own)
+        places[1].copy_(torch.tensor([0, 0]))
+
+    monkeypatch.setattr(dist, "new_group", lambda backend: "a group")
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    trainer = SimpleNamespace(current_epoch=7, _replayed=[{}, {}], output_folder="/results")
+    with pytest.raises(
+        RuntimeError, match=r"epoch 0 iteration 0, epoch 7 iteration 2.*file system that all nodes share"
+    ):
+        Together(several=True).check_start(trainer)
+
+
+def test_alone_a_process_stops_at_once():
+    together = Together(several=False)
+    assert together.agreed(None) is None
+    assert together.agreed(15) == 15

@@ -30,6 +30,7 @@ NETWORKS = {
     "primus": Preset(**primus(108, 2, 3, drop_path_rate=0.0), patch_edge=32, batch_size=4),
 }
 PATCH = {"unet": (16, 16, 16), "primus": (24, 32, 24)}
+SEED = 0
 WATCHED = 4  # draws of masks, crops and corruptions on which losses are computed
 
 
@@ -37,8 +38,8 @@ WATCHED = 4  # draws of masks, crops and corruptions on which losses are compute
 class Case:
     """A training that takes seconds; configs differ from the recipes where those take more than seconds.
 
-    gain: how far below the trivial solution the loss has to come, about two thirds of what it reached. gap: how much
-    more similar the same must be than the different.
+    gain: how far below the trivial solution the loss has to come, about two thirds of the least that three seeds
+    reached. gap: how much more similar the same must be than the different. below, above: where named terms have to be in the end.
     """
 
     method: str
@@ -47,40 +48,45 @@ class Case:
     lr: float
     gain: float
     gap: float | None = None
+    below: Mapping[str, float] = field(default_factory=dict)
+    above: Mapping[str, float] = field(default_factory=dict)
     images: int = 4
     patch: tuple[int, ...] | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
 STILL = {"augmentation": 0.0}
+ONLY_PAINTED = {"flip_probability": 0.0, "intensity_probability": 0.0}
 CASES = (
     Case("mae", "unet", 35, 3e-3, gain=0.3, config={"mask_block": 4}),
-    Case("mae", "primus", 60, 3e-3, gain=0.18, images=8),
+    Case("mae", "primus", 90, 3e-3, gain=0.15, images=8),
     Case("simmim", "unet", 35, 3e-3, gain=0.3, config={"mask_block": 4}),
-    Case("simmim", "primus", 60, 3e-3, gain=0.2, images=8),
-    Case("spark3d", "unet", 25, 3e-3, gain=0.3),
+    Case("simmim", "primus", 90, 3e-3, gain=0.15, images=8),
+    Case("spark3d", "unet", 25, 3e-3, gain=0.25),
+    Case("models_genesis", "unet", 50, 3e-3, gain=0.35, config=ONLY_PAINTED),
+    Case("models_genesis", "primus", 90, 3e-3, gain=0.12, config=ONLY_PAINTED),
+    Case("volume_fusion", "unet", 120, 3e-3, gain=0.08, above={"accuracy": 0.765}, config={"levels": 2, **STILL}),
     Case(
-        "models_genesis", "unet", 50, 3e-3, gain=0.2,
-        config={"flip_probability": 0.0, "intensity_probability": 0.0},
+        "volume_fusion", "primus", 150, 3e-3, gain=0.1, above={"accuracy": 0.765}, patch=(16, 24, 16),
+        config={"levels": 2, **STILL},
+    ),
+    Case("simclr", "unet", 40, 1e-3, gain=0.45, gap=0.25, images=8, config=STILL),
+    Case("simclr", "primus", 40, 1e-3, gain=0.5, gap=0.4, images=8, config=STILL),
+    Case("voco", "unet", 130, 1e-3, gain=0.06, gap=0.1, images=3, config=STILL),
+    Case("voco", "primus", 60, 1e-3, gain=0.09, gap=0.12, images=3, config=STILL),
+    # Which way a patch is turned takes the tiny U-Net longer than this.
+    Case("swin_unetr", "unet", 40, 2e-3, gain=0.7, gap=0.5, below={"contrast": 1.5}, above={"explained_variance": 0.45}),
+    Case(
+        "swin_unetr", "primus", 20, 1e-3, gain=0.9, gap=0.5, below={"contrast": 1.4, "rotation": 1.28},
+        above={"explained_variance": 0.38},
+    ),
+    # Features of the same place in other images stay similar for long: the gap is small.
+    Case(
+        "consistent_views", "unet", 45, 3e-3, gain=0.28, gap=0.01, below={"alignment": 0.4, "contrast": 1.75},
+        patch=(16, 24, 16), config={"mask_block": 4, "crop_size": (16, 16, 16), **STILL},
     ),
     Case(
-        "models_genesis", "primus", 60, 3e-3, gain=0.15,
-        config={"flip_probability": 0.0, "intensity_probability": 0.0},
-    ),
-    Case("volume_fusion", "unet", 60, 3e-3, gain=0.07, config={"levels": 3, **STILL}),
-    Case("volume_fusion", "primus", 90, 3e-3, gain=0.05, config={"levels": 3, **STILL}),
-    Case("simclr", "unet", 40, 1e-3, gain=0.5, gap=0.3, images=8, config=STILL),
-    Case("simclr", "primus", 40, 1e-3, gain=0.6, gap=0.4, images=8, config=STILL),
-    Case("voco", "unet", 90, 1e-3, gain=0.08, gap=0.1, images=3, config=STILL),
-    Case("voco", "primus", 60, 1e-3, gain=0.1, gap=0.12, images=3, config=STILL),
-    Case("swin_unetr", "unet", 40, 2e-3, gain=0.7, gap=0.4),
-    Case("swin_unetr", "primus", 20, 1e-3, gain=1.0, gap=0.5),
-    Case(
-        "consistent_views", "unet", 45, 3e-3, gain=0.25, gap=0.03, patch=(16, 24, 16),
-        config={"mask_block": 4, "crop_size": (16, 16, 16), **STILL},
-    ),
-    Case(
-        "consistent_views", "primus", 75, 3e-3, gain=0.2, gap=0.08, images=3,
+        "consistent_views", "primus", 100, 3e-3, gain=0.15, gap=0.01, below={"alignment": 0.6, "contrast": 1.2}, images=3,
         config={"crop_size": (24, 24, 24), **STILL},
     ),
 )  # fmt: skip
@@ -103,16 +109,18 @@ def centre(image: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 def make_batch(images: list[Tensor], views: Views) -> dict[str, Tensor]:
-    """The middle of every image; a method that wants two regions gets that of the next image, too."""
+    """The middle of every image. A method that wants two regions gets the first half of the images paired with the
+    second: were every image a foreground here and a background there, to tell them apart would take longer.
+    """
     stacked = torch.stack([centre(image, views.region_size) for image in images])
     if views.regions == 2:
-        stacked = torch.stack([stacked, stacked.roll(1, dims=0)], dim=1)
+        stacked = torch.stack(stacked.chunk(2), dim=1)
     return {"image": stacked, "excluded": torch.zeros_like(stacked, dtype=torch.bool)}
 
 
 def build(case: Case) -> tuple[Method, Views]:
     """A method on its tiny network, and what it wants to see."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     cls = get_method(case.method)
     config = cls.Config(**case.config)
     views = cls.views(config, case.patch or PATCH[case.backbone])
@@ -133,7 +141,7 @@ def build(case: Case) -> tuple[Method, Views]:
 def watch(method: Method, batch: dict[str, Tensor]) -> dict[str, float]:
     """Loss, loss of the trivial solution and named terms; the same draws every time."""
     method.eval()
-    generator, rows = torch.Generator().manual_seed(1), []
+    generator, rows = torch.Generator().manual_seed(SEED + 1), []
     for _ in range(WATCHED):
         inputs = method.prepare(batch, generator)
         output = method(inputs)
@@ -146,11 +154,11 @@ def watch(method: Method, batch: dict[str, Tensor]) -> dict[str, float]:
 def train(method: Method, batch: dict[str, Tensor], case: Case) -> None:
     """As the trainer does, without nnU-Net around it."""
     optimizer = build_optimizer(method.parameters(), Recipe("adamw", case.lr, 1e-2, 1, 0, 1.0))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     for _ in range(case.steps):
         with torch.no_grad():
             inputs = method.prepare(batch, generator)
-        optimizer.zero_grad()
+        optimizer.zero_grad(set_to_none=True)
         method(inputs).loss.backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
         optimizer.step()
@@ -166,8 +174,10 @@ def test_beats_the_trivial_solution_without_collapse(case: Case, images: list[Te
     method, views = build(case)
     batch = make_batch(images[: case.images], views)
     start = watch(method, batch)
+    before = {n: p.detach().clone() for n, p in method.named_parameters() if p.requires_grad}
     train(method, batch, case)
     end = watch(method, batch)
+    assert [n for n, p in method.named_parameters() if n in before and torch.equal(p, before[n])] == []
     assert end["trivial"] == pytest.approx(start["trivial"])
     assert end["loss"] < end["trivial"] - case.gain, (start, end)
     # Embeddings of a network nobody trained differ, too: the loss must also have come down from there.
@@ -175,6 +185,8 @@ def test_beats_the_trivial_solution_without_collapse(case: Case, images: list[Te
     if case.gap is not None:
         assert end["positive_similarity"] - end["negative_similarity"] > case.gap, end
         assert end["spread"] > 0.5, end  # 0: all embeddings are equal, 1: spread evenly
-        assert end["effective_rank"] > 1.2, end  # 1: they lie on a line
-    if "explained_variance" in end and case.method != "voco":
-        assert end["explained_variance"] > 0.1, end
+        assert end["effective_rank"] > 1.1, end  # 1: they lie on a line
+    for name, bound in case.below.items():
+        assert end[name] < bound, (name, end)
+    for name, bound in case.above.items():
+        assert end[name] > bound, (name, end)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -21,6 +22,7 @@ from nnunetv2.preprocessing.preprocessors import default_preprocessor
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_ssl.cli.import_corpus import main as import_main
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.parallel import work_through
@@ -28,6 +30,7 @@ from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.foreground import AIR, LOCATIONS, SHARE
 from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
+from nnunet_ssl.planners.shards import Shard
 from nnunet_ssl.planners.ssl_planner import SSLPlannerPrimusTiny, SSLPlannerResEncTiny
 
 PLANS, DATA = "nnUNetSSLResEncTinyPlans", "nnUNetSSLResEncTinyPlans_3d_fullres"
@@ -391,6 +394,122 @@ def test_plans_of_nnunet_need_labels(raw: Path, tiny_dataset: MakeDataset) -> No
 def test_a_killed_worker_is_a_clear_error() -> None:
     with pytest.raises(CorpusError, match=r"killed(.|\n)*-np 1"):
         list(work_through(os._exit, {"a": (9,), "b": (9,)}, 2, "killed as by the system", show_progress=False))
+
+
+class KilledByBadImages(SSLPreprocessor):
+    """As if a library crashed, or the system took the process for want of memory, at certain images."""
+
+    def run_case(self, image_files: list[str], *args: Any, **kwargs: Any) -> Any:
+        if "killer" in image_files[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().run_case(image_files, *args, **kwargs)
+
+
+def test_an_image_that_kills_its_process_is_left_out_and_the_others_survive(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = image_only(raw, 919, {n: noise(i, 16, 16, 16) for i, n in enumerate(["a", "b", "killer", "z"])})
+    SSLFingerprintExtractor(919, 1).run()
+    SSLPlannerResEncTiny(919).plan_experiment()
+    KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=2)
+    folder = preprocessed(raw, dataset)
+    assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == {"a", "b", "z"}
+    assert "twice (SIGKILL, most likely for want of memory)" in left_out(folder)["killer"]
+    assert "In short: 1 x it killed the process" in capsys.readouterr().out
+    KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=1)  # not tried again, else we die here
+    assert [p.name for p in (folder / DATA / "preprocessing").iterdir() if p.is_file()] == ["settings.json"]
+    assert not any(p.is_file() for p in (folder / DATA / "preprocessing").glob("*/*"))
+
+
+def test_several_runs_share_the_cases(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {f"c{i:02d}": noise(i, 16, 16, 16) for i in range(12)} | {"zeros": np.zeros((16, 16, 16), np.float32)}
+    dataset = image_only(raw, 920, images)
+    SSLFingerprintExtractor(920, 1).run()
+    SSLPlannerResEncTiny(920).plan_experiment()
+    folder = preprocessed(raw, dataset)
+    (folder / FILE).unlink()
+    done: list[str] = []
+    case = SSLPreprocessor.run_case
+
+    def noted(self: SSLPreprocessor, files: list[str], *args: Any, **kwargs: Any) -> Any:
+        done.append(Path(files[0]).name)
+        return case(self, files, *args, **kwargs)
+
+    monkeypatch.setattr(SSLPreprocessor, "run_case", noted)
+    with ThreadPool(3) as machines:  # each with a shard of its own
+        machines.map(lambda _: SSLPreprocessor(False).run(920, "3d_fullres", PLANS, num_processes=1), range(3))
+    assert len(done) == len(set(done)) == 13
+    assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == images.keys() - {"zeros"}
+    assert left_out(folder).keys() == {"zeros"}
+    assert not list(folder.glob("**/*.lock"))
+
+
+def test_another_run_with_other_settings_is_not_disturbed(raw: Path) -> None:
+    dataset = image_only(raw, 921, {"a": noise(0, 16, 16, 16)})
+    prepare_corpus([921], SSLPlannerResEncTiny, num_processes=1)
+    folder = preprocessed(raw, dataset) / DATA
+    SSLPlannerResEncTiny(921, overwrite_target_spacing=[2.0, 2.0, 2.0]).plan_experiment()
+    before = snapshot(folder)
+    with (
+        Shard(str(folder / "preprocessing")),
+        pytest.raises(CorpusError, match=r"preprocessing into .* with other settings \(spacing\)"),
+    ):
+        SSLPreprocessor(verbose=False).run(921, "3d_fullres", PLANS, num_processes=1)
+    assert snapshot(folder) == before
+
+
+def test_nnunets_preprocessed_data_are_used_as_they_are(raw: Path, tiny_dataset: MakeDataset, threads: None) -> None:
+    dataset = tiny_dataset(raw, 922, num_cases=2)
+    plans, _ = prepare_corpus([922], SSLPlannerResEncTiny, num_processes=1)
+    configuration = plans["configurations"]["3d_fullres"]
+    configuration.update(preprocessor_name="DefaultPreprocessor", data_identifier="nnUNetPlans_3d_fullres")
+    folder = preprocessed(raw, dataset)
+    (folder / "nnUNetPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetPlans"}))
+    DefaultPreprocessor(verbose=False).run(922, "3d_fullres", "nnUNetPlans", num_processes=1)
+    before = snapshot(folder / "nnUNetPlans_3d_fullres")
+    assert prepare_corpus([922], plans_name="nnUNetPlans", num_processes=1)[1] == "nnUNetPlans"
+    assert snapshot(folder / "nnUNetPlans_3d_fullres") == before
+    assert len(before) == 6
+
+
+def test_mixed_corpus_each_image_by_its_own_kind_in_half_precision(raw: Path, tmp_path: Path) -> None:
+    axes = np.meshgrid(*[np.linspace(-1, 1, 20)] * 3, indexing="ij")
+    ball = sum(a**2 for a in axes) < 0.6
+    images = {
+        "sub-1_T1w": np.where(ball, noise(0, 20, 20, 20) * 7, np.abs(noise(1, 20, 20, 20) - 100) * 0.1),
+        "sub-2_CT": np.where(ball, 40.0, -1000.0) + noise(2, 20, 20, 20) - 100,
+    }
+    for name, image in images.items():
+        write(tmp_path / f"{name}.nii.gz", image.astype(np.float32))
+    write(tmp_path / "mask.nii.gz", (ball & (axes[0] > 0)).astype(np.uint8))
+    table = "path,subject,modality,anatomy_mask\n"
+    for name in images:
+        mask = "mask.nii.gz" if "T1w" in name else ""
+        table += f"{tmp_path}/{name}.nii.gz,{name[:5]},{name[6:]},{mask and tmp_path / mask}\n"
+    (tmp_path / "corpus.csv").write_text(table)
+    import_main(["-i", str(tmp_path / "corpus.csv"), "-d", "923", "-n", "Mixed", "-np", "1"])
+    plans, name = prepare_corpus(
+        [923], SSLPlannerResEncTiny, normalization="per_image", storage="float16", num_processes=1
+    )
+    assert name == f"{PLANS}_perimage_float16"
+    configuration = plans["configurations"]["3d_fullres"]
+    assert configuration["normalization_schemes"] == ["SSLPerImageNormalization"]
+    folder = raw.parent / "nnUNet_preprocessed" / "Dataset923_Mixed" / configuration["data_identifier"]
+    cases = {c[:5]: load(folder, c) for c in nnUNetDatasetBlosc2.get_identifiers(str(folder))}
+    mr, mr_seg, mr_properties = cases["sub-1"]
+    ct, _, ct_properties = cases["sub-2"]
+    assert (mr.dtype, ct.dtype) == (np.float16, np.float16)
+    inside = mr_seg == 1
+    assert abs(mr[inside].astype(float).mean()) < 1e-2  # z-score in the mask
+    assert mr[inside].astype(float).std() == pytest.approx(1, abs=1e-2)
+    assert ct.astype(float).min() == -2  # fixed window
+    assert np.median(ct[0][ball].astype(float)) == pytest.approx(0.08, abs=0.02)
+    assert (mr_properties["modality"], ct_properties["modality"]) == ("T1w", "CT")
+    for properties, body in ((mr_properties, inside[0]), (ct_properties, ball)):
+        assert body[tuple(properties[LOCATIONS][:, 1:].T)].mean() > 0.99
+        assert properties[SHARE] == pytest.approx(body.mean(), abs=0.01)
+    assert list(mr_properties["class_locations"]) == [1]
+    assert mr_properties[AIR][0] < 0
 
 
 def test_real_scans(raw: Path, shared_data: Path) -> None:

@@ -36,7 +36,7 @@ def test_mistakes(arguments, message, nnunet_folders, tiny_dataset, monkeypatch,
         name = tiny_dataset(nnunet_folders["nnUNet_raw"], 905, num_cases=1).name
         folder = tmp_path / "nnUNet_preprocessed" / name
         folder.mkdir()
-        with synthetic_dataset(str(tmp_path / "plans"), "SSLPlannerResEncTiny", [32] * 3, None, cases=1) as plans:
+        with synthetic_dataset(str(tmp_path / "plans"), "SSLPlannerResEncTiny", [32] * 3, cases=1) as plans:
             (folder / "itsPlans.json").write_text(json.dumps({**plans, "dataset_name": name}))
             description = tmp_path / "plans" / "preprocessed" / DATASET / "dataset.json"
             (folder / "dataset.json").write_text(description.read_text())

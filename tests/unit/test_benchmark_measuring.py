@@ -87,7 +87,7 @@ def test_real_data_and_loss_in_parts(measured, tmp_path, monkeypatch):
     """A data set that is there is read where it is; a method whose images are compared is measured in parts as well."""
     from nnunet_ssl.planners.synthetic import DATASET, synthetic_dataset
 
-    with synthetic_dataset(str(tmp_path / "data"), "SSLPlannerResEncTiny", [32, 32, 32], None, cases=3):
+    with synthetic_dataset(str(tmp_path / "data"), "SSLPlannerResEncTiny", [32, 32, 32], cases=3):
         monkeypatch.setenv("nnUNet_results", str(tmp_path))
         before = set((tmp_path / "data").rglob("*"))
         arguments = ["999", "--backbone", "resenc_tiny", "--method", "simclr", "--set", "accumulate=2"]

@@ -16,6 +16,10 @@ NORMALIZATIONS = (
     "NoNormalization",
     "RescaleTo01Normalization",
     "RGBTo01Normalization",
+    "SSLCTNormalization",
+    "SSLMRNormalization",
+    "SSLPercentileNormalization",
+    "SSLPerImageNormalization",
 )
 LARGEST_PATCH = 2048  # voxels along an axis; files that say more are not meant seriously
 

@@ -1,0 +1,172 @@
+"""Patches per second of one reading process: nnU-Net's loader with its augmentation against this project's, in turns.
+
+    python benchmarks/loading_patches.py --size 256 --patch 160 --cases 4 --patches 20
+    python benchmarks/loading_patches.py --preprocessed nnUNet_preprocessed/Dataset004_Hippocampus/..._3d_fullres --patch 40 56 40
+
+Without --preprocessed, volumes of smooth noise around a ball are written as nnU-Net's preprocessing would. Both sides draw
+whole volumes, rotate and scale with the same probabilities and mirror; nnU-Net reads every patch enlarged and loads the labels
+with it. Reading is done in this process, one thread. CPU seconds and bytes read are this process'; the file system's cache
+is warm. The median over the repeats counts; the ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.remove_label import RemoveLabelTansform
+from nnunetv2.training.data_augmentation.compute_initial_patch_size import get_patch_size
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from scipy.ndimage import gaussian_filter
+
+from nnunet_ssl.trainers.augmentation import SCALING, Augmentation
+from nnunet_ssl.trainers.data import Corpus, Source, storage_and_cases
+from nnunet_ssl.trainers.patches import PatchDataset
+from nnunet_ssl.trainers.places import Places
+from nnunet_ssl.views.spec import Views
+
+ROTATION = (-np.pi / 6, np.pi / 6)
+
+
+def write_volumes(folder: Path, size: int, patch: tuple[int, ...], cases: int) -> None:
+    """Stand-ins for preprocessed images, stored by nnU-Net's own function with its own choice of blocks."""
+    grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 3, indexing="ij"))
+    body = (grid**2).sum(axis=0) < 0.8
+    for number in range(cases):
+        noise = np.random.default_rng(number).normal(size=(size, size, size)).astype(np.float32)
+        image = np.where(body, 8 * gaussian_filter(noise, 2) + 0.05 * noise, 0).astype(np.float32)[None]
+        labels = np.where(body, 0, -1).astype(np.int16)[None]
+        blocks, chunks = comp_blosc2_params(image.shape, patch, 4)
+        blocks_seg, chunks_seg = comp_blosc2_params(labels.shape, patch, 2)
+        properties = {"spacing": [1, 1, 1], "class_locations": {}}
+        nnUNetDatasetBlosc2.save_case(
+            image, labels, properties, str(folder / f"case_{number:03d}"), chunks, blocks, chunks_seg, blocks_seg
+        )
+
+
+def nnunet_loader(folder: Path, patch: tuple[int, ...], p: float) -> Callable[[int], Any]:
+    """nnU-Net's loader with the part of its augmentation that pre-training uses."""
+    read_size = tuple(int(s) for s in get_patch_size(patch, ROTATION, ROTATION, ROTATION, (0.85, 1.25)))
+    spatial = SpatialTransform(
+        patch,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=p,
+        rotation=ROTATION,
+        p_scaling=p,
+        scaling=SCALING,
+        p_synchronize_scaling_across_axes=1,
+        border_mode_seg="constant",
+        padding_value_seg=-1,
+    )
+    transforms = ComposeTransforms([spatial, MirrorTransform(allowed_axes=(0, 1, 2)), RemoveLabelTansform(-1, 0)])
+    data = nnUNetDatasetBlosc2(str(folder))
+    labels = LabelManager({"background": 0, "structure": 1}, None)
+    loader = nnUNetDataLoader(data, 1, read_size, patch, labels, 0.0, transforms=transforms)
+
+    def draw(number: int) -> Any:
+        np.random.seed(number)
+        torch.manual_seed(number)
+        return loader.generate_train_batch()
+
+    return draw
+
+
+def own_loader(folder: Path, patch: tuple[int, ...], p: float) -> Callable[[int], Any]:
+    """This project's."""
+    source = Source("Dataset001_Bench", str(folder))
+    corpus = Corpus([source], [f"{source.name}/{case}" for case in storage_and_cases(str(folder))[1]])
+    read_size = tuple(int(s) for s in get_patch_size(patch, ROTATION, ROTATION, ROTATION, (0.85, 1.25)))
+    augmentation = Augmentation(patch, p=p, rotation=ROTATION, largest=read_size, mirror_axes=(0, 1, 2))
+    dataset = PatchDataset(
+        corpus, Views(patch, patch), augmentation, Places(corpus, 0.1), seed=0, stream=0, separate_channels=True
+    )
+    return dataset.__getitem__
+
+
+def measure(draw: Callable[[int], Any], numbers: range) -> tuple[float, float]:
+    """Seconds of the clock and of the CPU per patch."""
+    before, used = time.perf_counter(), resource.getrusage(resource.RUSAGE_SELF)
+    for number in numbers:
+        draw(number)
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    return (time.perf_counter() - before) / len(numbers), cpu / len(numbers)
+
+
+class Counted:
+    """Counts the voxels that are decompressed, of images and labels, while it is in charge of blosc2's arrays."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __enter__(self) -> Counted:
+        import blosc2
+
+        self._original = blosc2.NDArray.__getitem__
+
+        def counting(array: Any, key: Any) -> Any:
+            found = self._original(array, key)
+            self.bytes += found.nbytes
+            return found
+
+        blosc2.NDArray.__getitem__ = counting
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import blosc2
+
+        blosc2.NDArray.__getitem__ = self._original
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=256, help="voxels per axis of the volumes that are written")
+    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--patch", type=int, nargs="+", default=[160], help="voxels per axis")
+    parser.add_argument("--patches", type=int, default=10, help="per repeat")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--augmentation", type=float, default=0.2, help="probability of rotation and of scaling")
+    parser.add_argument("--preprocessed", type=Path, help="folder with .b2nd files of a configuration")
+    args = parser.parse_args()
+    patch = tuple(args.patch * 3 if len(args.patch) == 1 else args.patch)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = args.preprocessed or Path(scratch)
+        if args.preprocessed is None:
+            write_volumes(folder, args.size, patch, args.cases)
+        sides = {make.__name__: make(folder, patch, args.augmentation) for make in (nnunet_loader, own_loader)}
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for draw in sides.values():
+            measure(draw, range(3))
+        for repeat in range(args.repeats):
+            for name, draw in sides.items():
+                found[name].append(measure(draw, range(repeat * args.patches, (repeat + 1) * args.patches)))
+        print("| loader | patches/s | CPU s/patch | MB read/patch |\n|---|---|---|---|")
+        median: dict[str, tuple[float, float]] = {}
+        for name, draw in sides.items():
+            with Counted() as counted:
+                measure(draw, range(args.repeats * args.patches))
+            seconds, cpu = (statistics.median(column) for column in zip(*found[name], strict=True))
+            median[name] = seconds, cpu
+            size = counted.bytes / (args.repeats * args.patches) / 1e6
+            print(f"| {name} | {1 / seconds:.2f} | {cpu:.3f} | {size:.1f} |", flush=True)
+        clock, cpu = (a / b for a, b in zip(median["nnunet_loader"], median["own_loader"], strict=True))
+        print(f"\nPatches per second x {clock:.2f}, CPU seconds per patch / {cpu:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""Make docs/pictures/<method>.png: what each pretext task asks for, after a few minutes of training on made-up images.
+
+    python docs/make_pictures.py                       # all methods, about ten minutes on two CPU cores
+    python docs/make_pictures.py --methods mae voco
+
+Pre-trains a tiny U-Net with every method on the demo's phantoms, through nnUNetv2_pretrain, and copies the last preview
+that the command leaves beside its checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from PIL import Image
+
+from nnunet_ssl.demo.data import UNLABELLED, write_demo_datasets
+from nnunet_ssl.demo.job import CONFIGURATION, PLANS, RAW, RESULTS
+from nnunet_ssl.demo.run import environment
+from nnunet_ssl.demo.steps import Step, run_steps
+from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.trainers.launch import trainer_class
+
+PICTURES = Path(__file__).with_name("pictures")
+BACKBONE = "resenc_tiny"
+COLOURS = 96  # greys, and the few colours of labels and masks
+EPOCHS, ITERATIONS = 4, 40
+
+
+def pretrain(method: str) -> Step:
+    """The command that trains a method long enough for its picture to show the task."""
+    line = (
+        f"nnUNetv2_pretrain {int(UNLABELLED[7:10])} --method {method} --backbone {BACKBONE} --epochs {EPOCHS} "
+        f"--iterations-per-epoch {ITERATIONS} --val-iterations-per-epoch 1 --batch-size 4 -np 2 -device cpu"
+    )
+    return Step(method, f"pre-train with {method}", argv=tuple(line.split()))
+
+
+def copy_picture(folder: Path, method: str) -> Path:
+    """The last preview of a run, with as few colours as it needs, as docs/pictures/<method>.png."""
+    run = f"{trainer_class(method).__name__}__{PLANS}__{CONFIGURATION}"
+    preview = folder / RESULTS / UNLABELLED / run / "fold_all" / "previews" / f"epoch_{EPOCHS:04d}.png"
+    target = PICTURES / f"{method}.png"
+    Image.open(preview).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+    return target
+
+
+def main() -> None:
+    """Train and copy."""
+    own = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=own, choices=own)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name).resolve()
+        write_demo_datasets(folder / RAW, n_unlabelled=24, n_labelled=1, n_test=1)
+        for method in args.methods:
+            run_steps([pretrain(method)], folder, environment(folder))
+            picture = copy_picture(folder, method)
+            print(f"{picture}: {picture.stat().st_size / 1000:.0f} kB\n")
+
+
+if __name__ == "__main__":
+    main()

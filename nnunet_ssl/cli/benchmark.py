@@ -1,0 +1,178 @@
+"""nnUNetv2_pretrain_benchmark: how fast a pre-training is here, where its time goes, and what a whole run costs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+# As in nnUNetv2_pretrain, whose speed is to be measured, and before torch starts its threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, check_flags, flags_as_settings
+from nnunet_ssl.cli.pretrain import build_parser as build_pretrain_parser
+from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.settings import read_config
+
+if TYPE_CHECKING:
+    from nnunet_ssl.report.benchmark import Benchmark
+
+EXAMPLES = """examples:
+  nnUNetv2_pretrain_benchmark --method mae --backbone resenc_l                         no data needed
+  nnUNetv2_pretrain_benchmark 745 --method mae --backbone primus_m --workers 16       data set 745, preprocessed before
+  nnUNetv2_pretrain_benchmark --backbone primus_tiny --patch-size 64 --batch-size 2 -device cpu
+  nnUNetv2_pretrain_benchmark 745 --json benchmark.json --picture benchmark.png
+
+Runs the real trainer for a few iterations and keeps nothing of them. Without a data set, artificial images of 1.25 patches per
+axis are written to a temporary folder (TMPDIR), in the format of nnU-Net's preprocessing. What the figures mean and how to act
+on them: docs/benchmark.md."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All flags with their help."""
+    parser = argparse.ArgumentParser(
+        prog="nnUNetv2_pretrain_benchmark",
+        description="Measure a pre-training: samples per second, where the time goes, peak memory, arithmetic against what "
+        "the device can do, and what a whole run costs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "dataset",
+        nargs="?",
+        metavar="DATASET",
+        help="id or name of a preprocessed data set (default: artificial images)",
+    )
+    what = parser.add_argument_group("what to measure")
+    what.add_argument("--method", default="mae", choices=method_names(), help="pretext task (default: mae)")
+    what.add_argument("--backbone", choices=sorted(BACKBONES), help="network (default: resenc_l)")
+    what.add_argument("-p", dest="plans", metavar="PLANS", help="these plans of DATASET instead of --backbone's")
+    what.add_argument(
+        "-c", dest="configuration", metavar="CONFIGURATION", default="3d_fullres", help="default: 3d_fullres"
+    )
+    what.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes")
+    what.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
+    what.add_argument("--epochs", type=int, metavar="N", help="length of the run that is estimated")
+    what.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other setting of the ssl block, e.g. --set accumulate=2 or --set mae.mask_ratio=0.6",
+    )
+    how = parser.add_argument_group("how to measure")
+    how.add_argument("--iterations", type=int, default=20, metavar="N", help="end to end (default: 20)")
+    how.add_argument(
+        "--warmup", type=int, default=3, metavar="N", help="before; never fewer than are loaded ahead (default: 3)"
+    )
+    how.add_argument("--workers", type=int, metavar="N", help="reading processes (default: nnU-Net's choice)")
+    how.add_argument("-device", default="cuda", choices=("cuda", "cpu"), help="default: cuda")
+    where = parser.add_argument_group("what to write")
+    where.add_argument("--json", metavar="FILE", help="all figures")
+    where.add_argument("--picture", metavar="FILE.png", help="bars")
+    own = vars(parser.parse_args([]))
+    others = vars(build_pretrain_parser().parse_args(["-"]))
+    parser.set_defaults(**{name: default for name, default in others.items() if name not in own})  # for apply_flags
+    return parser
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise ValueError for flags that cannot be right."""
+    check_flags(args)
+    if args.plans and not args.dataset:
+        raise ValueError("-p names plans of a data set. Name the data set as well, or use --backbone.")
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers wants 0 or more, found {args.workers}.")
+    if args.patch_size is not None and len(args.patch_size) == 1 and not args.dataset:
+        args.patch_size = args.patch_size * 3
+    kind = "primus" if "primus" in (args.backbone or "resenc_l") else "unet"
+    kinds = get_method(args.method).backbones
+    if not args.plans and kind not in kinds:
+        fitting = [name for name in BACKBONES if ("primus" if "primus" in name else "unet") in kinds]
+        raise ValueError(f"{args.method} does not work on {args.backbone}. Use --backbone {' or '.join(fitting)}.")
+    for path in filter(None, (args.json, args.picture)):
+        folder = os.path.dirname(os.path.abspath(path))
+        if not os.path.isdir(folder):
+            raise ValueError(f"There is no folder {folder} for {path}. Make it, or name another one.")
+
+
+def say(message: str) -> None:
+    """Tell what happens, beside the result."""
+    print(f"{message} ...", file=sys.stderr, flush=True)
+
+
+def measure(args: argparse.Namespace, folder: str) -> Benchmark:
+    """Benchmark the data set, or artificial images in `folder`."""
+    from batchgenerators.utilities.file_and_folder_operations import load_json
+    from nnunetv2.paths import nnUNet_preprocessed
+
+    from nnunet_ssl.planners import ssl_planner
+    from nnunet_ssl.planners.datasets import load_configuration, load_plans, resolve_datasets
+    from nnunet_ssl.planners.synthetic import synthetic_dataset
+    from nnunet_ssl.trainers.benchmark import Effort, benchmark
+    from nnunet_ssl.trainers.launch import Run
+
+    planner = BACKBONES[args.backbone or "resenc_l"]
+    effort = Effort(args.iterations, args.warmup)
+
+    def of_plans(plans: dict) -> Benchmark:
+        load_configuration(plans, args.configuration)
+        apply_flags(plans, args)
+        dataset_json = load_json(os.path.join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
+        return benchmark(Run(plans, args.configuration, "all", dataset_json, args.method, args.device), effort, say=say)
+
+    def region_of(patch_size: Sequence[int]) -> tuple[int, ...]:
+        cls = get_method(args.method)
+        config: object = read_config(
+            cls.Config, flags_as_settings(args).get(args.method, {}), f"the flags of {args.method}"
+        )
+        return cls.views(config, patch_size).region_size
+
+    if args.dataset:
+        (name,) = resolve_datasets([args.dataset])
+        return of_plans(load_plans(name, args.plans or getattr(ssl_planner, planner).default_plans_name))
+    say("writing artificial images")
+    with synthetic_dataset(folder, planner, args.patch_size, region_of) as plans:
+        return of_plans(plans)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and show."""
+    from tempfile import TemporaryDirectory
+
+    from torch import device
+
+    from nnunet_ssl.corpus.environment import environment
+    from nnunet_ssl.corpus.left_out import write_json
+    from nnunet_ssl.report.benchmark_table import draw_benchmark, table
+    from nnunet_ssl.trainers.devices import require_device
+
+    check(args)
+    require_device(device(args.device))
+    with (
+        TemporaryDirectory() as folder,
+        environment({} if args.workers is None else {"nnUNet_n_proc_DA": str(args.workers)}),
+    ):
+        result = measure(args, folder)
+    print(table(result))
+    if args.json:
+        write_json(result.to_json(), args.json)
+        print(f"\nAll figures: {args.json}")
+    if args.picture:
+        draw_benchmark(result, args.picture)
+        print(f"The picture: {args.picture}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of nnUNetv2_pretrain_benchmark."""
+    from nnunet_ssl.cli.errors import one_line_errors
+
+    args = build_parser().parse_args(argv)
+    with one_line_errors("nnUNetv2_pretrain_benchmark"):
+        run(args)
+
+
+if __name__ == "__main__":
+    main()

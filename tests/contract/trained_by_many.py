@@ -1,0 +1,94 @@
+"""What the processes do that tests/contract/test_processes.py starts: train, or fail on purpose.
+
+As a script under torchrun: python -m torch.distributed.run ... trained_by_many.py RUN.json trains what the file describes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from nnunet_ssl.trainers import launch, stepping
+from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+
+def train_in_float32(rank: int, world: int, folder: str, environment: dict, cases: dict, dataset_json: dict) -> None:
+    """Train every case as one of `world` processes; the first writes {case: (weights, training losses)} to WORLD.pt."""
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    stepping.autocast = lambda device: nullcontext()  # type: ignore[assignment]  # half precision rounds by batch size
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_{world}", rank=rank, world_size=world)
+    results = {}
+    for name, (method, plans) in cases.items():
+        plans = {**deepcopy(plans), "continue_training": False}
+        trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
+        trainer.output_folder = f"{folder}/{world}_{name}"
+        os.makedirs(trainer.output_folder, exist_ok=True)
+        trainer.log_file = f"{trainer.output_folder}/log.txt"
+        trainer.initialize()
+        start = {k: v.clone() for k, v in trainer.method.state_dict().items()}
+        trainer.run_training()
+        losses = trainer.logger.local_logger.my_fantastic_logging["train_losses"]
+        results[name] = (start, trainer.method.state_dict(), losses)
+    if rank == 0:
+        torch.save(results, f"{folder}/{world}.pt")
+    if world > 1:
+        dist.barrier()
+    os._exit(0)  # gloo's threads do not always survive an orderly exit
+
+
+DEEDS = {
+    "raise": lambda: (_ for _ in ()).throw(ValueError("the second process has had enough")),
+    "kill": lambda: os.kill(os.getpid(), signal.SIGKILL),
+    "stop": lambda: os.kill(os.getpid(), signal.SIGTERM),
+}
+
+
+def sabotage(deed: str, once: str | None = None) -> None:
+    """Make the second process do something in the second iteration of the second epoch; `once`: a file that remembers it."""
+    original = SSLTrainer.train_step
+
+    def train_step(self: SSLTrainer, batch: dict[str, Any]) -> dict[str, Any]:
+        now = dist.get_rank() == 1 and (self.current_epoch, self._iteration) == (1, 1)
+        if now and (once is None or not Path(once).exists()):
+            if once is not None:
+                Path(once).touch()
+            DEEDS[deed]()
+        return original(self, batch)
+
+    SSLTrainer.train_step = train_step  # type: ignore[method-assign]
+
+
+def run_with(deed: str | None, once: str | None, fields: dict[str, Any]) -> launch.Run:
+    """A run; whoever unpickles it is sabotaged."""
+    if deed is not None:
+        sabotage(deed, once)
+    return launch.Run(**fields)
+
+
+class SabotagedRun(launch.Run):
+    """A run whose second process will do `deed`, see `DEEDS`."""
+
+    deed: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = dict(self.__dict__)
+        return run_with, (fields.pop("deed"), None, fields)
+
+
+if __name__ == "__main__":
+    job = json.loads(Path(sys.argv[1]).read_text())
+    launch.join_torchrun("cpu")
+    launch.launch(run_with(job["deed"], job["once"], job["fields"]), 1)
+    dist.barrier()
+    os._exit(0)

@@ -1,0 +1,209 @@
+"""The benchmark of a pre-training, on the device and with the settings of the real run."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+
+from nnunet_ssl.corpus.check import shape_text
+from nnunet_ssl.report.benchmark import Benchmark, Breakdown, Flops, Setting, Speed
+from nnunet_ssl.settings import require
+from nnunet_ssl.trainers import memory
+from nnunet_ssl.trainers.ceiling import conv_ceiling, count_flops, matmul_ceiling
+from nnunet_ssl.trainers.devices import require_device, use_threads
+from nnunet_ssl.trainers.launch import Run
+from nnunet_ssl.trainers.loading import share_of_batch
+from nnunet_ssl.trainers.measuring import (
+    VALIDATION_STEPS,
+    estimate_run,
+    measure_parts,
+    measure_speed,
+    next_batch,
+    started,
+    train,
+)
+from nnunet_ssl.trainers.precision import autocast_dtype
+from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+PREFETCHED = 2  # batches that each worker has ready; what trainers.data tells torch's loader
+MUCH_WAITING = 0.05  # of the step; as much as the project allows itself
+UNEVEN = 1.15  # mean over median seconds per iteration
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure: iterations end to end, half as many more for the parts, and those not counted before."""
+
+    iterations: int = 20
+    warmup: int = 3
+
+    def __post_init__(self) -> None:
+        require(self.iterations >= 5, f"--iterations wants 5 or more, found {self.iterations}: fewer say nothing.")
+        require(self.warmup >= 1, f"--warmup wants 1 or more, found {self.warmup}.")
+
+
+def benchmark(
+    run: Run, effort: Effort = Effort(), processes: int = 1, say: Callable[[str], None] = lambda _: None
+) -> Benchmark:
+    """Measure a run in this process, as one of `processes` that share its batch; `say` is told what happens.
+
+    Nothing of the measured training is kept. Raises RuntimeError, naming the largest batch that ran, when the memory does not
+    suffice; ValueError, CorpusError and FileNotFoundError as the training itself would.
+    """
+    device = torch.device(run.device)
+    require_device(device)
+    use_threads(device)
+    run = with_batch(run, None, processes)
+    try:
+        return _benchmark(run, effort, processes, say)
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+    # Only here: within the except clause the traceback would keep the tensors.
+    raise RuntimeError(_what_fits(run, device, say))
+
+
+def with_batch(run: Run, batch_size: int | None, processes: int = 1) -> Run:
+    """The run with another batch, or with the share that one of several processes has of its own."""
+    plans = deepcopy(run.plans)
+    configuration = plans["configurations"][run.configuration]
+    block = configuration.setdefault("ssl", {})
+    total = batch_size or block.get("batch_size") or configuration["batch_size"]
+    block["batch_size"] = share_of_batch(total, processes, block.get("accumulate", 1))
+    return replace(run, plans=plans)
+
+
+def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], None]) -> Benchmark:
+    device, load = torch.device(run.device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    # Batches that were ready before the first step would make the loader look faster than it is.
+    warmup, parts = max(effort.warmup, PREFETCHED * get_allowed_n_proc_DA() + 1), max(5, effort.iterations // 2)
+    memory.forget_peaks(device)
+    say("building the network and starting the workers")
+    with started(run, warmup + effort.iterations + parts + 1) as trainer:
+        say(f"{warmup} iterations to warm up, {effort.iterations} end to end")
+        speed = measure_speed(trainer, effort.iterations, warmup)
+        say(f"{parts} iterations part by part ({speed.mean:.3g} s each end to end)")
+        breakdown, peaks = measure_parts(trainer, parts)
+        say(f"{VALIDATION_STEPS} validation iterations, and checkpoints")
+        estimate = estimate_run(trainer, speed.mean)
+        say("counting floating-point operations")
+        operations = count_flops(trainer, next_batch(trainer))
+        setting = _setting(run, trainer, load)
+        warnings = sorted(trainer._warnings)
+    say("measuring what the device can do")
+    dtype = autocast_dtype(device) or torch.float32
+    flops = _flops(operations, speed, matmul_ceiling(device, dtype), conv_ceiling(device, dtype))
+    notes = (*_notes(setting, speed, breakdown, flops, processes), *warnings)
+    estimate = replace(estimate, samples=estimate.samples * processes)
+    return Benchmark(setting, speed, breakdown, peaks, flops, estimate, notes)
+
+
+def _setting(run: Run, trainer: SSLTrainer, load: float | None) -> Setting:
+    return Setting(
+        method=run.method,
+        network=run.plans["plans_name"],
+        parameters=sum(p.numel() for p in trainer.method.parameters()),
+        data=run.plans["dataset_name"],
+        patch_size=tuple(trainer.configuration_manager.patch_size),
+        batch_size=trainer.batch_size,
+        accumulate=trainer.settings.accumulate,
+        precision=str(autocast_dtype(trainer.device) or torch.float32).removeprefix("torch."),
+        device=device_name(trainer.device),
+        compiled=bool(trainer._do_i_compile()),
+        workers=get_allowed_n_proc_DA(),
+        threads=torch.get_num_threads(),
+        cores=os.cpu_count() or 1,
+        load_average=load,
+        versions={name: version(name) for name in ("nnunet_ssl", "nnunetv2", "torch")},
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.machine()} {device.type}"
+
+
+def _flops(operations: int | None, speed: Speed, matmul: float, conv: float) -> Flops:
+    if operations is None:
+        return Flops(None, None, matmul, conv, None, None)
+    achieved = operations / speed.mean
+    return Flops(operations, achieved, matmul, conv, achieved / matmul, achieved / conv)
+
+
+def _notes(setting: Setting, speed: Speed, breakdown: Breakdown, flops: Flops, processes: int) -> list[str]:
+    """What a reader of the figures has to know."""
+    notes, waiting = [], breakdown.shares["data"]
+    if setting.load_average is not None and setting.load_average > 0.5 * setting.cores:
+        notes.append(
+            f"The machine was busy before the measuring began (load {setting.load_average:.1f} on {setting.cores} cores): "
+            "seconds are too long, shares uncertain."
+        )
+    if speed.mean > UNEVEN * speed.median:
+        notes.append(
+            f"Iterations took {speed.mean:.3g} s in the mean but {speed.median:.3g} s in the median: the loader delivers in "
+            "bursts, or something else took the device at times."
+        )
+    if waiting > MUCH_WAITING and setting.workers:
+        notes.append(
+            f"{waiting:.0%} of the step waits for data. More than {setting.workers} reading processes may help: --workers N, "
+            "and in training export nnUNet_n_proc_DA=N."
+        )
+    if not setting.workers:
+        notes.append("Without workers the training process reads the data itself, and computes nothing meanwhile.")
+    if processes > 1:
+        notes.append(
+            f"One of {processes} processes was measured, with its share of the batch. What the exchange of gradients costs, "
+            "and what the others take of the machine, comes on top."
+        )
+    if flops.per_iteration is None:
+        notes.append("Operations were not counted: without torch.compile the step does not fit into the memory.")
+    return notes
+
+
+def _what_fits(run: Run, device: torch.device, say: Callable[[str], None]) -> str:
+    """The message for a batch that does not fit: the largest one that runs, by halving, and what to type."""
+    configuration = run.plans["configurations"][run.configuration]
+    block, size = configuration["ssl"], shape_text(configuration["patch_size"])
+    wanted, parts = block["batch_size"], block.get("accumulate", 1)
+    fits = wanted // 2
+    while fits and fits % parts == 0:
+        say(f"out of memory; trying a batch of {fits}")
+        if _fits(with_batch(run, fits)):
+            break
+        fits //= 2
+    message = f"Out of memory with a batch of {wanted} at {size} voxels on {device_name(device)}."
+    if not fits or fits % parts:
+        return f"{message} No smaller batch ran either. Try a smaller patch: --patch-size N"
+    same = f", or {wanted} in parts of {fits // parts}: --set accumulate={wanted * parts // fits}"
+    return f"{message} The largest that ran has {fits}: --batch-size {fits}{same if wanted % fits == 0 else ''}"
+
+
+def _fits(run: Run) -> bool:
+    """Whether two steps of a run find memory; the second one has the optimiser's state beside it."""
+    gc.collect()
+    if run.device == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        with started(run, 2) as trainer:
+            train(trainer, 2)
+    except ValueError:  # too few images for a loss that compares them
+        return False
+    except (RuntimeError, MemoryError) as error:
+        if not memory.is_out_of_memory(error):
+            raise
+        return False
+    return True
