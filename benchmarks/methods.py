@@ -21,13 +21,14 @@ results.json and results.md into the output folder and prints the table.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from few_labels import SCRATCH, Protocol, environment
 from method_table import collect, markdown
@@ -57,6 +58,17 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def lock(folder: Path) -> IO[str]:
+    """Keep the folder to this run until it ends: two would delete each other's unfinished trainings."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "lock", "w")  # noqa: SIM115  open for as long as the process lives
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"Another run works in {folder}. Wait for it, or use another --output.")
+    return file
+
+
 def keep_protocol(args: argparse.Namespace, folder: Path) -> Protocol:
     """Write the protocol down, or check that the results in the folder were made with the same one."""
     protocol = Protocol(
@@ -74,7 +86,6 @@ def keep_protocol(args: argparse.Namespace, folder: Path) -> Protocol:
     file = folder / "protocol.json"
     if file.is_file() and Protocol.read(folder) != protocol:
         sys.exit(f"{folder} holds results of another protocol, see {file}. Use its settings, or another --output.")
-    folder.mkdir(parents=True, exist_ok=True)
     file.write_text(protocol.to_json())
     return protocol
 
@@ -105,6 +116,7 @@ def main() -> None:
     """Do what is missing, pair by pair, and write the table after each."""
     args = build_parser().parse_args()
     folder = args.output.resolve()
+    _lock = lock(folder)
     protocol = keep_protocol(args, folder)
     pairs = wanted(args.methods, args.backbones)
     failed = []

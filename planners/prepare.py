@@ -13,12 +13,14 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
+from nnunet_ssl.corpus.table import has_table, read_table, write_table
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.datasets import (
     dataset_id,
     load_configuration,
     load_plans,
     plans_file,
+    raw_folder,
     raw_images,
     require_folder,
     require_raw,
@@ -82,6 +84,7 @@ def prepare_corpus(
             _plan_one(names[0], planner, plans_name, how, num_processes)
     for name in names:
         _preprocess(name, plans_name, configuration, num_processes)
+        _keep_table(name)
     return load_plans(names[0], plans_name), plans_name
 
 
@@ -194,6 +197,13 @@ def _preprocess(name: str, plans_name: str, configuration: str, num_processes: i
         )
     else:
         _stock_preprocess(name, plans_name, configuration, images or {}, num_processes)
+
+
+def _keep_table(name: str) -> None:
+    """Copy the corpus table beside the preprocessed images, for machines on which the raw data set is not."""
+    raw = raw_folder(name)
+    if raw is not None and has_table(raw):
+        write_table(read_table(raw, with_problems=True), join(nnUNet_preprocessed, name))
 
 
 def _stock_preprocess(

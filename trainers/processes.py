@@ -27,7 +27,7 @@ def first_process_first() -> Iterator[None]:
     if not dist.is_initialized():
         yield
         return
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=14))
+    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=14))
     if dist.get_rank() > 0:
         dist.barrier(group)
     yield
@@ -39,7 +39,7 @@ def share_gradients(network: Any, device: torch.device) -> nn.Module:
     """The network in DDP. Buffers are constants, the same everywhere, so they are never sent."""
     ids = [device.index] if device.type == "cuda" else None
     new_name = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.15 renamed it
-    constant = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
+    constant: dict[str, Any] = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **constant)
 
 
@@ -52,7 +52,7 @@ class Together:
     """
 
     def __init__(self, several: bool) -> None:
-        self.group = dist.new_group(backend="gloo") if several else None
+        self.group: Any = dist.new_group(backend="gloo") if several else None
         self._told: tuple[Any, Tensor] | None = None
 
     def agreed(self, asked: Signals | None) -> Signals | None:

@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from nnunet_ssl.report.planes import (
     LABEL_COLOURS,
+    Plane,
     fullest_planes,
     grey_window,
     lay_out,
@@ -29,10 +30,12 @@ def draw_preview(
     """Draw the images of one sample as a PNG: a column per entry, a row per axis (one row for 2D), mid-slices.
 
     preview: tensors or arrays [C, *spatial] in drawing order; of several channels the first is shown. All images share
-    the grey window of the first one. Bool entries are masks (True = hidden), other integers label maps, names that end
-    in "_error" or equal "error" are drawn as magnitudes. A mask called "hidden" gets no column of its own where there
-    is an image called "masked": it is painted over that one. Without it, the voxels in which "masked" differs from
-    "input" are painted, if all of them have one value (noise in their place stays visible). spacing: voxel size per axis [mm].
+    the grey window of the first one, but for "corrupted", whose grey values are changed on purpose. Bool entries are
+    masks (True = hidden), other integers label maps, names that end in "_error" or equal "error" are drawn as magnitudes.
+    A mask called "hidden" gets no column of its own where there is an image called "masked": it is painted over that
+    one. Without it, the voxels in which "masked" differs from "input" are painted, if all of them have one value (noise
+    in their place stays visible). Two views, with names that all end in "_a" or "_b", are drawn below each other.
+    spacing: voxel size per axis [mm].
 
     Raises ValueError for an empty preview and for shapes that cannot be drawn.
     """
@@ -42,25 +45,31 @@ def draw_preview(
     if len({image.ndim for image in images.values()}) > 1:
         shapes = ", ".join(f"{name} {image.shape}" for name, image in images.items())
         raise ValueError(f"One picture shows either 2D or 3D images, found {shapes}. Draw two pictures.")
-    hidden = _hidden_of_masked(images)
-    columns = {name: image for name, image in images.items() if hidden is None or name != "hidden"}
-    kinds = {name: _kind(name, image) for name, image in columns.items()}
-    windows = [grey_window(image) for name, image in columns.items() if kinds[name] == "image"]
+    views = _views(images)
+    first = next(iter(views.values()))
+    hidden = {view: _hidden_of_masked(entries) for view, entries in views.items()}
+    columns = [name for name in first if name != "hidden" or None in hidden.values()]
+    kinds = {name: _kind(name, first[name]) for name in columns}
+    shared = next((grey_window(first[name]) for name in columns if kinds[name] == "image"), (0.0, 1.0))
     # Entries may differ in size, as crops of contrastive tasks do: each is cut through its own middle.
-    planes = {name: middle_planes(image) for name, image in columns.items()}
-    number = len(next(iter(planes.values())))
-    scale = _checked_spacing(spacing, next(iter(columns.values())).ndim)
+    planes = {name: middle_planes(first[name]) for name in columns}
+    places = [(view, number) for view in views for number in range(len(planes[columns[0]]))]
+    scale = _checked_spacing(spacing, first[columns[0]].ndim)
+    channels = {name: len(value) for name, value in preview.items()}
     figure, rows = lay_out(
-        [f"axis {r}, middle" if number > 1 else "" for r in range(number)],
-        [_caption(name, preview[name]) for name in columns],
-        [[planes[name][r].extent(image, scale) for name, image in columns.items()] for r in range(number)],
+        [_row_name(view, planes[columns[0]][number]) for view, number in places],
+        [_caption(name, channels.get(name) or channels[f"{name}_a"]) for name in columns],
+        [[planes[name][number].extent(views[view][name], scale) for name in columns] for view, number in places],
         title,
     )
-    for r, row in enumerate(rows):
-        for axes, (name, image) in zip(row, columns.items(), strict=True):
-            _show(axes, planes[name][r].cut(image), kinds[name], windows[0] if windows else (0.0, 1.0))
-            if name == "masked" and hidden is not None:
-                _tint(axes, planes[name][r].cut(hidden), HIDDEN_COLOUR, 1.0)
+    for (view, number), row in zip(places, rows, strict=True):
+        mask = hidden[view]
+        for axes, name in zip(row, columns, strict=True):
+            plane = planes[name][number]
+            window = grey_window(views[view][name]) if name == "corrupted" else shared
+            _show(axes, plane.cut(views[view][name]), kinds[name], window)
+            if name == "masked" and mask is not None:
+                _tint(axes, plane.cut(mask), HIDDEN_COLOUR, 1.0)
     figure.savefig(path, format="png")
 
 
@@ -123,6 +132,19 @@ def _first_channel(name: str, value: Any) -> np.ndarray:
     return array[0]
 
 
+def _views(images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Entries by view, without the endings "_a" and "_b"; all under "" unless they are two views of the same kind."""
+    pair = {view: {n[:-2]: image for n, image in images.items() if n.endswith(f"_{view}")} for view in "ab"}
+    complete = len(pair["a"]) + len(pair["b"]) == len(images)
+    shapes = [[(name, image.shape) for name, image in entries.items()] for entries in pair.values()]
+    return pair if complete and shapes[0] == shapes[1] else {"": dict(images)}
+
+
+def _row_name(view: str, plane: Plane) -> str:
+    names = [f"view {view}" if view else "", "" if plane.axis is None else f"axis {plane.axis}, middle"]
+    return ", ".join(name for name in names if name)
+
+
 def _hidden_of_masked(images: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """The mask to paint over "masked": "hidden", or what differs from "input" when all of it has one value."""
     hidden, masked, whole = images.get("hidden"), images.get("masked"), images.get("input")
@@ -144,8 +166,7 @@ def _kind(name: str, image: np.ndarray) -> str:
     return "error" if name == "error" or name.endswith("_error") else "image"
 
 
-def _caption(name: str, value: Any) -> str:
-    channels = len(value)
+def _caption(name: str, channels: int) -> str:
     text = name.replace("_", " ")
     return text if channels == 1 else f"{text} (channel 1 of {channels})"
 

@@ -36,7 +36,7 @@ class ImageGenerator(torch.Generator):
     number: int  # of the next draw
 
     def __new__(cls, device: torch.device | str, seed: int, images: range) -> ImageGenerator:
-        self = super().__new__(cls, device)
+        self = super().__new__(cls, device)  # type: ignore[call-arg]  # torch.Generator takes the device here
         self.manual_seed((seed * 2**20 + images.start + 1) % 2**63)
         self.whole = torch.Generator(device).manual_seed(seed)
         self.keys, self.seeds = image_keys(device, seed, images), image_keys("cpu", seed, images)

@@ -73,6 +73,29 @@ class TestPreview:
         assert abs(one[1] - two[1]) <= 1
         assert flat[1] < one[1] / 2
 
+    def test_corrupted_has_grey_values_of_its_own(self, tmp_path: Path) -> None:
+        ramp = torch.linspace(0, 1, 16).expand(1, 16, 16)
+        draw_preview({"input": ramp, "corrupted": ramp + 10}, tmp_path / "own.png")
+        draw_preview({"input": ramp, "restored": ramp + 10}, tmp_path / "shared.png")
+        own, shared = (pixels(tmp_path / f"{name}.png")[..., 0] for name in ("own", "shared"))
+        half = own.shape[1] // 2
+        assert (own[:, half:] < 128).mean() > 0.3
+        assert (shared[:, half:] < 128).mean() < 0.1
+
+    def test_two_views_lie_below_each_other(self, image: torch.Tensor, tmp_path: Path) -> None:
+        front, back = image.clone(), image.clone()
+        front[:, :, :6], back[:, :, -6:] = 0, 0
+        one, other = {"input": image, "masked": front}, {"input": image, "masked": back}
+        draw_preview(one, tmp_path / "one.png")
+        both = {f"{n}_{view}": v for view, entries in (("a", one), ("b", other)) for n, v in entries.items()}
+        draw_preview(both, tmp_path / "both.png")
+        width, height = Image.open(tmp_path / "one.png").size
+        assert Image.open(tmp_path / "both.png").size[0] == width
+        assert 1.7 * height < Image.open(tmp_path / "both.png").size[1] < 2.1 * height
+        assert share(tmp_path / "both.png", HIDDEN_COLOUR) == pytest.approx(
+            share(tmp_path / "one.png", HIDDEN_COLOUR), rel=0.2
+        )
+
     def test_hidden_voxels_of_masked_stand_out(self, image: torch.Tensor, tmp_path: Path) -> None:
         hidden = torch.zeros_like(image, dtype=torch.bool)
         draw_preview({"masked": image, "hidden": hidden}, tmp_path / "none.png")
