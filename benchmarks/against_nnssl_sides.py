@@ -185,7 +185,7 @@ class Nnssl:
             next(self.trainer.dataloader_train)
 
 
-def serve(side: Ours | Nnssl) -> None:
+def serve(side: object) -> None:
     """Answer calls until the input ends; whatever the libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -205,11 +205,13 @@ def serve(side: Ours | Nnssl) -> None:
 class Worker:
     """A process of one framework with its workers; stopped whenever it has nothing to answer."""
 
-    def __init__(self, name: str, python: str, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, name: str, python: str, folder: Path, environment: dict[str, str], script: str = __file__
+    ) -> None:
         self.log = folder / f"{name}.log"
         with open(self.log, "a") as log:
             self.process = subprocess.Popen(
-                [python, __file__, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
+                [python, script, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
                 env={**os.environ, **environment}, start_new_session=True,
             )  # fmt: skip
         os.killpg(self.process.pid, signal.SIGSTOP)

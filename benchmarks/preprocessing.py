@@ -2,10 +2,12 @@
 
     python benchmarks/preprocessing.py /path/to/images --repeats 5
     python benchmarks/preprocessing.py /path/to/nnUNet_raw/Dataset004_Hippocampus --limit 20 --spacing 0.7
+    python benchmarks/preprocessing.py /path/to/images --nnssl NNSSL_PYTHON
 
 An image is read, cropped, normalised, resampled and written by the one and then by the other, image by image, so that both
 see the same load of the machine. Times are CPU seconds of one thread, medians over the repeats. The fingerprint is not
-part of it. `--profile` tells where the time goes.
+part of it. `--profile` tells where the time goes. `--nnssl` adds nnssl's preprocessing, in turn with the two
+(preprocessing_nnssl.py says what it does and leaves out; against_nnssl.py, which Python).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from glob import glob
 from os.path import basename, getsize, isfile, join
 from typing import Any
@@ -30,6 +34,7 @@ import torch
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from preprocessing_nnssl import Peer
 
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
@@ -117,8 +122,16 @@ def pipelines(plans: PlansManager, dataset_json: dict[str, Any], folder: str) ->
 
 def clear(folder: str, case: str) -> None:
     """Remove what is stored of a case: blosc2 does not overwrite."""
-    for path in glob(join(folder, "*", f"{case}*")):
-        os.remove(path)
+    for path in glob(join(folder, "**", f"{case}*"), recursive=True):
+        if isfile(path):
+            os.remove(path)
+
+
+def cpu_seconds(run: Callable[..., Any], case: str, files: dict[str, Any]) -> float:
+    """CPU seconds of this process for a case."""
+    begin = time.process_time()
+    run(case, files)
+    return time.process_time() - begin
 
 
 def compare(folder: str, cases: list[str]) -> str:
@@ -135,6 +148,23 @@ def compare(folder: str, cases: list[str]) -> str:
     return (
         f"largest difference of values {largest:.1e} (standard deviation 1); labels that differ: {labels} of {voxels} voxels; "
         f"MB stored: nnU-Net {sizes['nnU-Net']:.1f}, ours {sizes['ours']:.1f}"
+    )
+
+
+def compare_nnssl(folder: str, cases: list[str], peer: Peer) -> str:
+    """The largest differences of nnssl's values from those of both others, and its size on the disk."""
+    largest = {"nnU-Net": 0.0, "ours": 0.0}
+    for case in cases:
+        theirs = blosc2.open(peer.stored(case), mode="r")[:]
+        for name in largest:
+            values = nnUNetDatasetBlosc2(join(folder, name), [case]).load_case(case)[0][:].astype(np.float32)
+            if values.shape != theirs.shape:
+                raise SystemExit(f"{case}: nnssl stored the shape {theirs.shape}, {name} {values.shape}.")
+            largest[name] = max(largest[name], float(np.abs(values - theirs).max()))
+    size = sum(getsize(peer.stored(case)) for case in cases) / 1e6
+    return (
+        f"nnssl: largest difference of values from nnU-Net {largest['nnU-Net']:.1e}, from ours {largest['ours']:.1e}; "
+        f"MB stored, without segmentations: {size:.1f}; with {', '.join(f'{k} {v}' for k, v in peer.libraries.items())}"
     )
 
 
@@ -166,23 +196,29 @@ def main() -> None:
     parser.add_argument("--spacing", type=float, default=1.0, help="target in mm, all axes (default: 1)")
     parser.add_argument("--patch", type=int, default=160, help="edge of the patch the files are cut for (default: 160)")
     parser.add_argument("--storage", choices=STORAGE, default=STORAGE[0])
-    parser.add_argument("--profile", action="store_true", help="also say where the time goes")
+    parser.add_argument("--profile", action="store_true", help="also say where the time goes (not for nnssl)")
+    parser.add_argument("--nnssl", metavar="PYTHON", help="also measure nnssl: the interpreter of its environment")
     args = parser.parse_args()
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
     cases, dataset_json = find_cases(args.data, args.limit)
+    if args.nnssl and any(len(files["images"]) > 1 for files in cases.values()):
+        parser.error("--nnssl: these images have several channels. nnssl reads one; leave --nnssl away.")
     plans = plans_for(dataset_json, args.spacing, args.patch, args.storage)
-    with tempfile.TemporaryDirectory() as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
         runs = pipelines(plans, dataset_json, folder)
-        totals: dict[str, list[float]] = {name: [] for name in runs}
+        timed: dict[str, Callable[..., float]] = {name: partial(cpu_seconds, run) for name, run in runs.items()}
+        peer = stack.enter_context(Peer(args.nnssl, folder, args.spacing)) if args.nnssl else None
+        if peer is not None:
+            timed["nnssl"] = peer.run
+        totals: dict[str, list[float]] = {name: [] for name in timed}
         for repeat in range(args.repeats + 1):
-            seconds = dict.fromkeys(runs, 0.0)
+            seconds = dict.fromkeys(timed, 0.0)
             for case, files in cases.items():
                 clear(folder, case)
-                for name in runs if repeat % 2 else reversed(list(runs)):
-                    begin = time.process_time()
-                    runs[name](case, files)
-                    seconds[name] += time.process_time() - begin
+                for name in timed if repeat % 2 else reversed(list(timed)):
+                    seconds[name] += timed[name](case, files)
             if repeat:  # the first round reads the files into the system's cache and builds the matrices
                 for name, total in seconds.items():
                     totals[name].append(total)
@@ -192,8 +228,11 @@ def main() -> None:
             print(
                 f"{name}: {len(cases) / medians[name]:.2f} volumes per CPU second ({spread} in {args.repeats} repeats)"
             )
-        print(f"ours is {medians['nnU-Net'] / medians['ours']:.1f} times as fast on {len(cases)} images")
+        ratios = [f"{medians[name] / medians['ours']:.1f} times as fast as {name}" for name in timed if name != "ours"]
+        print(f"ours is {' and '.join(ratios)} on {len(cases)} images")
         print(compare(folder, list(cases)))
+        if peer is not None:
+            print(compare_nnssl(folder, list(cases), peer))
         if args.profile:
             for name, run in runs.items():
                 print(f"seconds per image, {name}: {where_time_goes(run, cases, folder)}")

@@ -48,7 +48,8 @@ def draw_preview(
     views = _views(images)
     first = next(iter(views.values()))
     hidden = {view: _hidden_of_masked(entries) for view, entries in views.items()}
-    columns = [name for name in first if name != "hidden" or None in hidden.values()]
+    painted = all(mask is not None for mask in hidden.values())
+    columns = [name for name in first if name != "hidden" or not painted]
     kinds = {name: _kind(name, first[name]) for name in columns}
     shared = next((grey_window(first[name]) for name in columns if kinds[name] == "image"), (0.0, 1.0))
     # Entries may differ in size, as crops of contrastive tasks do: each is cut through its own middle.

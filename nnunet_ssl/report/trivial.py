@@ -92,7 +92,7 @@ def _levels(method: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
