@@ -1,7 +1,7 @@
 """Preprocess one corpus on all workers of a Dask cluster: the same command on each, they share the images among themselves.
 
-    python examples/cluster/preprocess_dask.py --scheduler tcp://head:8786 745 --backbone resenc_l -np 16
-    python examples/cluster/preprocess_dask.py --local 2 4 --backbone resenc_tiny -np 4
+    python examples/cluster/preprocess_dask.py --scheduler tcp://head:8786 --workers 4 745 --backbone resenc_l -np 16
+    python examples/cluster/preprocess_dask.py --workers 2 4 --backbone resenc_tiny -np 4
 
 All other arguments go to `nnUNetv2_pretrain ... --preprocess-only`, which each of the present workers starts once. They
 need nnunet_ssl in their Python, and see nnU-Net's three folders under the paths that are set here. Start it again at any
@@ -20,24 +20,22 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 def preprocess(arguments: list[str], environment: dict[str, str]) -> tuple[int, str]:
-    """On a worker: exit status and last lines of the command, which ends when the whole corpus is done."""
+    """On a worker: exit status of the command and what it said at last; ends when the whole corpus is done."""
     command = [sys.executable, "-m", "nnunet_ssl.pretrain", *arguments, "--preprocess-only"]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
-    lines = done.stdout.splitlines()[-5:] + (done.stderr.splitlines()[-20:] if done.returncode else [])
-    return done.returncode, "\n".join(lines)
+    return done.returncode, "\n".join((done.stderr if done.returncode else done.stdout).splitlines()[-20:])
 
 
 def main() -> int:
     """Connect, submit one call per worker, print what each ended with; 1 if any failed."""
     parser = argparse.ArgumentParser(
-        usage="%(prog)s [--scheduler ADDRESS | --local N] DATASET [DATASET ...] [flags of nnUNetv2_pretrain]",
+        usage="%(prog)s [--scheduler ADDRESS] [--workers N] DATASET [DATASET ...] [flags of nnUNetv2_pretrain]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument("--scheduler", metavar="ADDRESS", help="of a running Dask scheduler, e.g. tcp://head:8786")
-    where.add_argument("--local", type=int, default=2, metavar="N", help="workers on this machine (default: 2)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="e.g. tcp://head:8786 (default: this machine)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="start or wait for N (default: 1)")
     args, arguments = parser.parse_known_args()
     if not arguments:
         parser.error("no data set given. Type for example: preprocess_dask.py 745 --backbone resenc_l -np 8")
@@ -49,14 +47,14 @@ def main() -> int:
         parser.exit(1, "dask.distributed is not installed. Type: pip install 'nnunet_ssl[dask]'\n")
 
     environment = {name: os.environ[name] for name in FOLDERS} | {"OMP_NUM_THREADS": "1"}  # -np says how many processes
-    cluster = args.scheduler or LocalCluster(args.local, threads_per_worker=1, dashboard_address=None)
+    cluster = args.scheduler or LocalCluster(args.workers, threads_per_worker=1, dashboard_address=None)
     try:
         client = Client(cluster)
-        client.wait_for_workers(1, timeout=60)
+        client.wait_for_workers(args.workers, timeout=60)
     except (OSError, asyncio.TimeoutError) as error:
-        parser.exit(1, f"No worker answers at {args.scheduler or 'this machine'}: {error}\n")
-    failed = 0
+        parser.exit(1, f"{args.scheduler or 'This machine'} has no {args.workers} workers: {error}\n")
     with client:
+        failed = 0
         # Not tied to a worker for good: if one is lost, another takes up its call.
         calls = {
             client.submit(
