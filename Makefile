@@ -40,7 +40,7 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-docs: $(INSTALLED) ## docs/settings.md, from the code
+docs: $(INSTALLED) ## docs/settings.md, from the code (docs/make_pictures.py makes the pictures)
 	$(BIN)/python docs/make_settings.py
 
 clean: ## remove everything that make made
