@@ -8,6 +8,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import (
     SpatialTransform,
@@ -31,6 +32,59 @@ class Turn:
     scale: float
 
 
+class Affine(SpatialTransform):
+    """nnU-Net's rotation and scaling around the centre, without what only its elastic deformation needs.
+
+    Scaling alone is a product of matrices, axis by axis; nnU-Net looks every voxel up.
+    """
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__(size, patch_center_dist_from_border=0, random_crop=False, border_mode_seg="zeros")
+        self.turn = Turn((), 1.0)
+
+    def get_parameters(self, **data: Any) -> dict[str, Any]:
+        """The places to look at, on `grid_sample`'s axes: x, y and z from -1 to 1 between the outer borders."""
+        if not any(self.turn.angles) and "segmentation" not in data:
+            return {"grid": None}
+        read = data["image"].shape[1:]
+        places = _centred(self.patch_size)
+        grid = torch.empty(*self.patch_size, len(read))
+        for axis, row in enumerate(matrix(self.turn)):
+            along = [float(m) * p / (read[axis] / 2) for m, p in zip(row, places, strict=True)]
+            torch.add(sum(along[1:-1], along[0]), along[-1], out=grid[..., len(read) - 1 - axis])
+        return {"grid": grid}
+
+    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
+        if any(self.turn.angles):
+            return super()._apply_to_image(img, **params)
+        for axis, size in enumerate(self.patch_size, start=1):
+            matrix = torch.from_numpy(_interpolation(img.shape[axis], size, self.turn.scale))
+            img = (img.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
+        return img.contiguous()
+
+
+def matrix(turn: Turn) -> np.ndarray:
+    """nnU-Net's matrix [D, D], from voxels of the region to voxels of what is read, both counted from the centre."""
+    axes = len(turn.angles)
+    if axes == 3:
+        return create_affine_matrix_3d(turn.angles, [turn.scale] * 3)
+    return create_affine_matrix_2d(turn.angles[-1], [turn.scale] * 2)
+
+
+def _centred(size: Sequence[int]) -> list[Tensor]:
+    """Voxels of each axis counted from the centre, shaped to broadcast."""
+    return [
+        (torch.arange(n) - (n - 1) / 2).view(*(n if a == axis else 1 for a in range(len(size))))
+        for axis, n in enumerate(size)
+    ]
+
+
+def _interpolation(read: int, size: int, scale: float) -> np.ndarray:
+    """Linear interpolation of an axis of `read` voxels at `size` places around its centre: float32 [size, read]."""
+    place = (np.arange(size) - (size - 1) / 2) * scale + (read - 1) / 2
+    return (1 - abs(place[:, None] - np.arange(read))).clip(min=0).astype(np.float32)
+
+
 @dataclass
 class Augmentation:
     """What happens to a region of `size` voxels after it was read.
@@ -46,7 +100,7 @@ class Augmentation:
     in_plane: bool = False
     largest: tuple[int, ...] = ()
     mirror_axes: tuple[int, ...] = ()
-    _turn: Turn | None = field(default=None, init=False)
+    _affine: Affine | None = field(default=None, init=False)
     _spatial: list[Any] = field(default_factory=list, init=False)
     _mirror: MirrorTransform | None = field(default=None, init=False)
 
@@ -55,18 +109,10 @@ class Augmentation:
             self._mirror = MirrorTransform(allowed_axes=self.mirror_axes)
         if not self.p:
             return
-        spatial = SpatialTransform(
-            self._turned_size(),
-            patch_center_dist_from_border=0,
-            random_crop=False,
-            p_rotation=1,
-            rotation=self._angle,
-            p_scaling=1,
-            scaling=self._scale,
-            p_synchronize_scaling_across_axes=1,
-            border_mode_seg="zeros",
+        self._affine = Affine(self._turned_size())
+        self._spatial = (
+            [Convert3DTo2DTransform(), self._affine, Convert2DTo3DTransform()] if self.in_plane else [self._affine]
         )
-        self._spatial = [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if self.in_plane else [spatial]
 
     def draw(self) -> Turn | None:
         """A sample's rotation and scaling from numpy's global generator; None for neither, as for most samples."""
@@ -82,12 +128,8 @@ class Augmentation:
         if turn is None:
             return self.size
         axes = len(turn.angles)
-        if axes == 3:
-            matrix = create_affine_matrix_3d(turn.angles, [turn.scale] * 3)
-        else:
-            matrix = create_affine_matrix_2d(turn.angles[-1], [turn.scale] * 2)
         size, largest = self.size[-axes:], self.largest[-axes:]
-        reach = np.abs(matrix) @ (np.array(size) - 1)  # distance between the outermost voxels that are looked at
+        reach = np.abs(matrix(turn)) @ (np.array(size) - 1)  # distance between the outermost voxels that are looked at
         grown = [s + 2 * ceil((min(r + 1, most) - s) / 2) for s, r, most in zip(size, reach, largest, strict=True)]
         return (*self.size[:-axes], *(max(g, 1) for g in grown))
 
@@ -95,20 +137,13 @@ class Augmentation:
         """Image [C, *size] and excluded [1, *size] (int16) from what was read."""
         data: dict[str, Tensor] = {"image": image} | ({} if excluded is None else {"segmentation": excluded})
         if turn is not None:
-            self._turn = turn
+            assert self._affine is not None
+            self._affine.turn = turn
             for transform in self._spatial:
                 data = transform(**data)
         if self._mirror is not None:
             data = self._mirror(**data)
         return data["image"], data.get("segmentation")
-
-    def _angle(self, dim: int, **_: Any) -> float:
-        assert self._turn is not None
-        return self._turn.angles[dim]
-
-    def _scale(self, **_: Any) -> float:
-        assert self._turn is not None
-        return self._turn.scale
 
     def _turned_size(self) -> tuple[int, ...]:
         return self.size[1:] if self.in_plane else self.size

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,11 +27,12 @@ from nnunet_ssl.views.crops import (
     box_mask,
     check_crop,
     crop_within,
-    cut_crops,
+    cut_views,
     mostly_usable,
     overlapping_corners,
     shared_box,
 )
+from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.roi import coarsen, pool_boxes
 from nnunet_ssl.views.spec import Views
@@ -140,14 +142,12 @@ class ConsistentViews(MAE):
         overlap = (config.min_overlap, config.max_overlap)
         first, second = overlapping_corners(len(image), 1, image.shape[2:], crop, overlap, generator)
         # [2B]: the first views of all images, then the second ones.
-        views, excluded = (
-            cut_crops(x, torch.cat([first, second], dim=1), crop).transpose(0, 1).flatten(0, 1)
-            for x in (image, batch["excluded"])
-        )
+        both = np.concatenate([first, second], axis=1)
+        views, excluded = (cut_views(x, both, crop) for x in (image, batch["excluded"]))
         if self.training:
             views = augment_intensity(views, generator, config.augmentation)
         inputs = super().prepare({"image": views, "excluded": excluded}, generator)
-        own, other = torch.cat([first, second])[:, 0], torch.cat([second, first])[:, 0]
+        own, other = (to_device(np.concatenate(c)[:, 0], image.device) for c in ((first, second), (second, first)))
         inputs["start"], inputs["extent"] = shared_box(own, other, crop)
         return inputs
 

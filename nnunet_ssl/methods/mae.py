@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
@@ -20,15 +21,16 @@ from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
 from nnunet_ssl.settings import require
+from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
     STYLES,
     block_grid,
     check_block,
     check_ratio,
     draw_ratio,
-    hidden_count,
     random_block_mask,
     random_blocks,
+    upsample_blocks,
     upsample_mask,
 )
 from nnunet_ssl.views.spec import Views
@@ -133,14 +135,10 @@ class MAE(Method):
             _, grid = block_grid(size, token)
             width, blocks = block_grid(grid, self.config.mask_tokens)
             coarse = random_blocks(len(image), blocks, ratio, generator, style)
-            hidden = upsample_mask(coarse, width, grid).flatten(1)
-            if style == "blocks":  # known without asking the device
-                num_hidden = hidden_count(prod(blocks), ratio) * prod(width)
-            else:
-                num_hidden = int(hidden[0].sum())
-            # A stable sort of False < True lists the visible tokens first, in their natural order.
-            inputs["keep"] = hidden.int().argsort(dim=1, stable=True)[:, : hidden.shape[1] - num_hidden]
-            inputs["hidden"] = upsample_mask(hidden.view(len(image), *grid), token, size)
+            hidden = upsample_blocks(coarse, width, grid)
+            kept = np.stack([np.flatnonzero(~own) for own in hidden])  # as many in every sample
+            inputs["keep"] = to_device(kept, image.device)
+            inputs["hidden"] = upsample_mask(to_device(hidden, image.device), token, size)
         else:
             inputs["hidden"] = random_block_mask(len(image), size, self.config.mask_block, ratio, generator, style)
         return inputs

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,9 +18,10 @@ from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import check_reconstruction, explained_variance, masked_error
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.bezier import bezier_intensity
-from nnunet_ssl.views.flips import flip, random_flips
+from nnunet_ssl.views.flips import random_flips
 from nnunet_ssl.views.local_shuffle import local_shuffle
 from nnunet_ssl.views.masks import check_block
+from nnunet_ssl.views.orientation import mirror
 from nnunet_ssl.views.painting import random_painting
 from nnunet_ssl.views.spec import Views
 from nnunet_ssl.views.value_range import value_range
@@ -91,26 +93,24 @@ class ModelsGenesis(Method):
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         config, number, size = self.config, len(batch["image"]), batch["image"].shape[2:]
         flips = random_flips(number, len(size), config.flip_probability, generator)
-        image, excluded = flip(batch["image"], flips), flip(batch["excluded"], flips)
+        image, excluded = mirror(batch["image"], flips), mirror(batch["excluded"], flips)
         low, high = value_range(image, excluded)
 
-        def chosen(probability: float) -> Tensor:
+        def chosen(probability: float) -> np.ndarray:
             """Samples [B] to which a corruption applies."""
-            return draws.rand((number,), generator) < probability
-
-        def per_voxel(samples: Tensor) -> Tensor:
-            return samples.view(-1, *(1,) * (image.ndim - 1))
+            return draws.Host(generator).rand(number) < probability
 
         share = chosen(config.shuffle_probability) * config.shuffle_share
         corrupted = local_shuffle(image, self._shuffle_widths(size), share, generator)
-        curved = bezier_intensity(corrupted, low, high, generator)
-        corrupted = torch.where(per_voxel(chosen(config.intensity_probability)), curved, corrupted)
+        corrupted = bezier_intensity(corrupted, low, high, generator, config.intensity_probability)
         painted = random_painting(
             number, size, config.inpaint_probability, config.paint_boxes, config.paint_another, generator
         )
-        painted &= per_voxel(chosen(config.paint_probability))
-        noise = low + (high - low) * draws.rand(image.shape, generator)
-        return {"image": image, "excluded": excluded, "corrupted": torch.where(painted, noise, corrupted)}
+        rows = chosen(config.paint_probability).nonzero()[0].tolist()
+        for row, noise in zip(rows, draws.rand(image.shape, generator, rows), strict=True):
+            noise.mul_(high[row] - low[row]).add_(low[row])
+            corrupted[row] = torch.where(painted[row], noise, corrupted[row])
+        return {"image": image, "excluded": excluded, "corrupted": corrupted}
 
     def _shuffle_widths(self, size: Sequence[int]) -> tuple[int, ...]:
         """Widest box of the local shuffling per axis [voxels]."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +33,13 @@ from nnunet_ssl.views.crops import (
     box_mask,
     check_crop,
     crop_within,
-    cut_crops,
+    cut_views,
     mostly_usable,
     overlapping_corners,
     shared_box,
+    whole_crop,
 )
+from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.spec import Views
 
 RECIPE_REGION, RECIPE_CROP = (192, 192, 64), (64, 64, 64)  # OpenMind, from patches of 160^3
@@ -120,13 +123,11 @@ class SimCLR(Method):
         crop, pairs = self.backbone.patch_size, self.config.pairs_per_image
         overlap = (self.config.min_overlap, self.config.max_overlap)
         first, second = overlapping_corners(len(image), pairs, image.shape[2:], crop, overlap, generator)
-        corners = torch.cat([first, second], dim=1)  # [B, 2 * pairs, D]
-        crops = cut_crops(image, corners, crop)
+        corners = np.concatenate([first, second], axis=1)  # [B, 2 * pairs, D]
         # [2 * pairs, B] as one batch: the first half holds the references, the second their partners.
-        crops = crops.transpose(0, 1).flatten(0, 1)
-        usable = mostly_usable(cut_crops(excluded, corners, crop).transpose(0, 1).flatten(0, 1))
+        crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
         views = augment_crops(crops, generator, self.config.augmentation) if self.training else crops
-        return {"region": image, "views": views, "usable": usable, "corners": corners}
+        return {"region": image, "views": views, "usable": usable, "corners": to_device(corners, image.device)}
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"embeddings": self.projector(pooled_features(self.backbone, inputs["views"]))}
@@ -144,7 +145,7 @@ class SimCLR(Method):
         region, corners, pairs = inputs["region"], inputs["corners"], self.config.pairs_per_image
         crop, number = self.backbone.patch_size, len(region)
         first, second = corners[:, 0], corners[:, pairs]
-        size = torch.tensor(crop, device=corners.device).expand_as(first)
+        size = whole_crop(first, crop)
         places = [box_mask(start, size, region.shape[2:]) for start in (first, second)]
         reference, partner = inputs["views"][:number], inputs["views"][pairs * number :][:number]
         start, extent = shared_box(first, second, crop)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from math import ceil, log2
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
@@ -27,6 +28,7 @@ from nnunet_ssl.settings import require
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import mostly_usable
 from nnunet_ssl.views.cutout import random_cutout
+from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.orientation import turn
 from nnunet_ssl.views.spec import Views
 
@@ -143,32 +145,34 @@ class SwinUNETR(Method):
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, config = batch["image"], self.config
-        number, size, device = len(image), image.shape[2:], image.device
+        number, size, host = len(image), image.shape[2:], draws.Host(generator)
         if self.training and config.contrast_weight:
             check_images("SwinUNETR's contrast", number, ENOUGH, RECIPE_BATCH, together=True)
-        turns = draws.randint(0, 4, (2 * number,), generator)
-        turned = turn(torch.cat([image, image]), turns)
+        turns = host.randint(0, 4, 2 * number)
+        turned = turn([*image, *image], turns)
         box = (config.min_box, config.max_box)
         hidden = random_cutout(2 * number, size, config.max_cutout, box, generator)
         noise = draws.randn(turned.shape, generator)
-        low, high = noise.flatten(1).aminmax(dim=1)
-        low, high = (v.view(-1, *(1,) * (image.ndim - 1)) for v in (low, high))
-        cut = torch.where(hidden, (noise - low) / (high - low), turned)
+        axes = tuple(range(1, noise.ndim))
+        low, high = noise.amin(axes, keepdim=True), noise.amax(axes, keepdim=True)
+        cut = torch.where(hidden, noise.sub_(low).div_(high - low), turned)
         # The second pass takes from the image beside it, 0 and 1, 2 and 3, ..., which lies in the same process; with the
         # probability that an image of the batch, drawn blindly, is the own one, nothing happens.
-        own = torch.arange(number, device=device)
-        beside = torch.where((own ^ 1) < number, own ^ 1, max(number - 2, 0))
-        foreign = draws.rand((2 * number,), generator) >= 1 / (number * processes(self.training))
-        foreign &= (own != beside).repeat(2)
-        donor = torch.cat([beside, beside + number])
-        swapped = random_cutout(2 * number, size, config.max_cutout, box, generator)
-        swapped = swapped & foreign.view(-1, *(1,) * (image.ndim - 1))
+        own = np.arange(number)
+        beside = np.where((own ^ 1) < number, own ^ 1, max(number - 2, 0))
+        foreign = host.rand(2 * number) >= 1 / (number * processes(self.training))
+        foreign &= np.tile(own != beside, 2)
+        donors = np.concatenate([beside, beside + number]).tolist()
+        swapped = random_cutout(2 * number, size, config.max_cutout, box, generator, kept=~foreign)
+        rows = foreign.nonzero()[0].tolist()
+        for row, swap in [(r, torch.where(swapped[r], cut[donors[r]], cut[r])) for r in rows]:  # of what was cut once
+            cut[row] = swap
         return {
             "turned": turned,
-            "cut": torch.where(swapped, cut[donor], cut),
+            "cut": cut,
             "hidden": hidden | swapped,
-            "turns": turns,
-            "excluded": turn(torch.cat([batch["excluded"]] * 2), turns),
+            "turns": to_device(turns, image.device),
+            "excluded": turn([*batch["excluded"]] * 2, turns),
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

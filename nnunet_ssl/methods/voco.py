@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +39,9 @@ from nnunet_ssl.views.crops import (
     mostly_usable,
     random_corners,
     shared_fractions,
+    whole_crop,
 )
+from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import upsample_mask
 from nnunet_ssl.views.spec import Views
 
@@ -136,10 +140,10 @@ class VoCo(Method):
                 purpose="for steady gradients",
             )
         region, crop = image.shape[2:], self.backbone.patch_size
-        starts = [torch.arange(0, r, c, device=image.device) for r, c in zip(region, crop, strict=True)]
-        grid = torch.cartesian_prod(*starts).view(-1, len(crop))  # [K, D] in C order
+        starts = [range(0, r, c) for r, c in zip(region, crop, strict=True)]
+        grid = np.array(list(product(*starts)))  # [K, D] in C order
         targets = random_corners(len(image), self.config.target_crops, region, crop, generator)
-        corners = torch.cat([grid.expand(len(image), -1, -1), targets], dim=1)  # [B, K + T, D]
+        corners = np.concatenate([np.broadcast_to(grid, (len(image), *grid.shape)), targets], axis=1)  # [B, K + T, D]
         crops = cut_crops(image, corners, crop)
         if self.training:
             per_crop = draws.by_image(generator, crops.shape[1])
@@ -149,8 +153,8 @@ class VoCo(Method):
             "region": image,
             "crops": crops,  # [B, K + T, C, *crop]
             "usable": usable.view(len(image), -1),
-            "overlap": shared_fractions(targets, grid, crop),
-            "target_corners": targets,
+            "overlap": to_device(shared_fractions(targets, grid, crop), image.device),
+            "target_corners": to_device(targets, image.device),
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -196,7 +200,7 @@ class VoCo(Method):
         size, crop = tuple(region.shape[2:]), self.backbone.patch_size
         grid = tuple(s // c for s, c in zip(size, crop, strict=True))
         start = inputs["target_corners"][:, 0]
-        extent = torch.tensor(crop, device=start.device).expand_as(start)
+        extent = whole_crop(start, crop)
         number = torch.arange(1, overlap.shape[2] + 1, device=region.device).expand(len(region), -1)
 
         def paint(values: Tensor) -> Tensor:

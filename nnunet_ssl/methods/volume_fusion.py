@@ -109,7 +109,7 @@ class VolumeFusion(Method):
             "background": background,
             "fused": fuse(foreground, background, level, config.levels),
             "level": level,
-            "excluded": batch["excluded"].any(dim=1),
+            "excluded": torch.logical_or(*batch["excluded"].unbind(dim=1)),
         }
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.intensity import augment_intensity
-from nnunet_ssl.views.orientation import mirror, turn
+from nnunet_ssl.views.orientation import mirrored_and_turned
 
 
 def augment_crops(x: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
@@ -17,9 +17,10 @@ def augment_crops(x: Tensor, generator: torch.Generator, strength: float = 1.0) 
     the first two axes with p = 0.3. `strength` multiplies the probabilities; 0 changes nothing.
     """
     x = augment_intensity(x, generator, strength)
-    number, ndim = len(x), x.ndim - 2
-    flips = draws.rand((number, ndim), generator) < min(0.5 * strength, 0.5)
-    x = mirror(x, flips)
-    turned = draws.rand((number,), generator) < 0.3 * strength
-    quarters = draws.randint(1, 4, (number,), generator)
-    return turn(x, quarters * turned, axes=(2, 3))
+    host, number, ndim = draws.Host(generator), len(x), x.ndim - 2
+    flips = host.rand(number, ndim) < min(0.5 * strength, 0.5)
+    turned = host.rand(number) < 0.3 * strength
+    quarters = host.randint(1, 4, number)
+    for own, changed in zip(x, mirrored_and_turned(x, flips, quarters * turned, axes=(2, 3)), strict=True):
+        own.copy_(changed.contiguous())  # swapped axes may still share the memory of the crop itself
+    return x

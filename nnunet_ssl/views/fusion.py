@@ -7,49 +7,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.painting import uniform_integers
 
-BITS = 24  # of an integer that float32 holds exactly
-
-
-def last_box(starts: Tensor, widths: Tensor, active: Tensor, size: Sequence[int]) -> Tensor:
-    """Which of the boxes painted over each other ends up on top: int32 [B, *size], n + 1 for box n and 0 for none.
-
-    starts, widths [B, N, axes] in voxels; inactive boxes [B, N] are left out. The boxes around a voxel are the
-    bits of an integer, so memory does not grow with their number.
-    """
-    batch, number = active.shape
-    last = torch.zeros(batch, *size, dtype=torch.int32, device=starts.device)
-    for first in range(0, number, BITS):
-        chunk = slice(first, first + BITS)
-        bit = 2 ** torch.arange(len(range(number)[chunk]), device=starts.device).view(-1, 1)
-        covering = torch.full_like(last, -1)  # all bits
-        for axis, length in enumerate(size):
-            position = torch.arange(length, device=starts.device)
-            start, width = starts[:, chunk, axis, None], widths[:, chunk, axis, None]
-            inside = (position >= start) & (position < start + width) & active[:, chunk, None]
-            bits = (inside * bit).sum(dim=1).int()
-            covering &= bits.view(batch, *(length if a == axis else 1 for a in range(len(size))))
-        highest = covering.float().frexp().exponent  # one more than the highest bit, 0 where there is none
-        last = torch.where(highest > 0, highest + first, last)
-    return last
-
 
 def random_boxes(
     shape: tuple[int, int], size: Sequence[int], narrowest: int, widest: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+) -> tuple[np.ndarray, np.ndarray]:
     """(starts, widths) [*shape, axes] of boxes anywhere inside `size` voxels.
 
     Every width is drawn uniformly from `narrowest` voxels, but at most an eighth of the axis, to `widest` times the axis.
     """
-    length = torch.tensor(tuple(size), device=generator.device).expand(*shape, len(size))
-    low = (length // 8).clamp(min=1, max=narrowest)
-    widths = uniform_integers(low, (length * widest).long().maximum(low), generator)
-    return uniform_integers(torch.zeros_like(length), length - widths, generator), widths
+    host = draws.Host(generator)
+    length = np.broadcast_to(np.array(tuple(size)), (*shape, len(size)))
+    low = (length // 8).clip(min=1, max=narrowest)
+    widths = uniform_integers(low, np.maximum((length * widest).astype(np.int64), low), host)
+    return uniform_integers(np.zeros_like(length), length - widths, host), widths
+
+
+def paint_boxes(
+    starts: np.ndarray, widths: np.ndarray, values: Sequence[Sequence[int]], size: Sequence[int], device: torch.device
+) -> Tensor:
+    """Boxes painted over each other: int64 [B, 1, *size], each box with its value, 0 where there is none.
+
+    starts, widths [B, N, axes] in voxels; values: of the first boxes of each image, which are those that are painted.
+    """
+    painted = torch.zeros(len(starts), 1, *size, dtype=torch.int64, device=device)
+    for image, own, first, width in zip(painted[:, 0], values, starts, widths, strict=True):
+        for value, box in zip(own, np.stack([first, first + width], axis=-1).tolist(), strict=False):
+            image[tuple(slice(a, z) for a, z in box)] = value
+    return painted
 
 
 def random_levels(
@@ -65,13 +56,12 @@ def random_levels(
 
     boxes: fewest and most per image; box sizes as in `random_boxes`.
     """
-    device, (fewest, most) = generator.device, boxes
+    host, (fewest, most) = draws.Host(generator), boxes
     starts, widths = random_boxes((batch, most), size, narrowest, widest, generator)
-    number = draws.randint(fewest, most + 1, (batch, 1), generator)
-    colours = draws.randint(0, levels, (batch, most + 1), generator)
-    colours[:, 0] = 0  # of voxels without a box
-    last = last_box(starts, widths, torch.arange(most, device=device) < number, size)
-    return colours.gather(1, last.flatten(1).long()).view(batch, 1, *size)
+    number = host.randint(fewest, most + 1, batch, 1)[:, 0]
+    colours = host.randint(0, levels, batch, most + 1)[:, 1:]
+    values = [own[:n].tolist() for own, n in zip(colours, number, strict=True)]
+    return paint_boxes(starts, widths, values, size, generator.device)
 
 
 def fuse(foreground: Tensor, background: Tensor, level: Tensor, levels: int) -> Tensor:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_ssl.views import draws
+from nnunet_ssl.views.host import to_device
 
 STYLES = ("blocks", "grid", "slices")
 
@@ -47,7 +49,7 @@ def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> fl
     if isinstance(ratio, (int, float)):
         return ratio
     low, high = ratio[0], ratio[-1]
-    return low + (high - low) * torch.rand((), generator=draws.whole(generator), device=generator.device).item()
+    return low + (high - low) * draws.Host(draws.whole(generator)).rand(1).item()
 
 
 def aligned_block(block: int | Sequence[int] | None, unit: Sequence[int], what: str) -> tuple[int, ...]:
@@ -77,37 +79,47 @@ def hidden_count(num_blocks: int, ratio: float) -> int:
     return min(max(int(ratio * num_blocks), 1), num_blocks - 1)
 
 
-def random_hidden(batch: int, num_blocks: int, ratio: float, generator: torch.Generator) -> Tensor:
+def random_hidden(batch: int, num_blocks: int, ratio: float, generator: torch.Generator) -> np.ndarray:
     """Independent random masks [batch, num_blocks] of bool, each with exactly `hidden_count` True entries."""
-    order = draws.rand((batch, num_blocks), generator).argsort(dim=1)
-    hidden = torch.zeros(batch, num_blocks, dtype=torch.bool, device=generator.device)
-    return hidden.scatter_(1, order[:, : hidden_count(num_blocks, ratio)], True)
+    order = draws.Host(generator).rand(batch, num_blocks).argsort(axis=1)
+    hidden = np.zeros((batch, num_blocks), dtype=bool)
+    np.put_along_axis(hidden, order[:, : hidden_count(num_blocks, ratio)], True, axis=1)
+    return hidden
 
 
 def random_blocks(
     batch: int, grid: Sequence[int], ratio: float, generator: torch.Generator, style: str = "blocks"
-) -> Tensor:
+) -> np.ndarray:
     """Random masks [batch, *grid] of bool over a grid of blocks, every sample hiding the same number of them.
 
     "blocks": any blocks, independently per sample. "grid": a random 2 x 2 x 2 pattern, one per batch, repeated over the
     grid; the ratio is rounded to eighths (quarters in 2D). "slices": whole slabs across one axis, which is drawn once per
     batch among those with several blocks; the slabs are drawn per sample. Raises ValueError for a grid of one block.
     """
+    common = draws.Host(draws.whole(generator))
     if style == "grid":
         cell = tuple(min(2, n) for n in grid)
         hidden_count(prod(cell), ratio)
         number = min(max(round(ratio * prod(cell)), 1), prod(cell) - 1)
-        order = torch.rand(prod(cell), generator=draws.whole(generator), device=generator.device).argsort()
-        pattern = (order < number).view(cell)
-        tiled = pattern.repeat(*(-(-n // c) for n, c in zip(grid, cell, strict=True)))
-        return tiled[tuple(slice(n) for n in grid)].expand(batch, *grid)
+        pattern = (common.rand(1, prod(cell)).ravel().argsort() < number).reshape(cell)
+        tiled = np.tile(pattern, [-(-n // c) for n, c in zip(grid, cell, strict=True)])
+        return np.broadcast_to(tiled[tuple(slice(n) for n in grid)], (batch, *grid)).copy()
     if style == "slices":
         hidden_count(max(grid), ratio)
         axes = [a for a, n in enumerate(grid) if n > 1]
-        axis = axes[int(torch.randint(len(axes), (), generator=draws.whole(generator), device=generator.device).item())]
+        axis = axes[common.randint(0, len(axes), 1).item()]
         slabs = random_hidden(batch, grid[axis], ratio, generator)
-        return slabs.view(batch, *(n if a == axis else 1 for a, n in enumerate(grid))).expand(batch, *grid)
-    return random_hidden(batch, prod(grid), ratio, generator).view(batch, *grid)
+        slabs = slabs.reshape(batch, *(n if a == axis else 1 for a, n in enumerate(grid)))
+        return np.broadcast_to(slabs, (batch, *grid)).copy()
+    return random_hidden(batch, prod(grid), ratio, generator).reshape(batch, *grid)
+
+
+def upsample_blocks(mask: np.ndarray, block: Sequence[int], size: Sequence[int]) -> np.ndarray:
+    """Mask [B, *size] of a block mask [B, *grid] on the host: every block covers `block` entries, the last one the rest."""
+    for axis, width in enumerate(block, start=1):
+        mask = mask.repeat(width, axis=axis)
+    whole = (slice(None), *(slice(s) for s in size))
+    return np.ascontiguousarray(mask[whole])
 
 
 def upsample_mask(mask: Tensor, block: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -128,4 +140,5 @@ def random_block_mask(
 ) -> Tensor:
     """Random voxel masks [batch, 1, *size] that hide whole blocks; made on the generator's device."""
     clipped, grid = block_grid(size, block)
-    return upsample_mask(random_blocks(batch, grid, ratio, generator, style), clipped, size)
+    blocks = to_device(random_blocks(batch, grid, ratio, generator, style), generator.device)
+    return upsample_mask(blocks, clipped, size)

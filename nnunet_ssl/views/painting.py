@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,22 +16,30 @@ from nnunet_ssl.views import draws
 MARGIN = 3  # voxels between a box and the border of the patch, as far as there is room
 
 
-def uniform_integers(low: Tensor, high: Tensor, generator: torch.Generator) -> Tensor:
+def uniform_integers(low: np.ndarray, high: np.ndarray, host: draws.Host) -> np.ndarray:
     """Whole numbers drawn uniformly from low..high, both included, one per element."""
-    drawn = draws.rand(low.shape, generator)
-    return low + (drawn * (high - low + 1)).long().minimum(high - low)
+    drawn = host.rand(*low.shape)
+    return low + np.minimum((drawn * (high - low + 1)).astype(np.int64), high - low)
 
 
-def boxes_to_mask(starts: Tensor, widths: Tensor, active: Tensor, size: Sequence[int]) -> Tensor:
-    """Union of boxes as a mask [B, 1, *size]; starts, widths [B, N, axes] in voxels, inactive boxes [B, N] left out."""
-    batch, number = active.shape
-    inside = active.view(batch, number, *(1,) * len(size))
-    for axis, length in enumerate(size):
-        position = torch.arange(length, device=starts.device)
-        first, width = starts[..., axis, None], widths[..., axis, None]
-        covered = (position >= first) & (position < first + width)
-        inside = inside & covered.view(batch, number, *(length if a == axis else 1 for a in range(len(size))))
-    return inside.any(dim=1, keepdim=True)
+def boxes_to_mask(
+    starts: np.ndarray,
+    widths: np.ndarray,
+    active: np.ndarray,
+    outside: np.ndarray,
+    size: Sequence[int],
+    device: torch.device,
+) -> Tensor:
+    """Union of boxes as a mask [B, 1, *size], or all but the boxes for images `outside` [B].
+
+    starts, widths [B, N, axes] in voxels; inactive boxes [B, N] are left out.
+    """
+    mask = torch.empty(len(starts), 1, *size, dtype=torch.bool, device=device)
+    for own, first, width, comes, rest in zip(mask[:, 0], starts, widths, active, outside.tolist(), strict=True):
+        own.fill_(rest)
+        for box in np.stack([first, first + width], axis=-1)[comes].tolist():
+            own[tuple(slice(a, z) for a, z in box)] = not rest
+    return mask
 
 
 def random_painting(
@@ -41,15 +50,15 @@ def random_painting(
     Small boxes are a sixth to a third of the patch wide, windows three to four sevenths narrower than it. Every next box
     comes with probability `another`; the first window always comes.
     """
-    device = generator.device
-    length = torch.tensor(tuple(size), device=device).expand(batch, boxes, len(size))
-    is_inner = draws.rand((batch, 1), generator) < inner
-    small = uniform_integers(length // 6, length // 3, generator)
-    large = length - uniform_integers(3 * length // 7, 4 * length // 7, generator)
-    widths = torch.where(is_inner[..., None], small, large).clamp(min=1)
-    margin = ((length - widths) // 2).clamp(max=MARGIN)
-    starts = uniform_integers(margin, length - widths - margin, generator)
-    comes = draws.rand((batch, boxes), generator) < another
+    host = draws.Host(generator)
+    length = np.broadcast_to(np.array(tuple(size)), (batch, boxes, len(size)))
+    is_inner = host.rand(batch, 1) < inner
+    small = uniform_integers(length // 6, length // 3, host)
+    large = length - uniform_integers(3 * length // 7, 4 * length // 7, host)
+    widths = np.where(is_inner[..., None], small, large).clip(min=1)
+    margin = ((length - widths) // 2).clip(max=MARGIN)
+    starts = uniform_integers(margin, length - widths - margin, host)
+    comes = host.rand(batch, boxes) < another
     comes[:, :1] |= ~is_inner
-    mask = boxes_to_mask(starts, widths, comes.int().cumprod(dim=1).bool(), size)
-    return mask ^ ~is_inner.view(batch, 1, *(1,) * len(size))
+    active = np.logical_and.accumulate(comes, axis=1)
+    return boxes_to_mask(starts, widths, active, ~is_inner[:, 0], size, generator.device)

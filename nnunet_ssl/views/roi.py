@@ -26,13 +26,13 @@ def pool_boxes(features: Tensor, start: Tensor, extent: Tensor, image: Sequence[
     interpolated samples; beyond the border the outermost features count.
     """
     ndim, device = len(image), features.device
-    size = torch.tensor(image, device=device, dtype=torch.float32)
     axes = [(torch.arange(g * SAMPLES, device=device) + 0.5) / (g * SAMPLES) for g in grid]
     place = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)  # [*fine, D] in [0, 1] within the box
     shape = (len(start), *(1,) * ndim, ndim)
     voxel = start.view(shape) + place * extent.view(shape)
     # grid_sample counts from -1 to 1 between the outer borders, last axis first.
+    where = [2 * voxel[..., axis] / image[axis] - 1 for axis in reversed(range(ndim))]
     sampled = grid_sample(
-        features.float(), (2 * voxel / size - 1).flip(-1), mode="bilinear", padding_mode="border", align_corners=False
+        features.float(), torch.stack(where, dim=-1), mode="bilinear", padding_mode="border", align_corners=False
     )
     return avg_pool3d(sampled, SAMPLES) if ndim == 3 else avg_pool2d(sampled, SAMPLES)

@@ -11,7 +11,7 @@ def value_range(image: Tensor, excluded: Tensor) -> tuple[Tensor, Tensor]:
     Excluded voxels (bool [B, 1, *spatial]) do not count; (0, 0) where all are excluded.
     """
     axes = tuple(range(2, image.ndim))
-    nothing = excluded.all(dim=1, keepdim=True).flatten(2).all(dim=2).view(-1, 1, *(1,) * len(axes))
-    low = image.masked_fill(excluded, float("inf")).amin(axes, keepdim=True).masked_fill(nothing, 0)
-    high = image.masked_fill(excluded, float("-inf")).amax(axes, keepdim=True).masked_fill(nothing, 0)
-    return low, high
+    low = image.masked_fill(excluded, float("inf")).amin(axes, keepdim=True)
+    high = image.masked_fill(excluded, float("-inf")).amax(axes, keepdim=True)
+    nothing = low > high
+    return low.masked_fill(nothing, 0), high.masked_fill(nothing, 0)

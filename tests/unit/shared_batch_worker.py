@@ -76,9 +76,8 @@ def run(rank, world):
             method.train()
             own = split_inputs(inputs, IMAGES, world, ())[rank]
             network = DistributedDataParallel(method) if world > 1 else method
-            trainer = SimpleNamespace(
-                method=method, network=network, encode=method.encode, device=torch.device("cpu"), grad_scaler=None
-            )
+            calls = {"network": network, "encode": method.encode, "compare": method.compare}
+            trainer = SimpleNamespace(method=method, **calls, device=torch.device("cpu"), grad_scaler=None)
             output = stepping.run_prepared(trainer, own, IMAGES // world, parts, seed=3)
             loss = output.loss.detach().clone()
             if world > 1:

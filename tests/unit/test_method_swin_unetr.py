@@ -21,7 +21,7 @@ def test_inputs_against_loops(make, batch_of, prepared):
     inputs = prepared(method, batch)
     for i in range(6):
         for name, source in (("turned", batch["image"]), ("excluded", batch["excluded"])):
-            expected = turn(source[i % 3 : i % 3 + 1], inputs["turns"][i : i + 1])[0]
+            expected = turn(source[i % 3 : i % 3 + 1], inputs["turns"][i : i + 1].numpy())[0]
             assert torch.equal(inputs[name][i], expected)
     outside = ~inputs["hidden"]
     assert torch.equal(inputs["cut"][outside], inputs["turned"][outside])

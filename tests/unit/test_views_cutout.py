@@ -2,10 +2,11 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
-from nnunet_ssl.views.cutout import first_boxes, random_boxes, random_cutout, union_of_boxes
+from nnunet_ssl.views.cutout import first_boxes, multiply_edges, random_boxes, random_cutout, union_of_boxes
 
 SIZES = [(12, 10, 9), (16, 14)]
 
@@ -17,9 +18,12 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("size", SIZES)
 def test_union_and_order_against_loops(size):
     start, stop = random_boxes(3, size, 6, (0.05, 0.4), generator())
-    budget = torch.tensor([0.0, 40.0, 1e9])
+    budget = np.array([0.0, 40.0, 1e9])
     used = first_boxes(start, stop, budget)
-    mask = union_of_boxes(start, stop, used, size)
+    mask = union_of_boxes(start, stop, used, size, torch.device("cpu"))
+    # What a GPU computes instead.
+    product = [multiply_edges(a[u], z[u], size, mask.device) for a, z, u in zip(start, stop, used, strict=True)]
+    assert torch.equal(torch.stack(product), mask[:, 0])
     for b in range(3):
         slow, dropped = torch.zeros(size, dtype=torch.bool), 0
         for k in range(6):
@@ -68,3 +72,12 @@ def test_every_voxel_is_hit_about_equally_often_inside():
     assert inside.std() / inside.mean() < 0.15
     corners = list(itertools.product((0, 15), repeat=2))
     assert min(hits[c] for c in corners) > 0.01
+
+
+def test_images_that_are_kept_stay_whole_and_the_others_are_as_they_were():
+    kept = np.array([False, True, False])
+    size, extent = (12, 12, 12), (0.05, 0.25)
+    cut, whole = (random_cutout(3, size, 0.3, extent, generator(3), kept=k) for k in (kept, None))
+    assert not cut[1].any()
+    assert whole[1].any()
+    assert torch.equal(cut[[0, 2]], whole[[0, 2]])

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 import torch
 
-from nnunet_ssl.views.fusion import fuse, last_box, random_boxes, random_levels
+from nnunet_ssl.views.fusion import fuse, paint_boxes, random_boxes, random_levels
 
 SIZES = [(9, 7, 5), (16, 24, 8), (12, 10), (20, 1, 11)]
 
@@ -14,33 +14,37 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def paint_one_by_one(starts, widths, active, size) -> torch.Tensor:
+def paint_voxel_by_voxel(starts, widths, values, size) -> torch.Tensor:
     """Every box over the ones before, voxel by voxel."""
-    painted = torch.zeros(len(starts), *size, dtype=torch.int32)
-    for sample, number in product(range(len(starts)), range(starts.shape[1])):
-        if active[sample, number]:
+    painted = torch.zeros(len(starts), 1, *size, dtype=torch.int64)
+    for sample, own in enumerate(values):
+        for number, value in enumerate(own):
             box = zip(starts[sample, number].tolist(), widths[sample, number].tolist(), strict=True)
             for voxel in product(*(range(start, start + width) for start, width in box)):
-                painted[(sample, *voxel)] = number + 1
+                painted[(sample, 0, *voxel)] = value
     return painted
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("number", [1, 24, 25, 60])
-def test_last_box_is_what_painting_one_by_one_leaves(size, number):
-    # A few narrow boxes per image leave voxels free and early boxes visible; 25 and 60 take more than one integer.
+@pytest.mark.parametrize("number", [1, 24, 60])
+def test_boxes_lie_over_those_before(size, number):
+    # A few narrow boxes per image leave voxels free and early boxes visible.
     starts, widths = random_boxes((3, number), size, 1, 0.4, generator(number))
-    active = torch.rand(3, number, generator=generator(1)) < 0.5
-    found = last_box(starts, widths, active, size)
-    assert found.dtype == torch.int32
-    assert torch.equal(found, paint_one_by_one(starts, widths, active, size))
+    values = [list(range(1, 1 + n)) for n in (number, number // 2, 0)]
+    found = paint_boxes(starts, widths, values, size, torch.device("cpu"))
+    assert found.dtype == torch.int64
+    assert torch.equal(found, paint_voxel_by_voxel(starts, widths, values, size))
 
 
-def test_every_box_can_be_on_top():
-    starts = torch.arange(100).view(1, 100, 1)
-    found = last_box(starts, torch.ones_like(starts), torch.ones(1, 100, dtype=torch.bool), (100,))
-    assert found[0].tolist() == list(range(1, 101))
-    assert not last_box(starts, torch.ones_like(starts), torch.zeros(1, 100, dtype=torch.bool), (100,)).any()
+def test_levels_are_their_boxes_in_the_drawn_colours():
+    """The numbers are drawn in this order: boxes, how many of them, colours, of which the first is for no box."""
+    size, common = (16, 12, 8), generator(4)
+    found = random_levels(3, size, 5, (2, 6), 2, 0.6, generator(4))
+    starts, widths = random_boxes((3, 6), size, 2, 0.6, common)
+    number = torch.randint(2, 7, (3, 1), generator=common)[:, 0].tolist()
+    colours = torch.randint(0, 5, (3, 7), generator=common).tolist()
+    values = [own[1 : 1 + n] for own, n in zip(colours, number, strict=True)]
+    assert torch.equal(found, paint_voxel_by_voxel(starts, widths, values, size))
 
 
 @pytest.mark.parametrize(
@@ -50,12 +54,12 @@ def test_edges_of_boxes(length, edges):
     starts, widths = (x[..., 1] for x in random_boxes((50, 200), (24, length), 8, 0.625, generator()))
     assert (widths.min().item(), widths.max().item()) == edges
     expected = sum(edges) / 2
-    assert widths.float().mean().item() == pytest.approx(expected, rel=0.03)
+    assert widths.mean() == pytest.approx(expected, rel=0.03)
     assert starts.min() == 0
     assert (starts + widths).max() == length
     # Uniform over the places where the box fits.
-    room = (length - widths).float()
-    assert (starts.float().sum() / room.sum().clamp(min=1)).item() == pytest.approx(0.5 if length > 1 else 0, abs=0.02)
+    room = length - widths
+    assert starts.sum() / max(room.sum(), 1) == pytest.approx(0.5 if length > 1 else 0, abs=0.02)
 
 
 @pytest.mark.parametrize("boxes", [(1, 1), (2, 5)])

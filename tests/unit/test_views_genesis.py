@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssl.views.bezier import apply_curves, bezier_intensity, random_curves
-from nnunet_ssl.views.flips import flip, random_flips
-from nnunet_ssl.views.local_shuffle import local_shuffle, random_boxes, random_starts
+from nnunet_ssl.views.bezier import apply_curve, bezier_intensity, random_curves
+from nnunet_ssl.views.draws import Host
+from nnunet_ssl.views.flips import random_flips
+from nnunet_ssl.views.local_shuffle import box_corners, local_shuffle, places_by_box, random_cuts, random_starts
 from nnunet_ssl.views.painting import boxes_to_mask, random_painting, uniform_integers
 from nnunet_ssl.views.value_range import value_range
 
@@ -59,9 +60,20 @@ def test_curves_against_numpy(points):
         np.testing.assert_allclose(y[sample], ys, atol=1e-5)
         values = torch.rand(200, generator=seeded(sample))
         expected = np.interp(values.numpy(), xs, ys)
-        np.testing.assert_allclose(
-            apply_curves(values[None], x[sample : sample + 1], y[sample : sample + 1])[0], expected, atol=2e-3
-        )
+        np.testing.assert_allclose(apply_curve(values, x[sample], y[sample]), expected, atol=2e-3)
+
+
+def test_reading_a_curve_off_at_even_distances_changes_nothing_that_can_be_seen():
+    x, y = random_curves(40, seeded(5))
+    values = torch.cat([torch.tensor([0.0, 1.0]), torch.rand(100_000, generator=seeded(6))])
+    for one, other in zip(x, y, strict=True):
+        found, exact = apply_curve(values, one, other).numpy(), np.interp(values.numpy(), one, other)
+        assert found[:2] == pytest.approx(exact[:2], abs=1e-6)
+        error = abs(found - exact)
+        assert error.mean() < 1e-5
+        assert np.quantile(error, 0.999) < 5e-4
+        # Where a curve is as good as vertical, 1 / 65536 of the range is a visible step of it: for very few voxels.
+        assert error.max() < 0.02
 
 
 @pytest.mark.parametrize(("offset", "scale"), [(0.0, 1.0), (-1000.0, 400.0), (0.5, 0.1)])
@@ -116,9 +128,9 @@ def test_cuts_against_loops(length, width):
 
 def test_widths_are_uniform():
     starts = random_starts(50, 2000, 4, seeded())
-    widths = torch.cat([row.unique_consecutive(return_counts=True)[1][1:-1] for row in starts])
-    shares = torch.bincount(widths, minlength=5)[1:] / len(widths)
-    assert shares.sub(0.25).abs().max() < 0.02
+    widths = np.concatenate([np.unique(row, return_counts=True)[1][1:-1] for row in starts])
+    shares = np.bincount(widths, minlength=5)[1:] / len(widths)
+    assert abs(shares - 0.25).max() < 0.02
 
 
 def boxes_of(corner):
@@ -130,7 +142,10 @@ def boxes_of(corner):
 
 @pytest.mark.parametrize(("size", "width"), [((8, 12, 10), (3, 4, 2)), ((9, 16), (4, 4)), ((6, 5, 1), (2, 3, 1))])
 def test_boxes_are_boxes_named_after_their_corner(size, width):
-    for corner in random_boxes(3, size, width, seeded(1)):
+    for starts in zip(*random_cuts(3, size, width, seeded(1)), strict=True):
+        corner = box_corners(starts, torch.device("cpu"))
+        place = places_by_box(starts, corner.device)
+        assert torch.equal(place.argsort(), corner.argsort(stable=True))  # the list of all voxels, box by box
         for box, voxels in boxes_of(corner).items():
             places = np.array(np.unravel_index(voxels, size))
             low, extent = places.min(axis=1), np.ptp(places, axis=1) + 1
@@ -142,7 +157,8 @@ def test_boxes_are_boxes_named_after_their_corner(size, width):
 def slow_shuffle(image, width, share, generator):
     """Box by box: list its voxels, sort them by their random keys, write them back."""
     batch, channels, *size = image.shape
-    corner = random_boxes(batch, size, width, generator)
+    cuts = random_cuts(batch, size, width, generator)
+    corner = torch.stack([box_corners(starts, torch.device("cpu")) for starts in zip(*cuts, strict=True)])
     draw = torch.rand(corner.shape, generator=generator)
     key = torch.randint(2**24, corner.shape, generator=generator)
     out = image.flatten(2).clone()
@@ -158,7 +174,7 @@ def slow_shuffle(image, width, share, generator):
 @pytest.mark.parametrize(("size", "width"), [((8, 12, 10), (3, 4, 2)), ((9, 16), (4, 4)), ((7, 7, 7), (7, 7, 7))])
 def test_shuffle_against_loops(size, width):
     image = torch.randn(3, 2, *size, generator=seeded(9))
-    share = torch.tensor([0.0, 0.6, 1.0])
+    share = np.array([0.0, 0.6, 1.0])
     fast, slow = (f(image, width, share, seeded(4)) for f in (local_shuffle, slow_shuffle))
     assert torch.equal(fast, slow)
     assert torch.equal(fast[0], image[0])
@@ -168,7 +184,7 @@ def test_shuffle_against_loops(size, width):
 
 def test_shuffled_share():
     image = torch.arange(40.0**3).view(1, 1, 40, 40, 40)
-    shuffled = local_shuffle(image, (8, 8, 8), torch.tensor([0.78]), seeded(0))
+    shuffled = local_shuffle(image, (8, 8, 8), np.array([0.78]), seeded(0))
     assert (shuffled != image).float().mean().item() == pytest.approx(0.78, abs=0.06)
 
 
@@ -176,8 +192,8 @@ def test_every_permutation_is_equally_likely():
     """One box of three voxels, 6 orders; the box's own corner must not be favoured."""
     image = torch.arange(3.0).expand(6000, 1, 3).unsqueeze(-1)
     boxes = random_starts(6000, 3, 3, seeded(1))
-    whole = (boxes == 0).all(dim=1)
-    shuffled = local_shuffle(image, (3, 1), torch.full((6000,), 0.5), seeded(1)).view(-1, 3)[whole]
+    whole = (boxes == 0).all(axis=1)
+    shuffled = local_shuffle(image, (3, 1), np.full(6000, 0.5), seeded(1)).view(-1, 3)[whole]
     moved = shuffled[(shuffled != torch.arange(3.0)).any(dim=1)]
     codes = (moved * torch.tensor([9.0, 3.0, 1.0])).sum(dim=1).unique(return_counts=True)[1].float()
     assert len(codes) == 5
@@ -188,20 +204,21 @@ def test_every_permutation_is_equally_likely():
 
 
 def test_whole_numbers_are_uniform_with_both_ends():
-    low, high = torch.full((30000,), 2), torch.full((30000,), 5)
-    drawn = uniform_integers(low, high, seeded())
-    assert drawn.unique().tolist() == [2, 3, 4, 5]
-    assert (torch.bincount(drawn)[2:] / 30000 - 0.25).abs().max() < 0.015
-    assert torch.equal(uniform_integers(low, low, seeded()), low)
+    low, high = np.full(30000, 2), np.full(30000, 5)
+    drawn = uniform_integers(low, high, Host(seeded()))
+    assert np.unique(drawn).tolist() == [2, 3, 4, 5]
+    assert abs(np.bincount(drawn)[2:] / 30000 - 0.25).max() < 0.015
+    assert np.array_equal(uniform_integers(low, low, Host(seeded())), low)
 
 
 @pytest.mark.parametrize("size", [(6, 9, 5), (8, 7)])
 def test_boxes_against_loops(size):
-    length = torch.tensor(size).expand(3, 4, len(size))
-    widths = uniform_integers(torch.ones_like(length), length, seeded(1))
-    starts = uniform_integers(torch.zeros_like(length), length - widths, seeded(2))
-    active = torch.rand(3, 4, generator=seeded(3)) < 0.6
-    mask = boxes_to_mask(starts, widths, active, size)
+    length = np.broadcast_to(np.array(size), (3, 4, len(size)))
+    widths = uniform_integers(np.ones_like(length), length, Host(seeded(1)))
+    starts = uniform_integers(np.zeros_like(length), length - widths, Host(seeded(2)))
+    active = (torch.rand(3, 4, generator=seeded(3)) < 0.6).numpy()
+    outside = np.array([False, True, False])
+    mask = boxes_to_mask(starts, widths, active, outside, size, torch.device("cpu"))
     for b in range(3):
         slow = torch.zeros(size, dtype=torch.bool)
         for n in range(4):
@@ -209,7 +226,7 @@ def test_boxes_against_loops(size):
                 slow[
                     tuple(slice(s, s + w) for s, w in zip(starts[b, n].tolist(), widths[b, n].tolist(), strict=True))
                 ] = True
-        assert torch.equal(mask[b, 0], slow)
+        assert torch.equal(mask[b, 0], slow ^ bool(outside[b]))
 
 
 @pytest.mark.parametrize("size", [(40, 56, 42), (28, 35)])
@@ -261,14 +278,6 @@ def test_tiny_patches_can_be_painted(size):
 # ---- flips ----------------------------------------------------------------------------------------------------------
 
 
-def test_flips_against_loops():
-    x = torch.randn(8, 2, 3, 4, 5, generator=seeded())
-    flips = torch.tensor(list(itertools.product([False, True], repeat=3)))
-    for sample, axes in enumerate(flips.tolist()):
-        expected = x[sample].flip([a + 1 for a, yes in enumerate(axes) if yes])
-        assert torch.equal(flip(x, flips)[sample], expected)
-
-
 def test_all_axes_are_flipped_equally_often_and_as_often_as_the_recipe_says():
     flips = random_flips(20000, 3, 0.4, seeded())
     rng, slow = np.random.default_rng(0), np.zeros(3)
@@ -278,16 +287,16 @@ def test_all_axes_are_flipped_equally_often_and_as_often_as_the_recipe_says():
             axes[rng.integers(3)] ^= True
             count += 1
         slow += axes
-    np.testing.assert_allclose(flips.float().mean(dim=0), slow / 20000, atol=0.015)
+    np.testing.assert_allclose(flips.mean(axis=0), slow / 20000, atol=0.015)
 
 
 def test_everything_follows_the_generator():
     image = torch.randn(2, 1, 12, 14, 10, generator=seeded())
     calls = [
-        lambda g: local_shuffle(image, (3, 3, 3), torch.ones(2), g),
+        lambda g: local_shuffle(image, (3, 3, 3), np.ones(2), g),
         lambda g: bezier_intensity(image, torch.full((2, 1, 1, 1, 1), -4.0), torch.full((2, 1, 1, 1, 1), 4.0), g),
         lambda g: random_painting(2, (12, 14, 10), 0.5, 5, 0.9, g),
-        lambda g: random_flips(64, 3, 0.4, g),
+        lambda g: torch.from_numpy(random_flips(64, 3, 0.4, g)),
     ]
     for call in calls:
         assert torch.equal(call(seeded(5)), call(seeded(5)))

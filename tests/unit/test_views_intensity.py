@@ -28,14 +28,14 @@ def images(size, number: int = 4) -> torch.Tensor:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_blur_is_scipys(size):
-    x, sigma = images(size), torch.tensor([0.5, 0.63, 0.87, 1.0])
+    x, sigma = images(size), np.array([0.5, 0.63, 0.87, 1.0])
     slow = np.stack([gaussian_filter(image, s) for image, s in zip(x.numpy(), sigma.tolist(), strict=True)])
     assert torch.allclose(blur(x, sigma), torch.from_numpy(slow), atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_contrast_is_batchgenerators(size):
-    x, factor = images(size), torch.tensor([0.75, 0.9, 1.1, 1.25])
+    x, factor = images(size), np.array([0.75, 0.9, 1.1, 1.25])
     slow = [augment_contrast(x[i : i + 1].numpy().copy(), lambda i=i: factor[i].item()) for i in range(4)]
     assert torch.allclose(change_contrast(x, factor), torch.from_numpy(np.concatenate(slow)), atol=1e-5)
 
@@ -44,7 +44,7 @@ def test_contrast_is_batchgenerators(size):
 @pytest.mark.parametrize("invert", [False, True])
 def test_gamma_is_batchgenerators(size, invert):
     x = images(size, 3)
-    gamma = torch.tensor([1.0, 1.2, 1.5])  # a range of one value >= 1 is drawn as it is
+    gamma = np.array([1.0, 1.2, 1.5])  # a range of one value >= 1 is drawn as it is
     slow = [
         augment_gamma(x[i : i + 1].numpy().copy(), (g, g), invert, per_channel=True, retain_stats=True)
         for i, g in enumerate(gamma.tolist())
@@ -57,14 +57,14 @@ def test_gamma_below_one_against_its_formula():
     scaled = (x - x.min()) / (x.max() - x.min())
     slow = scaled**0.7
     slow = (slow - slow.mean()) / slow.std(correction=0) * x.std(correction=0) + x.mean()
-    assert torch.allclose(change_gamma(x, torch.tensor([0.7]), False), slow, atol=1e-4)
+    assert torch.allclose(change_gamma(x, np.array([0.7]), False), slow, atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(16, 12, 20), (24, 18)])
 def test_lower_resolution_is_close_to_batchgenerators(size):
     x = torch.stack([torch.from_numpy(gaussian_filter(i, 1.5)) for i in images(size).numpy()])
     x = x / x.std()
-    zoom = torch.tensor([0.5, 0.66, 0.8, 1.0])
+    zoom = np.array([0.5, 0.66, 0.8, 1.0])
     ours = lower_resolution(x, zoom)
     for i, z in enumerate(zoom.tolist()):
         slow = augment_linear_downsampling_scipy(
@@ -80,10 +80,10 @@ def test_lower_resolution_is_close_to_batchgenerators(size):
 def test_a_constant_image_stays_finite_and_constant():
     x = torch.full((2, 6, 6, 6), 3.0)
     for changed in (
-        blur(x, torch.tensor([0.5, 1.0])),
-        change_contrast(x, torch.tensor([0.8, 1.2])),
-        lower_resolution(x, torch.tensor([0.5, 0.9])),
-        change_gamma(x, torch.tensor([0.7, 1.5]), True),
+        blur(x, np.array([0.5, 1.0])),
+        change_contrast(x, np.array([0.8, 1.2])),
+        lower_resolution(x, np.array([0.5, 0.9])),
+        change_gamma(x, np.array([0.7, 1.5]), True),
     ):
         assert torch.allclose(changed, x, atol=1e-4)
 
@@ -133,7 +133,7 @@ def test_every_change_has_its_probability_and_its_range(monkeypatch, low_resolut
 
     def record(name):
         def change(rows, parameter, invert=None):
-            calls[name if invert is None else f"{name} {invert}"] = parameter
+            calls.setdefault(name if invert is None else f"{name} {invert}", []).append(parameter)
             return rows + 1000
 
         monkeypatch.setattr(intensity, name, change)
@@ -152,9 +152,9 @@ def test_every_change_has_its_probability_and_its_range(monkeypatch, low_resolut
     }
     assert calls.keys() == expected.keys()
     for name, (share, least, median, most) in expected.items():
-        parameter = calls[name]
+        parameter = np.concatenate(calls[name])
         assert len(parameter) / number == pytest.approx(share, abs=5 * (share * (1 - share) / number) ** 0.5), name
-        found = [parameter.min().item(), parameter.median().item(), parameter.max().item()]
+        found = [parameter.min(), np.median(parameter), parameter.max()]
         assert found == pytest.approx([least, median, most], abs=0.02), name
     left = out.flatten(1).mean(dim=1)
     untouched = left < 10  # by the four above: noise and brightness remain
@@ -175,3 +175,20 @@ def test_same_generator_state_same_augmentation():
     first, again, other = (augment_crops(x, torch.Generator().manual_seed(s)) for s in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_images_changed_at_once_are_those_changed_one_by_one(monkeypatch):
+    """A GPU changes all images that get a change at once; here the changes are told that they run on one."""
+    x = torch.randn(24, 2, 9, 8, 7, generator=torch.Generator().manual_seed(0))
+    one_by_one = augment_intensity(x, torch.Generator().manual_seed(1), 2.0)
+    numbers = []
+
+    def at_once(flat, rows, change, parameter):
+        numbers.append(len(rows))
+        if len(rows):
+            index = torch.from_numpy(rows)
+            flat.index_copy_(0, index, change(flat.index_select(0, index), parameter[rows]))
+
+    monkeypatch.setattr(intensity, "change_rows", at_once)
+    assert torch.allclose(augment_intensity(x, torch.Generator().manual_seed(1), 2.0), one_by_one, atol=1e-5)
+    assert sum(n > 1 for n in numbers) > 4

@@ -1,0 +1,209 @@
+"""Nothing between a batch and its gradients asks a GPU for an answer: the host would have to wait for all it has queued.
+
+No GPU is needed for that: torch's meta device, which knows shapes and no values, plays it. Every operator on its tensors
+that a GPU answers with a value, or with a shape that depends on values, is refused, and so is every copy to the host, or
+from it if it is waited for. What lies on the host is not concerned.
+"""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nnunet_ssl.backbones.drop_path import drop_by_image
+from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.trainers import stepping
+from nnunet_ssl.views import draws
+from nnunet_ssl.views.host import to_device
+
+OWN = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
+CASES = [(m, k) for m in OWN for k in ("unet", "primus") if k in get_method(m).backbones]
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "mae": [{"mask_style": "grid"}, {"mask_style": "slices", "mask_ratio": (0.3, 0.8)}, {"normalise_target": True}],
+    "spark3d": [{"mask_style": "slices"}],
+    "simmim": [{"mask_ratio": (0.3, 0.8)}],
+}
+GPU = "meta"
+WAITING = (
+    "_local_scalar_dense", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "masked_select", "_unique",
+    "_unique2", "unique_dim", "unique_consecutive", "bincount", "repeat_interleave",
+)  # fmt: skip
+
+
+class Waiting(AssertionError):
+    """The host would wait for the GPU."""
+
+
+def lies_on_gpu(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.device.type == GPU
+
+
+class Refusing(TorchDispatchMode):
+    """Refuses operators that are answered by the GPU, and copies between host and GPU that are waited for."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket.__name__
+        if name in WAITING and any(lies_on_gpu(x) for x in args):
+            raise Waiting(f"{func}, shapes {[tuple(x.shape) for x in args if isinstance(x, Tensor)]}")
+        if name in ("index", "index_put", "index_put_") and lies_on_gpu(args[0]):
+            masks = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
+            if masks and (name == "index" or args[2].numel() > 1):  # one value for all needs no list of places
+                raise Waiting(f"{func} with a mask")
+        if name in ("_to_copy", "copy_"):
+            source = args[0] if name == "_to_copy" else args[1]
+            target = torch.device(kwargs.get("device") or source.device) if name == "_to_copy" else args[0].device
+            queued = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
+            to_host = source.device.type == GPU and target.type != GPU
+            if to_host or (source.device.type != target.type == GPU and not queued):
+                raise Waiting(f"{func} from {source.device} to {target}, shape {tuple(source.shape)}")
+        return func(*args, **kwargs)
+
+
+class RefusingConstants(TorchFunctionMode):
+    """Refuses tensors made on the GPU from numbers of the host: that copy is always waited for."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        made = func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None
+        if (made and torch.device(kwargs["device"]).type == GPU) or (
+            func is Tensor.new_tensor and lies_on_gpu(args[0])
+        ):
+            raise Waiting(f"{func} of {args[-1]}")
+        return func(*args, **kwargs)
+
+
+class OnGPU(draws.ImageGenerator):
+    """An image generator whose numbers are wanted on a GPU; a real one would need the GPU."""
+
+    device = torch.device(GPU)  # type: ignore[assignment]
+
+    def __new__(cls, device: Any, seed: int, images: range) -> Any:
+        return super().__new__(cls, "cpu", seed, images)
+
+
+class Asking(get_method("mae")):  # type: ignore[misc]
+    """What a careless change may look like."""
+
+    def prepare(self, batch: Any, generator: torch.Generator) -> Any:
+        if batch["excluded"].any().item():
+            warnings.warn("Some voxels are excluded.", stacklevel=2)
+        return super().prepare(batch, generator)
+
+
+@pytest.fixture
+def method_class(request):
+    return Asking if request.param == "asking" else get_method(request.param)
+
+
+def move(module: nn.Module) -> None:
+    """Replace all weights and buffers by ones on the GPU."""
+    moved: dict[int, Any] = {}
+    for part in module.modules():
+        for own, wrap in ((part._parameters, nn.Parameter), (part._buffers, lambda x, requires_grad: x)):
+            for name, value in own.items():
+                if value is not None:
+                    if id(value) not in moved:
+                        there = torch.empty(value.shape, dtype=value.dtype, device=GPU)
+                        moved[id(value)] = wrap(there, requires_grad=value.requires_grad)
+                    own[name] = moved[id(value)]
+
+
+def step(make: Any, batch_of: Any, monkeypatch: pytest.MonkeyPatch, kind: str, parts: int = 1, **options: Any) -> None:
+    """A training step, from a batch on the GPU to gradients."""
+    patch = (16, 24, 32)
+    method = make(kind, patch, 2, **options).train()
+    batch = batch_of(patch, 2, 4, **options)
+    generator = OnGPU(GPU, 3, range(4))
+    real = torch.Generator
+    monkeypatch.setattr(draws, "ImageGenerator", OnGPU)
+    monkeypatch.setattr(draws.torch, "Generator", lambda device=None: real())
+    for module in (torch, stepping):  # a GPU of this kind knows no autocast
+        monkeypatch.setattr(module, "autocast", lambda *_args, **_options: nullcontext())
+    paths = drop_by_image(method)
+    with RefusingConstants(), Refusing(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is too small")
+        move(method)
+        batch = {k: torch.empty(v.shape, dtype=v.dtype, device=GPU) for k, v in batch.items()}
+        with torch.no_grad():
+            inputs = method.prepare(batch, generator)
+        assert all(v.device.type == GPU for v in inputs.values()), "a part of the inputs was left on the host"
+        trainer = SimpleNamespace(
+            method=method, network=method, encode=method.encode, compare=method.compare, grad_scaler=None,
+            device=torch.device(GPU), drop_paths=paths,
+        )  # fmt: skip
+        inputs = {**inputs, stepping.IMAGE_KEYS: generator.keys}
+        output = stepping.run_prepared(trainer, inputs, 4, parts, seed=1)
+    assert output.loss.shape == ()
+    assert any(p.grad is not None for p in method.parameters())
+
+
+@pytest.mark.parametrize(("method_class", "kind"), CASES, indirect=["method_class"])
+def test_a_training_step_does_not_wait(method_class, kind, make, batch_of, monkeypatch):
+    step(make, batch_of, monkeypatch, kind)
+
+
+@pytest.mark.parametrize(
+    ("method_class", "kind", "options"),
+    [(m, k, o) for m, k in CASES for o in OPTIONS.get(m, [])],
+    indirect=["method_class"],
+)
+def test_options_do_not_wait_either(method_class, kind, options, make, batch_of, monkeypatch):
+    step(make, batch_of, monkeypatch, kind, **options)
+
+
+@pytest.mark.parametrize("method_class", ["mae", "simclr"], indirect=True)
+def test_parts_of_a_batch_do_not_wait(method_class, make, batch_of, monkeypatch):
+    step(make, batch_of, monkeypatch, "unet", parts=2)
+
+
+@pytest.mark.parametrize("method_class", ["asking"], indirect=True)
+def test_one_question_is_found(method_class, make, batch_of, monkeypatch):
+    with pytest.raises(Waiting, match="_local_scalar_dense"):
+        step(make, batch_of, monkeypatch, "unet")
+
+
+QUESTIONS = {
+    "item": lambda x: x.sum().item(),
+    "tolist": lambda x: x.tolist(),
+    "if": lambda x: bool((x > 0).any()),
+    "nonzero": lambda x: x.nonzero(),
+    "where": lambda x: torch.where(x > 0),
+    "mask": lambda x: x[x > 0],
+    "mask set": lambda x: x.__setitem__(x > 0, torch.ones(6, device=x.device)),
+    "masked_select": lambda x: x.masked_select(x > 0),
+    "unique": lambda x: x.unique(),
+    "equal": lambda x: torch.equal(x, x),
+    "allclose": lambda x: torch.allclose(x, x),
+    "repeat": lambda x: x.repeat_interleave(x[:, 0].long(), dim=0),
+    "cpu": lambda x: x.cpu(),
+    "copy": lambda x: torch.empty(2, 3).copy_(x),
+    "to the GPU": lambda x: torch.tensor([1, 2], device=x.device),
+    "to the GPU later": lambda x: torch.as_tensor(np.ones(3)).to(x.device),
+}
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_kind_of_question_is_found(question):
+    with RefusingConstants(), Refusing():
+        x = torch.empty(2, 3, device=GPU)
+        with pytest.raises(Waiting):
+            QUESTIONS[question](x)
+
+
+def test_what_is_queued_is_let_through():
+    with RefusingConstants(), Refusing():
+        x = torch.empty(2, 3, device=GPU)
+        x += to_device(np.ones(3, dtype=np.float32), x.device)
+        x[x > 0] = 1
+        x.index_copy_(0, to_device([0], x.device), x[1:])
+        assert x.device.type == GPU
