@@ -70,9 +70,11 @@ def finish_epoch(trainer: SSLTrainer) -> None:
     trainer.print_to_log_file(f"Terms: {terms}")
     trainer.print_to_log_file(f"Epoch time: {seconds:.2f} s, about {left} left")
     last = trainer.current_epoch == trainer.num_epochs - 1
-    if (trainer.current_epoch + 1) % trainer.save_every == 0 and not last:
+    due = (trainer.current_epoch + 1) % trainer.save_every == 0
+    if due and not last:
         save_unless_disk_is_full(trainer, "checkpoint_latest.pth")
-    if trainer._best_ema is None or log["val_losses"] < trainer._best_ema:
+    # Early in a training nearly every epoch is the best so far, and a large checkpoint costs a few percent of an epoch.
+    if (due or last) and (trainer._best_ema is None or log["val_losses"] < trainer._best_ema):
         trainer._best_ema = log["val_losses"]
         save_unless_disk_is_full(trainer, "checkpoint_best.pth")
     if trainer.local_rank == 0:

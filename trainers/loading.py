@@ -146,4 +146,6 @@ def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps
     )
     offset = dist.get_rank() * trainer.batch_size if trainer.is_ddp else 0
     positions = Positions(steps, trainer.total_batch_size, trainer.batch_size, offset, repeat=stream == VALIDATION)
-    return load_batches(dataset, positions, workers if training else -(-workers // 2), trainer.device)
+    if training:
+        return load_batches(dataset, positions, workers, trainer.device)
+    return load_batches(dataset, positions, -(-workers // 2), trainer.device, ahead=2)  # ready since the last epoch

@@ -123,8 +123,8 @@ def estimate_run(trainer: SSLTrainer, seconds_per_iteration: float) -> Estimate:
     epochs, iterations = trainer.num_epochs, settings.num_iterations_per_epoch
     validation = _validation_seconds(trainer)
     checkpoint_seconds, size = _checkpoint_cost(trainer)
-    # The best one may be written after every epoch, the latest one every few epochs but the last, the final one once.
-    checkpoints = epochs + (epochs - 1) // settings.save_every + 1
+    # Every few epochs the latest one and, at most, the best one; after the last epoch the best one and the final one.
+    checkpoints = 2 * ((epochs - 1) // settings.save_every) + 2
     seconds = {
         "training_hours": epochs * iterations * seconds_per_iteration,
         "validation_hours": epochs * settings.num_val_iterations_per_epoch * validation,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
@@ -46,12 +48,44 @@ def peak_of_this_process() -> int | None:
 
 
 def held_by_workers() -> int | None:
-    """Bytes that only the child processes hold, without what they share with this one; None where it is not told."""
-    amounts = [
-        _kilobytes(Path(f"/proc/{child.pid}/smaps_rollup"), ("Private_Clean", "Private_Dirty"))
-        for child in active_children()
-    ]
-    return None if None in amounts else sum(a for a in amounts if a is not None)
+    """Bytes that child processes hold beyond what they share with this one, and batches it has not fetched from them yet.
+
+    None where the system does not tell.
+    """
+    children = [child.pid for child in active_children() if child.pid is not None]
+    own = [_kilobytes(Path(f"/proc/{c}/smaps_rollup"), ("Private_Clean", "Private_Dirty")) for c in children]
+    mapped = [_kilobytes(Path(f"/proc/{c}/smaps_rollup"), ("Pss_Shmem",)) for c in children]
+    if None in own or None in mapped:
+        return None
+    fetched = shared_by([os.getpid()])
+    queued = sum(size for number, size in shared_by(children).items() if number not in fetched)
+    return queued + sum(max(0, o - m) for o, m in zip(own, mapped, strict=True) if o is not None and m is not None)
+
+
+def held_by(processes: Iterable[int]) -> int | None:
+    """Bytes that these processes hold, pages they share divided among them; None where the system does not tell.
+
+    Files in shared memory are left out: a queue may hold some that no process has mapped, see `shared_by`.
+    """
+    found: int | None = None
+    for process in processes:
+        amount = _kilobytes(Path(f"/proc/{process}/smaps_rollup"), ("Pss_Anon", "Pss_File"))
+        if amount is not None:  # else it has ended, or this is not Linux
+            found = (found or 0) + amount
+    return found
+
+
+def shared_by(processes: Iterable[int]) -> dict[int, int]:
+    """Bytes of every file in shared memory that these processes have open, by its number: batches on their way."""
+    found = {}
+    for process in processes:
+        with suppress(OSError):  # it has ended, or this is not Linux
+            for handle in os.scandir(f"/proc/{process}/fd"):
+                with suppress(OSError):
+                    if os.readlink(handle.path).startswith("/dev/shm/"):
+                        status = os.stat(handle.path)
+                        found[status.st_ino] = status.st_blocks * 512
+    return found
 
 
 def _kilobytes(file: Path, names: tuple[str, ...]) -> int | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,8 @@ from nnunet_ssl.trainers.augmentation import Augmentation
 from nnunet_ssl.trainers.data import Corpus, derive_seed, read_box
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
+
+PART_BYTES = 32 << 20  # sending a part takes about a millisecond, however small it is
 
 
 class PatchDataset(Dataset[dict[str, Any]]):
@@ -60,6 +65,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
             return regions[0]
         stacked = {k: torch.stack([r[k] for r in regions]) for k in ("image", "excluded")}
         return {**stacked, "key": " + ".join(r["key"] for r in regions)}
+
+    def bytes_per_sample(self) -> int:
+        """Bytes of a sample, as far as they are known before reading."""
+        channels = 1 if self.separate_channels else max([1, *(len(s.channels) for s in self.corpus.sources.values())])
+        return self.views.regions * prod(self.views.region_size) * (4 * channels + 1)
 
     def draw_case(self) -> str:
         """An identifier, drawn from numpy's global generator."""
@@ -112,32 +122,97 @@ class Positions:
                 return
 
 
+@dataclass(frozen=True)
+class Parts:
+    """How the samples of a process' batch are shared among the reading processes: each makes `size` of them at a time.
+
+    A small batch is made in one piece. A large one is made by several processes, so that none of them ever holds all of it, and
+    no more than a few batches are on their way, however many processes read.
+    """
+
+    samples: int
+    size: int
+
+    @classmethod
+    def of(cls, samples: int, bytes_per_sample: int) -> Parts:
+        """As even as possible, none above `PART_BYTES` unless a sample is."""
+        number = -(-samples // max(1, PART_BYTES // bytes_per_sample))
+        return cls(samples, -(-samples // number))
+
+    def prefetched(self, workers: int, batches: int) -> int:
+        """Parts that each of the workers has ready: enough for so many batches, and no fewer than two."""
+        return max(2, -(-batches * -(-self.samples // self.size) // workers))
+
+    def split(self, positions: Iterable[list[int]]) -> Iterator[list[int]]:
+        """The positions of every part, batch by batch."""
+        for batch in positions:
+            yield from (batch[i : i + self.size] for i in range(0, len(batch), self.size))
+
+    def join(self, parts: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+        """Batches on the device, every part written to its place; raises ValueError when samples differ in shape."""
+        batch: dict[str, Tensor] = {}
+        keys: list[str] = []
+        for part in parts:
+            tensors = {k: v for k, v in part.items() if isinstance(v, Tensor)}
+            if self.size == self.samples:
+                yield {**part, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()}}
+                continue
+            if not keys:
+                batch = {k: v.new_empty((self.samples, *v.shape[1:]), device=device) for k, v in tensors.items()}
+            for name, whole in batch.items():
+                if tensors[name].shape[1:] != whole.shape[1:]:  # copying would repeat a single channel
+                    raise ValueError(
+                        f"The samples of a batch differ in shape: {tuple(tensors[name].shape[1:])} ({part['key'][0]}) and "
+                        f"{tuple(whole.shape[1:])} ({keys[0]})."
+                    )
+                whole[len(keys) :][: len(part["key"])].copy_(tensors[name], non_blocking=True)
+            keys += part["key"]
+            if len(keys) == self.samples:
+                ready: list[dict[str, Any]] = [{**batch, "key": keys}]
+                batch, keys, tensors = {}, [], {}
+                del whole
+                yield ready.pop()  # whoever gets it is the only one who keeps it
+
+
 def load_batches(
-    dataset: PatchDataset, positions: Positions, num_workers: int, device: torch.device
+    dataset: PatchDataset, positions: Positions, num_workers: int, device: torch.device, ahead: int = 4
 ) -> Iterator[Mapping[str, Any]]:
-    """Batches in the order of their positions; an error in a worker arrives with the worker's own traceback."""
+    """Batches in the order of their positions; an error in a worker arrives with the worker's own traceback.
+
+    ahead: batches of large samples that are ready or being made; of small ones, each worker has two.
+    """
+    parts = Parts.of(positions.local, dataset.bytes_per_sample())
     loader = DataLoader(
         dataset,
-        batch_sampler=positions,
+        batch_sampler=parts.split(positions),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        prefetch_factor=2 if num_workers else None,
+        prefetch_factor=parts.prefetched(num_workers, ahead) if num_workers else None,
+        worker_init_fn=leave_inherited_memory_alone if num_workers else None,
     )
-    return copy_ahead(iter(loader), device) if device.type == "cuda" else iter(loader)
+    batches = parts.join(iter(loader), device)  # the workers begin now, not with the first batch
+    return copy_ahead(batches, device) if device.type == "cuda" else batches
+
+
+def leave_inherited_memory_alone(_: int) -> None:
+    """Keep the garbage collector of a forked process off the objects it shares: looking at them copies their pages."""
+    gc.freeze()
 
 
 def copy_ahead(batches: Iterator[Mapping[str, Any]], device: torch.device) -> Iterator[Mapping[str, Any]]:
-    """The batches on a GPU, copied from pinned memory on a stream of their own, beside what the GPU is computing.
+    """Batches that are put together on a GPU from pinned memory, on a stream of their own, beside what the GPU is computing.
 
     Training steps are queued without waiting for their results, so that the copy starts while the step before is running.
     """
     stream = torch.cuda.Stream(device)
-    for batch in batches:
+    while True:
         with torch.cuda.stream(stream):
-            moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            batch = next(batches, None)
+        if batch is None:
+            return
         computing = torch.cuda.current_stream(device)
         computing.wait_stream(stream)
-        for value in moved.values():
+        for value in batch.values():
             if isinstance(value, Tensor):
                 value.record_stream(computing)  # its memory is not given away before the step has used it
-        yield moved
+        yield batch

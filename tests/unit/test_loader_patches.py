@@ -11,9 +11,10 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_ssl.planners.foreground import LOCATIONS, SHARE
+from nnunet_ssl.trainers import patches
 from nnunet_ssl.trainers.augmentation import Augmentation
 from nnunet_ssl.trainers.data import Corpus, Source, read_box, storage_and_cases
-from nnunet_ssl.trainers.patches import PatchDataset, Positions, load_batches
+from nnunet_ssl.trainers.patches import Parts, PatchDataset, Positions, load_batches
 from nnunet_ssl.trainers.places import AROUND_ANATOMY, Places, around
 from nnunet_ssl.views.spec import Views
 
@@ -200,3 +201,42 @@ def test_an_error_arrives_with_its_own_traceback(tmp_path, workers):
     shown = str(caught.value) + "".join(str(entry) for entry in caught.traceback)
     assert "broken.b2nd" in shown
     assert "patches.py" in shown
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_the_same_in_one_piece_and_in_uneven_parts(tmp_path, workers, monkeypatch):
+    save(tmp_path / "d", "a", numbered())
+    save(tmp_path / "d", "b", numbered() + 0.5)
+    data = dataset(Source("Dataset001_A", str(tmp_path / "d"), anonymised_label=2))
+    positions = Positions(range(3), 10, 5, 5, repeat=False)  # the second of two processes
+
+    def load(part: int) -> list:
+        monkeypatch.setattr(patches, "PART_BYTES", part * data.bytes_per_sample())
+        assert Parts.of(5, data.bytes_per_sample()).size == part
+        return list(load_batches(data, positions, workers, torch.device("cpu")))
+
+    whole = load(5)
+    assert len(whole) == 3
+    for expected, found in zip(whole, load(2), strict=True):  # 2, 2 and 1
+        assert found["key"] == expected["key"]
+        assert torch.equal(found["image"], expected["image"])
+        assert torch.equal(found["excluded"], expected["excluded"])
+        assert found["excluded"].dtype is torch.bool
+    assert torch.equal(whole[1]["image"][3], data[10 + 5 + 3]["image"])
+
+
+def test_large_batches_are_shared_by_the_workers_and_few_are_on_their_way():
+    large, small = 160**3 * 5, 64**3 * 5
+    assert Parts.of(8, large).size == 1
+    assert Parts.of(8, 4 * large).size == 1  # larger than a part may be
+    assert Parts.of(8, small).size == 8
+    assert Parts.of(8, 96**3 * 5).size == 4  # not 7 and 1
+    assert Parts.of(8, large).prefetched(8, 4) * 8 == 4 * 8  # samples: four batches
+    assert Parts.of(8, small).prefetched(8, 4) == 2  # batches of each worker
+    assert list(Parts(5, 2).split([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]))[2:4] == [[4], [5, 6]]
+
+
+def test_samples_of_different_shapes_are_no_batch():
+    parts = [{"image": torch.zeros(1, 2, 4), "key": ["a"]}, {"image": torch.zeros(1, 1, 4), "key": ["b"]}]
+    with pytest.raises(ValueError, match=r"\(1, 4\) \(b\) and \(2, 4\) \(a\)"):
+        list(Parts(2, 1).join(parts, torch.device("cpu")))
