@@ -80,6 +80,9 @@ class PretrainSettings(ScheduleSettings):
     accumulate: int = (
         1  # parts in which a process' share of the batch goes through the network; less memory, same result
     )
+    recompute: bool = (
+        False  # forget activations, compute them again in the backward pass: less memory, a third more time
+    )
     channels: str = "separate"  # "separate": every channel is a sample of its own; "together": kept as one image
     datasets: tuple[str, ...] = ()  # names of further data sets that form one corpus with the plans' own
     filter: str | None = (
@@ -89,6 +92,8 @@ class PretrainSettings(ScheduleSettings):
     # Share of a training patch that must not be air, where preprocessing told air apart; mostly empty patches are drawn anew,
     # a few times. 0: take every patch
     min_foreground: float = 0.1
+    # Weights, gradients and optimiser states spread over the processes (FSDP2): for networks too big for one device
+    shard: bool = False
     save_every: int = 10  # epochs between two checkpoint_latest.pth
 
     def __post_init__(self) -> None:
@@ -107,6 +112,7 @@ class PretrainSettings(ScheduleSettings):
                 f"A batch of {self.batch_size} cannot be taken in accumulate = {self.accumulate} equal parts. "
                 f"Use a multiple of {self.accumulate}: --batch-size {fitting}"
             )
+        require(isinstance(self.recompute, bool), f"recompute is true or false, found {self.recompute!r}.")
         require(
             self.channels in ("separate", "together"), f'channels is "separate" or "together", found {self.channels!r}.'
         )
@@ -119,6 +125,7 @@ class PretrainSettings(ScheduleSettings):
             type(self.min_foreground) in (int, float) and 0 <= self.min_foreground < 1,
             f"min_foreground must be a share from 0 to below 1, found {self.min_foreground!r}.",
         )
+        require(isinstance(self.shard, bool), f"shard is true or false, found {self.shard!r}.")
         require(
             isinstance(self.save_every, int) and self.save_every >= 1,
             f"save_every must be a whole number >= 1, found {self.save_every!r}.",

@@ -82,6 +82,13 @@ def with_batch(run: Run, batch_size: int | None, processes: int = 1) -> Run:
     return replace(run, plans=plans)
 
 
+def recomputing(run: Run) -> Run:
+    """The run with activations that are forgotten and computed again."""
+    plans = deepcopy(run.plans)
+    plans["configurations"][run.configuration]["ssl"]["recompute"] = True
+    return replace(run, plans=plans)
+
+
 def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], None]) -> Benchmark:
     device, load = torch.device(run.device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     # Batches that were ready before the first step would make the loader look faster than it is.
@@ -116,9 +123,10 @@ def _setting(run: Run, trainer: SSLTrainer, load: float | None) -> Setting:
         patch_size=tuple(trainer.configuration_manager.patch_size),
         batch_size=trainer.batch_size,
         accumulate=trainer.settings.accumulate,
+        recompute=trainer.settings.recompute,
         precision=str(autocast_dtype(trainer.device) or torch.float32).removeprefix("torch."),
         device=device_name(trainer.device),
-        compiled=bool(trainer._do_i_compile()),
+        compiled=trainer.compiler.on,
         workers=get_allowed_n_proc_DA(),
         threads=torch.get_num_threads(),
         cores=os.cpu_count() or 1,
@@ -179,13 +187,17 @@ def _what_fits(run: Run, device: torch.device, say: Callable[[str], None]) -> st
     configuration = run.plans["configurations"][run.configuration]
     block, size = configuration["ssl"], shape_text(configuration["patch_size"])
     wanted, parts = block["batch_size"], block.get("accumulate", 1)
+    message = f"Out of memory with a batch of {wanted} at {size} voxels on {device_name(device)}."
+    if not block.get("recompute", False):
+        say("out of memory; trying to recompute activations")
+        if _fits(recomputing(run)):
+            message += f" {wanted} fit with --set recompute=true, about a third slower."
     fits = wanted // 2
     while fits and fits % parts == 0:
         say(f"out of memory; trying a batch of {fits}")
         if _fits(with_batch(run, fits)):
             break
         fits //= 2
-    message = f"Out of memory with a batch of {wanted} at {size} voxels on {device_name(device)}."
     if not fits or fits % parts:
         return f"{message} No smaller batch ran either. Try a smaller patch: --patch-size N"
     same = f", or {wanted} in parts of {fits // parts}: --set accumulate={wanted * parts // fits}"

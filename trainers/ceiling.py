@@ -26,15 +26,11 @@ def count_flops(trainer: SSLTrainer, batch: Mapping[str, Any]) -> int | None:
     Only matrix products, convolutions and attention count. The step runs without torch.compile, whose kernels cannot be
     looked into; None when the memory does not suffice for that.
     """
-    compiled = trainer.network, trainer.encode
-    trainer.network, trainer.encode = trainer.method, trainer.method.encode
     try:
-        with FlopCounterMode(display=False) as counter:
+        with trainer.compiler.switched_off(), FlopCounterMode(display=False) as counter:
             trainer.train_step(dict(batch))
     except torch.OutOfMemoryError:
         return None
-    finally:
-        trainer.network, trainer.encode = compiled
     return counter.get_total_flops()
 
 

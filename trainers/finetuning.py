@@ -24,7 +24,7 @@ from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
-from nnunet_ssl.trainers.devices import require_device
+from nnunet_ssl.trainers.devices import keep_freed_memory, require_device
 from nnunet_ssl.trainers.precision import run_in_autocast
 
 
@@ -49,6 +49,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
         require_device(device)
+        keep_freed_memory(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
         block = self.configuration_manager.configuration.get("finetune", {})
         where = f'plans["configurations"]["{configuration}"]["finetune"]'

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import nn
 
+from nnunet_ssl.backbones.attention import attend_by_products_when_short
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 
 
@@ -33,6 +34,7 @@ def run_in_autocast(network: nn.Module, device: torch.device) -> None:
     if device.type != "cpu" or autocast_dtype(device) is None:
         return
     keep_thin_in_float32(network)
+    attend_by_products_when_short(network)
     contexts: list[AbstractContextManager[object]] = []
 
     def enter(*_: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ssl.methods import Method
+from nnunet_ssl.trainers import sharding
+from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.epochs import mean_over_processes
 
 if TYPE_CHECKING:
@@ -33,6 +36,20 @@ def first_process_first() -> Iterator[None]:
     yield
     if dist.get_rank() == 0:
         dist.barrier(group)
+
+
+def place(
+    method: Method, device: torch.device, compiler: Compiler, several: bool, shard: bool
+) -> tuple[Any, Callable[..., Any], Callable[..., Any]]:
+    """Bring a method to its device, compiled where wanted, in DDP or sharded where there are several processes.
+
+    Returns what to call for a training step, and the method's `encode` and `compare` for calls of their own.
+    """
+    if shard:
+        return sharding.shard(method, device, compiler)
+    network, encode = method.to(device), compiler(method.encode)
+    compiler.compile_forward(method)
+    return share_gradients(network, device) if several else network, encode, method.compare
 
 
 def share_gradients(network: Any, device: torch.device) -> nn.Module:

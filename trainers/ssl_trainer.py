@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.backbones.attention import attend_by_products_when_short
 from nnunet_ssl.backbones.drop_path import drop_by_image
+from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
@@ -25,13 +27,16 @@ from nnunet_ssl.methods import Method, get_method, method_names
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import PretrainBlock, read_config
 from nnunet_ssl.trainers import epochs, state, stepping
+from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
-from nnunet_ssl.trainers.devices import device_of_this_process, require_device
+from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
+from nnunet_ssl.trainers.out_of_memory import say_what_helps
 from nnunet_ssl.trainers.precision import autocast_dtype
-from nnunet_ssl.trainers.processes import Together, share_gradients, start_beside_the_first, stop_if_asked
+from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first, stop_if_asked
 from nnunet_ssl.trainers.progress import EpochBar
+from nnunet_ssl.trainers.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.validation import validate_cases
 
 
@@ -44,7 +49,7 @@ class SSLTrainer(nnUNetTrainer):
     """
 
     method_name: ClassVar[str]
-    network: Any  # the Method, maybe inside the wrappers of torch.compile and DDP
+    network: Any  # the Method, maybe sharded, or inside the wrapper of DDP
     was_initialized: bool
     _best_ema: float | None
 
@@ -57,6 +62,7 @@ class SSLTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
         require_device(device)
+        keep_freed_memory(device)
         # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
         dataset_json = {key: value for key, value in dataset_json.items() if key != "dataset"}
         super().__init__(plans, configuration, fold, dataset_json, device)
@@ -113,21 +119,21 @@ class SSLTrainer(nnUNetTrainer):
             patch_size=self.views.network_size,
         )
         backbone = wrap_network(network, self.views.network_size, self.method_class.crop_setting)
-        method = self.method_class(backbone, self.method_config).to(self.device)
+        method = self.method_class(backbone, self.method_config)
         self.drop_paths = drop_by_image(method)
         if self.device.type == "cpu":
             keep_thin_in_float32(method)
+            attend_by_products_when_short(method)
         self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self._set_batch_size_and_oversample()
-        self.network, self.encode = method, method.encode
-        if self._do_i_compile():
-            torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs as it is
-            self.network, self.encode = torch.compile(self.network), torch.compile(method.encode)
+        if self.settings.recompute:
+            recompute(method, method.recomputing)
+        self.compiler = Compiler(self._do_i_compile(), self.print_to_log_file, self.settings.recompute)
+        shard = self.settings.shard
+        self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
-        if self.is_ddp:
-            self.network = share_gradients(self.network, self.device)
         self.together = Together(self.is_ddp)
         self.was_initialized = True
         self.logger.update_config(
@@ -136,7 +142,8 @@ class SSLTrainer(nnUNetTrainer):
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolyLR]:
         """Optimiser and schedule of the recipe."""
-        optimizer = build_optimizer(self.network.parameters(), self.recipe)
+        build = build_sharded_optimizer if self.settings.shard else build_optimizer
+        optimizer = build(self.network.parameters(), self.recipe)
         return optimizer, WarmupPolyLR(optimizer, self.recipe)
 
     def _set_batch_size_and_oversample(self) -> None:
@@ -216,8 +223,9 @@ class SSLTrainer(nnUNetTrainer):
             stop_if_asked(self)
             step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
             self.optimizer.zero_grad(set_to_none=True)
-            output = stepping.run_batch(self, batch, TRAINING, step)
-            stepping.optimiser_step(self)
+            with say_what_helps(self):
+                output = stepping.run_batch(self, batch, TRAINING, step)
+                stepping.optimiser_step(self)
             result = {"loss": output.loss.detach(), **output.terms}
             assert self._bar is not None
             self._bar.update(result["loss"])
@@ -272,13 +280,15 @@ class SSLTrainer(nnUNetTrainer):
 
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads."""
-        if self.local_rank != 0:
+        if self.local_rank != 0 and not self.settings.shard:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
-        keep = os.path.basename(filename) == "checkpoint_latest.pth"
-        save_checkpoint(state.pack(self), filename, keep_previous=keep)
+        checkpoint = state.pack(self)  # where states are sharded, every process brings its part
+        if self.local_rank == 0:
+            keep = os.path.basename(filename) == "checkpoint_latest.pth"
+            save_checkpoint(checkpoint, filename, keep_previous=keep)
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
         """Continue from a checkpoint; a damaged one is replaced by the one before it, with a line in the log."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.read import CheckpointError, read_latest
 from nnunet_ssl.settings import SettingsError
+from nnunet_ssl.trainers import sharding
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -41,7 +42,6 @@ def describe(trainer: SSLTrainer) -> dict[str, Any]:
         "config": asdict(trainer.method_config),
         "settings": asdict(trainer.settings),
         "recipe": asdict(trainer.recipe),
-        "heads": method.heads(),
         "backbone": method.backbone.kind,
         "token_order": "natural" if method.backbone.kind == "primus" else None,
         "num_input_channels": trainer.num_input_channels,
@@ -63,13 +63,19 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
     """The checkpoint of a trainer. `network_weights` is the bare nnU-Net network under its own key names.
 
     Between two epochs `current_epoch` is the next one. Inside an epoch it is the running one, and `finished_iterations`
-    holds the results of the iterations done, so that the run continues after exactly these.
+    holds the results of the iterations done, so that the run continues after exactly these. Where states are sharded, all
+    processes call this, and only the first gets them.
     """
     inside_epoch = bool(trainer._finished)
+    weights, heads = trainer.method.bare_network.state_dict(), trainer.method.heads()
+    optimizer = trainer.optimizer.state_dict()
+    if trainer.settings.shard:
+        weights = sharding.whole(trainer.method.bare_network.state_dict(keep_vars=True))  # names of one weight share it
+        heads, optimizer = sharding.whole(heads), sharding.whole_optimizer(optimizer)
     return {
-        "network_weights": trainer.method.bare_network.state_dict(),
-        "ssl": describe(trainer),
-        "optimizer_state": trainer.optimizer.state_dict(),
+        "network_weights": weights,
+        "ssl": {**describe(trainer), "heads": heads},
+        "optimizer_state": optimizer,
         "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
         "logging": trainer.logger.get_checkpoint(),
         "_best_ema": trainer._best_ema,
@@ -123,7 +129,7 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
 def refuse_other_settings(trainer: SSLTrainer, then: dict[str, Any], path: object) -> None:
     """Raise SettingsError when a run would continue as something else; only its length may change."""
     now = describe(trainer)
-    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "accumulate"}
+    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "accumulate", "recompute", "shard"}
     differences = []
     for block in ("method", "config", "settings", "recipe", "patch_size", "num_input_channels"):
         old, new = then[block], now[block]

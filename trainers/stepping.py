@@ -27,12 +27,13 @@ from nnunet_ssl.methods.parts import merge_encoded, split_inputs
 from nnunet_ssl.trainers.data import derive_seed
 from nnunet_ssl.trainers.precision import autocast
 from nnunet_ssl.trainers.regions import region
+from nnunet_ssl.trainers.sharding import clip_gradients
 from nnunet_ssl.views.draws import ImageGenerator
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
-IMAGE_KEYS = "image_keys"  # entry of the inputs: which image has which random numbers
+IMAGE_KEYS = "image_keys"  # entry of the inputs, on the host: which image has which random numbers
 
 
 def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
@@ -65,10 +66,11 @@ def run_prepared(trainer: SSLTrainer, inputs: dict[str, Tensor], images: int, pa
     return _add_parts(trainer, split)
 
 
-def _choose_paths(trainer: SSLTrainer, part: Mapping[str, Tensor]) -> None:
-    """Tell stochastic depth which images it is about to see."""
+def _choose_paths(trainer: SSLTrainer, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tell stochastic depth which images it is about to see; returns what the method is to see."""
     if IMAGE_KEYS in part:
-        use_keys(trainer.drop_paths, part[IMAGE_KEYS])
+        use_keys(trainer.drop_paths, part[IMAGE_KEYS], trainer.device)
+    return {name: value for name, value in part.items() if name != IMAGE_KEYS}
 
 
 def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
@@ -83,7 +85,7 @@ def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]]) -> MethodOut
     for number, part in enumerate(parts, start=1):
         quiet = isinstance(network, DistributedDataParallel) and number < len(parts)
         with network.no_sync() if quiet else nullcontext():
-            _choose_paths(trainer, part)
+            part = _choose_paths(trainer, part)
             with region("forward"), autocast(trainer.device):
                 output = network(part)
             _backward(trainer, output.loss / len(parts))
@@ -103,7 +105,7 @@ def _compare_parts(
     train = torch.is_grad_enabled()
     encoded = {k: v.detach().requires_grad_(train) for k, v in encoded.items()}
     with region("forward"), autocast(trainer.device):
-        output = method.compare(encoded, inputs)
+        output = trainer.compare(encoded, inputs)
     if not train:
         return output
     _backward(trainer, output.loss)
@@ -120,8 +122,7 @@ def _compare_parts(
 
 
 def _encode(trainer: SSLTrainer, part: dict[str, Tensor]) -> dict[str, Tensor]:
-    _choose_paths(trainer, part)
-    return trainer.encode(part)
+    return trainer.encode(_choose_paths(trainer, part))
 
 
 def average_gradients(module: nn.Module) -> None:
@@ -140,7 +141,7 @@ def optimiser_step(trainer: SSLTrainer) -> None:
     with region("optimiser"):
         if scaler is not None:
             scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(trainer.network.parameters(), trainer.recipe.grad_clip)
+        clip_gradients(trainer.network, trainer.recipe.grad_clip)
         if scaler is None:
             optimizer.step()
             return

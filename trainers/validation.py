@@ -29,9 +29,11 @@ def validate_cases(trainer: SSLTrainer) -> None:
 
     Each case is seen through the centre of the image, corrupted by random numbers that depend on its name alone, so
     that two runs with the same patch size can be compared case by case. Where the loss compares or fuses images, a case is
-    seen together with the next ones in the alphabet, and its figures are those of this group. Only the first process works.
+    seen together with the next ones in the alphabet, and its figures are those of this group. Only the first process works;
+    where states are sharded, all work on the same cases, and the first one writes.
     """
-    if trainer.local_rank != 0:
+    first = trainer.local_rank == 0
+    if not first and not trainer.settings.shard:
         return
     training, held_out = trainer.do_split()
     companions = companions_of(trainer, sorted(held_out), sorted(training))
@@ -43,9 +45,11 @@ def validate_cases(trainer: SSLTrainer) -> None:
     for number, (identifier, others) in enumerate(companions.items()):
         output = run_case(trainer, corpus, [identifier, *others])
         cases[identifier] = {"loss": output.loss.item(), **{k: v.item() for k, v in output.terms.items()}}
-        if number < MAX_PICTURES:
+        if first and number < MAX_PICTURES:
             picture = join(folder, f"{identifier.replace('/', '__')}.png")
             draw_preview({k: v[0].cpu() for k, v in output.preview.items()}, picture, identifier)
+    if not first:
+        return
     means = {k: fmean(c[k] for c in cases.values()) for k in next(iter(cases.values()))}
     write_json({"mean": means, "cases": cases}, join(folder, "summary.json"))
     terms = ", ".join(f"{k} {v:.4f}" for k, v in means.items())

@@ -7,9 +7,9 @@ time of one pass its own convolutions and norms compute differently, so weights 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from dynamic_network_architectures.building_blocks.regularization import SqueezeExcite
@@ -74,32 +74,60 @@ def check_sparse(encoder: nn.Module) -> None:
             )
 
 
-@contextmanager
-def sparse_encoding(encoder: nn.Module, hidden: HiddenPositions) -> Iterator[None]:
-    """For the time of the context, the encoder's convolutions give zero where hidden and its norms ignore it.
+class SparseEncoder:
+    """nnU-Net's encoder, whose convolutions give zero where hidden and whose norms ignore it, as long as anything is hidden.
 
-    Average and maximum pooling need no counterpart: the mask lies on the coarsest grid, so no window of a stride holds
-    visible and hidden positions at once. The encoder's input must be zero where hidden.
+    The layers' own `forward` is replaced for good and asks what is hidden: unlike hooks that come and go, this is seen by
+    torch.compile. While nothing is hidden the encoder is what it was. Average and maximum pooling need no counterpart: the
+    mask lies on the coarsest grid, so no window of a stride holds visible and hidden positions at once.
+
+    Raises BackboneError for encoders with layers whose sparse counterpart is not known.
     """
-    hooks, norms = [], []
 
-    def forget(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # In place: a convolution's gradient does not ask for its output.
-        return output.masked_fill_(hidden.at(output.shape[2:])[0], 0)
-
-    def normalise(module: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
-        return visible_instance_norm(x, hidden, module.weight, module.bias, module.eps)
-
-    try:
+    def __init__(self, encoder: Any) -> None:
+        check_sparse(encoder)
+        self.encoder = encoder
+        self.hidden: HiddenPositions | None = None
         for module in encoder.modules():
             if isinstance(module, CONVOLUTIONS):
-                hooks.append(module.register_forward_hook(forget))
+                module.forward = partial(self._convolve, module.forward)  # type: ignore[method-assign]
             elif isinstance(module, NORMS):
-                module.forward = partial(normalise, module)  # type: ignore[method-assign]
-                norms.append(module)
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for norm in norms:
-            del norm.forward  # the class's own method shows again
+                module.forward = partial(self._normalise, module, module.forward)  # type: ignore[method-assign]
+
+    def __call__(self, x: Tensor, hidden: HiddenPositions) -> list[Tensor]:
+        """Feature maps [B, C_i, *spatial_i], zero where hidden, of an image [B, C, *spatial] that is zero there as well."""
+        size: tuple[int, ...] = tuple(x.shape[2:])
+        for stride in self.encoder.strides:  # all masks now: blocks that are compiled and recomputed cannot keep any
+            size = tuple(s // d for s, d in zip(size, stride, strict=True))
+            hidden.at(size)
+        with self.hiding(hidden):
+            return self.encoder(x)
+
+    def hiding(self, hidden: HiddenPositions | None) -> Hiding:
+        """For the time of the context, `hidden` is hidden from the encoder's layers; it can be entered again and again."""
+        return Hiding(self, hidden)
+
+    def _convolve(self, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        output = forward(x)
+        if self.hidden is None:
+            return output
+        # In place: a convolution's gradient does not ask for its output.
+        return output.masked_fill_(self.hidden.at(output.shape[2:])[0], 0)
+
+    def _normalise(self, norm: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if self.hidden is None:
+            return forward(x)
+        return visible_instance_norm(x, self.hidden, norm.weight, norm.bias, norm.eps)
+
+
+class Hiding:
+    """Context in which an encoder's layers see that something is hidden."""
+
+    def __init__(self, encoder: SparseEncoder, hidden: HiddenPositions | None) -> None:
+        self.encoder, self.hidden = encoder, hidden
+
+    def __enter__(self) -> None:
+        self.before, self.encoder.hidden = self.encoder.hidden, self.hidden
+
+    def __exit__(self, *_: object) -> None:
+        self.encoder.hidden = self.before

@@ -98,6 +98,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="parts in which a process' share of the batch goes through the network: less memory, same result",
     )
     recipe.add_argument(
+        "--recompute",
+        action="store_true",
+        default=None,
+        help="forget activations and compute them again in the backward pass: less memory, about a third more time",
+    )
+    recipe.add_argument(
         "--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes"
     )
     recipe.add_argument("--lr", type=float, metavar="X")
@@ -113,6 +119,12 @@ def build_parser() -> argparse.ArgumentParser:
     where = parser.add_argument_group("where to train")
     where.add_argument("-device", default="cuda", choices=("cuda", "cpu", "mps"), help="default: cuda")
     where.add_argument("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
+    where.add_argument(
+        "--shard",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="networks too big for one device: spread weights, gradients and optimiser over the processes",
+    )
     where.add_argument(
         "--preprocess-only",
         action="store_true",
@@ -143,10 +155,12 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
         "num_val_iterations_per_epoch": args.val_iterations_per_epoch,
         "batch_size": args.batch_size,
         "accumulate": args.accumulate,
+        "recompute": args.recompute,
         "filter": args.filter,
         "sampling": args.sampling,
         "initial_lr": args.lr,
         "seed": args.seed,
+        "shard": args.shard,
         "channels": args.channels,
     }
     block = {k: v for k, v in block.items() if v is not None}
@@ -220,6 +234,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.trainers.benchmark import benchmark
     from nnunet_ssl.trainers.devices import require_device
     from nnunet_ssl.trainers.processes import first_process_first
+    from nnunet_ssl.trainers.sharding import require_sharding
 
     check_flags(args)
     if args.preprocess_only:
@@ -231,6 +246,12 @@ def run(args: argparse.Namespace) -> None:
     under_torchrun = launch.join_torchrun(args.device)
     if under_torchrun and args.estimate:
         raise ValueError("--estimate measures one process. Run it without torchrun, with --num-gpus N.")
+    if flags_as_settings(args).get("shard"):
+        if args.estimate:
+            raise ValueError(
+                "--estimate measures one process, which cannot shard. Leave out one of --estimate and --shard."
+            )
+        require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)
     if args.pretrained_weights is not None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
     with first_process_first():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -95,6 +96,13 @@ class Method(nn.Module):
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         """Loss of a batch that was encoded, in one or in several parts."""
         raise NotImplementedError
+
+    def recomputing(self) -> AbstractContextManager[object]:
+        """Context that brings back, in the backward pass, what blocks of the network are told now beside their arguments.
+
+        Entered where `recompute` computes a block again. Only of methods whose `forward` tells them anything that way.
+        """
+        return nullcontext()
 
     @property
     def compares(self) -> bool:

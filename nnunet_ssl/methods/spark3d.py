@@ -7,6 +7,7 @@ https://arxiv.org/abs/2410.23132), which brings SparK (Tian et al., ICLR 2023, h
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone
-from nnunet_ssl.backbones.sparse import HiddenPositions, check_sparse, sparse_encoding, visible_instance_norm
+from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, visible_instance_norm
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
 from nnunet_ssl.settings import require
+from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
     STYLES,
     aligned_block,
@@ -28,6 +30,7 @@ from nnunet_ssl.views.masks import (
     draw_ratio,
     hidden_count,
     random_blocks,
+    upsample_blocks,
     upsample_mask,
 )
 from nnunet_ssl.views.spec import Views
@@ -108,7 +111,7 @@ class Spark3D(Method):
 
     def __init__(self, backbone: Backbone, config: Spark3DConfig) -> None:
         super().__init__(backbone, config)
-        check_sparse(backbone.network.encoder)
+        self.sparse = SparseEncoder(backbone.network.encoder)
         # A hidden and a visible voxel must never meet in one position of the bottleneck.
         self.mask_block = aligned_block(config.mask_block, backbone.stride, "the encoder's total stride")
         self.coarsest = tuple(s // d for s, d in zip(backbone.patch_size, backbone.stride, strict=True))
@@ -130,7 +133,7 @@ class Spark3D(Method):
         width, blocks = block_grid(self.coarsest, cells)
         ratio = draw_ratio(self.config.mask_ratio, generator)
         coarse = random_blocks(len(image), blocks, ratio, generator, self.config.mask_style)
-        hidden_cells = upsample_mask(coarse, width, self.coarsest)[:, 0]
+        hidden_cells = to_device(upsample_blocks(coarse, width, self.coarsest), image.device)
         return {
             "image": image,
             "excluded": batch["excluded"],
@@ -145,7 +148,7 @@ class Spark3D(Method):
         image, hidden = inputs["image"], inputs["hidden"]
         masked = image.masked_fill(hidden, 0)
         positions = HiddenPositions(inputs["hidden_cells"])
-        skips = self._encode(masked, positions)
+        skips = self.sparse(masked, positions)
         dense = [densify(skip, positions) for densify, skip in zip(self.densify, skips, strict=True)]
         prediction = self.backbone.decode(dense)
         return masked_reconstruction(
@@ -159,8 +162,5 @@ class Spark3D(Method):
             inputs.get("counted"),
         )
 
-    @torch.compiler.disable  # not every torch notices in compiled code that hooks come and go: it would encode densely
-    def _encode(self, masked: Tensor, positions: HiddenPositions) -> list[Tensor]:
-        """Sparse feature maps [B, C_i, *spatial_i], zero where hidden."""
-        with sparse_encoding(self.backbone.network.encoder, positions):
-            return self.backbone.features(masked)
+    def recomputing(self) -> AbstractContextManager[object]:
+        return self.sparse.hiding(self.sparse.hidden)

@@ -19,6 +19,7 @@ class Setting:
     patch_size: tuple[int, ...]
     batch_size: int
     accumulate: int
+    recompute: bool
     precision: str
     device: str
     compiled: bool
@@ -112,4 +113,4 @@ class Benchmark:
 
     def to_json(self) -> dict[str, Any]:
         """Nested dicts with always the same keys; null where there is no figure."""
-        return {"format": 1, **asdict(self)}
+        return {"format": 2, **asdict(self)}

@@ -31,7 +31,8 @@ def table(result: Benchmark) -> str:
     head = (
         f"{setting.method}, {setting.network} ({setting.parameters / 1e6:.1f} M parameters), {setting.data}, patch "
         f"{shape_text(setting.patch_size)}, batch {batch}\n{setting.device}, {setting.precision}"
-        f"{', compiled' if setting.compiled else ''}, {setting.threads} threads, {setting.workers} workers, "
+        f"{', compiled' if setting.compiled else ''}{', recomputing' if setting.recompute else ''}, "
+        f"{setting.threads} threads, {setting.workers} workers, "
         f"torch {setting.versions['torch']}"
     )
     sections = [

@@ -67,7 +67,7 @@ def test_figures_add_up(measured, tmp_path):
     parts = [estimate[f"{part}_hours"] for part in ("training", "validation", "checkpoint")]
     assert estimate["hours"] == pytest.approx(sum(parts))
     assert estimate["training_hours"] == pytest.approx(7 * 50 * speed["mean"] / 3600)
-    assert estimate["checkpoints"] == 7 + 1  # the best one after every epoch at most, the final one
+    assert estimate["checkpoints"] == 2  # fewer epochs than save_every: the best one and the final one
     # Weights in float32, and AdamW's two moments of each.
     assert estimate["checkpoint_bytes"] == pytest.approx(3 * 4 * setting["parameters"], rel=0.1)
     assert figures["memory"]["device"] is None
@@ -137,7 +137,6 @@ class _OneConvolution(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv3d(8, 8, 3, padding=1, bias=False)
-        self.encode = self.forward
 
     def forward(self, x):
         return self.conv(x).square().mean()
@@ -147,8 +146,11 @@ class _Step:
     """Stands for a trainer."""
 
     def __init__(self) -> None:
-        self.method = _OneConvolution()
-        self.network = self.encode = self._never
+        from nnunet_ssl.trainers.compiling import Compiler
+
+        self.network = _OneConvolution()
+        self.compiler = Compiler(True, pytest.fail, backend=self._never)
+        self.compiler.compile_forward(self.network)
 
     @staticmethod
     def _never(*_):
@@ -166,7 +168,7 @@ def test_flops_of_a_known_network():
     # Backward: the gradient of the weights only, for the image wants none.
     assert count_flops(step, {"image": torch.randn(1, 8, 8, 8, 8)}) == 2 * forward
     assert count_flops(step, {"image": torch.randn(1, 8, 8, 8, 8, requires_grad=True)}) == 3 * forward
-    assert step.network is step.encode is _Step._never
+    assert step.compiler.on
 
 
 def test_attention_is_counted_on_this_device():

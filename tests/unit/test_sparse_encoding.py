@@ -10,7 +10,7 @@ from dynamic_network_architectures.building_blocks.regularization import Squeeze
 from torch import nn
 
 from nnunet_ssl.backbones import BackboneError
-from nnunet_ssl.backbones.sparse import HiddenPositions, check_sparse, sparse_encoding, visible_instance_norm
+from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, check_sparse, visible_instance_norm
 from nnunet_ssl.views.masks import random_blocks, upsample_mask
 
 
@@ -40,7 +40,7 @@ def encoder_and_mask(build, ndim, ratio=0.6):
             nn.init.normal_(module.bias, 0, 0.3)
     size, stride = ((8, 16, 12), (2, 4, 4)) if ndim == 3 else ((16, 24), (4, 4))
     grid = tuple(s // d for s, d in zip(size, stride, strict=True))
-    cells = random_blocks(2, grid, ratio, torch.Generator().manual_seed(2))
+    cells = torch.as_tensor(random_blocks(2, grid, ratio, torch.Generator().manual_seed(2)))
     image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(3))
     return encoder, image, cells, upsample_mask(cells, stride, size)
 
@@ -103,8 +103,7 @@ def test_against_the_loops(build, ndim):
     masked = image.masked_fill(hidden, 0)
     with torch.no_grad():
         expected = replaced(copy.deepcopy(encoder), cells)(masked)
-        with sparse_encoding(encoder, HiddenPositions(cells)):
-            skips = encoder(masked)
+        skips = SparseEncoder(encoder)(masked, HiddenPositions(cells))
     for fast, slow in zip(skips, expected, strict=True):
         torch.testing.assert_close(fast, slow, rtol=1e-3, atol=1e-4)
 
@@ -116,11 +115,7 @@ def test_nothing_hidden_is_the_dense_encoder_with_the_same_gradients(build, ndim
     gradients, outputs = [], []
     for sparse in (False, True):
         encoder.zero_grad()
-        if sparse:
-            with sparse_encoding(encoder, HiddenPositions(torch.zeros_like(cells))):
-                skips = encoder(image)
-        else:
-            skips = encoder(image)
+        skips = SparseEncoder(encoder)(image, HiddenPositions(torch.zeros_like(cells))) if sparse else encoder(image)
         sum(s.square().sum() for s in skips).backward()
         outputs.append([s.detach() for s in skips])
         gradients.append({n: p.grad.clone() for n, p in encoder.named_parameters()})
@@ -135,8 +130,7 @@ def test_nothing_hidden_is_the_dense_encoder_with_the_same_gradients(build, ndim
 def test_hidden_positions_stay_zero_at_every_resolution(build):
     encoder, image, cells, hidden = encoder_and_mask(build, 3)
     positions = HiddenPositions(cells)
-    with sparse_encoding(encoder, positions):
-        skips = encoder(image.masked_fill(hidden, 0))
+    skips = SparseEncoder(encoder)(image.masked_fill(hidden, 0), positions)
     for skip in skips:
         mask = positions.at(skip.shape[2:])[0].expand_as(skip)
         assert not skip[mask].any()
@@ -146,14 +140,25 @@ def test_hidden_positions_stay_zero_at_every_resolution(build):
 def test_the_encoder_is_itself_again_afterwards_even_after_an_error():
     encoder, image, cells, hidden = encoder_and_mask(residual, 3)
     keys, before = list(encoder.state_dict()), encoder(image)[-1]
-    with sparse_encoding(encoder, HiddenPositions(cells)):
-        inside = encoder(image.masked_fill(hidden, 0))[-1]
-        assert list(encoder.state_dict()) == keys
-    with pytest.raises(RuntimeError, match="stop"), sparse_encoding(encoder, HiddenPositions(cells)):
-        raise RuntimeError("stop")
+    sparse, positions = SparseEncoder(encoder), HiddenPositions(cells)
+    assert list(encoder.state_dict()) == keys
+    inside = sparse(image.masked_fill(hidden, 0), positions)[-1]
     assert not torch.allclose(inside, before)
     assert torch.equal(encoder(image)[-1], before)
-    assert not any("forward" in vars(m) or m._forward_hooks for m in encoder.modules())
+    with pytest.raises(RuntimeError, match="expected input"):
+        sparse(image.expand(-1, 3, -1, -1, -1), positions)
+    assert torch.equal(encoder(image)[-1], before)
+
+
+def test_a_copy_hides_from_its_own_layers():
+    encoder, image, cells, hidden = encoder_and_mask(residual, 3)
+    sparse, masked = SparseEncoder(encoder), image.masked_fill(hidden, 0)
+    before = sparse(masked, HiddenPositions(cells))[-1]
+    twin = copy.deepcopy(sparse)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+    assert torch.equal(twin(masked, HiddenPositions(cells))[-1], before)
 
 
 def test_masks_are_made_once_per_resolution():
