@@ -94,7 +94,7 @@ class PretrainSettings(ScheduleSettings):
     min_foreground: float = 0.1
     # Weights, gradients and optimiser states spread over the processes (FSDP2): for networks too big for one device
     shard: bool = False
-    save_every: int = 10  # epochs between two checkpoint_latest.pth
+    save_every: int = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
         super().__post_init__()

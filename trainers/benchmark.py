@@ -31,10 +31,10 @@ from nnunet_ssl.trainers.measuring import (
     started,
     train,
 )
+from nnunet_ssl.trainers.patches import AHEAD
 from nnunet_ssl.trainers.precision import autocast_dtype
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
-PREFETCHED = 2  # batches that each worker has ready; what trainers.data tells torch's loader
 MUCH_WAITING = 0.05  # of the step; as much as the project allows itself
 UNEVEN = 1.15  # mean over median seconds per iteration
 
@@ -92,7 +92,7 @@ def recomputing(run: Run) -> Run:
 def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], None]) -> Benchmark:
     device, load = torch.device(run.device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     # Batches that were ready before the first step would make the loader look faster than it is.
-    warmup, parts = max(effort.warmup, PREFETCHED * get_allowed_n_proc_DA() + 1), max(5, effort.iterations // 2)
+    warmup, parts = max(effort.warmup, AHEAD + 1, 2 * get_allowed_n_proc_DA() + 1), max(5, effort.iterations // 2)
     memory.forget_peaks(device)
     say("building the network and starting the workers")
     with started(run, warmup + effort.iterations + parts + 1) as trainer:

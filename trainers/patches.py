@@ -18,6 +18,7 @@ from nnunet_ssl.trainers.data import Corpus, derive_seed, read_box
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
 
+AHEAD = 4  # large batches that are ready or being made; of small ones, each worker has two
 PART_BYTES = 32 << 20  # sending a part takes about a millisecond, however small it is
 
 
@@ -175,11 +176,11 @@ class Parts:
 
 
 def load_batches(
-    dataset: PatchDataset, positions: Positions, num_workers: int, device: torch.device, ahead: int = 4
+    dataset: PatchDataset, positions: Positions, num_workers: int, device: torch.device, ahead: int = AHEAD
 ) -> Iterator[Mapping[str, Any]]:
     """Batches in the order of their positions; an error in a worker arrives with the worker's own traceback.
 
-    ahead: batches of large samples that are ready or being made; of small ones, each worker has two.
+    ahead: as `AHEAD`.
     """
     parts = Parts.of(positions.local, dataset.bytes_per_sample())
     loader = DataLoader(
