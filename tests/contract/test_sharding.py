@@ -24,7 +24,13 @@ import trained_in_shards
 from trained_in_shards import FINAL, FIRST
 
 # Two images per process, so that each can be taken in two parts. AdamW blows up the smallest difference: a small rate.
-SHORT = {"num_epochs": 2, "warmup_epochs": 0, "batch_size": 4, "num_val_iterations_per_epoch": 1}
+SHORT = {
+    "num_epochs": 2,
+    "num_iterations_per_epoch": 2,
+    "warmup_epochs": 0,
+    "batch_size": 4,
+    "num_val_iterations_per_epoch": 1,
+}
 SGD, ADAMW = {**SHORT, "optimizer": "sgd", "initial_lr": 1e-2}, {**SHORT, "optimizer": "adamw", "initial_lr": 1e-4}
 
 

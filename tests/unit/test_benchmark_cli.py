@@ -78,7 +78,7 @@ def test_fresh_process_with_workers(run_command, tmp_path):
     done = run_command([*command, "--json", tmp_path / "figures.json"], environment)
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["setting"]["workers"] == 1
-    assert figures["speed"]["warmup"] == 3  # the two batches that the worker has ready, and one
+    assert figures["speed"]["warmup"] == 5  # the four batches that may be ready when it starts, and one
     assert figures["memory"]["workers"] is None or figures["memory"]["workers"] > 10 * 2**20
     assert "samples/s" in done.stdout
     assert "Traceback" not in done.stderr
