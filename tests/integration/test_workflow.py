@@ -152,7 +152,7 @@ def test_sigterm_saves_and_the_next_start_continues(folders, run_command, tiny_d
     with log.open("w") as file:
         process = subprocess.Popen(
             [program, *command[1:], "--iterations-per-epoch", "100000"],
-            env={"PATH": "/usr/bin:/bin", **folders},
+            env={"PATH": "/usr/bin:/bin", "PYTHONUNBUFFERED": "1", **folders},
             stdout=file,
             stderr=subprocess.STDOUT,
         )
