@@ -31,9 +31,8 @@ class Compiler:
         if hasattr(functorch, "force_non_lazy_backward_lowering"):
             # The backward pass is compiled together with the forward pass, so that it cannot fail half-way.
             functorch.force_non_lazy_backward_lowering = True
-        if (
-            recompute
-        ):  # torch cuts compiled code at the borders of DDP's buckets, but cannot where blocks are recomputed
+        if recompute:
+            # torch cuts compiled code at the borders of DDP's buckets, but cannot where blocks are recomputed.
             torch._dynamo.config.optimize_ddp = False
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:

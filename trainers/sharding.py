@@ -48,9 +48,8 @@ def shard(method: Method, device: torch.device, compiler: Compiler) -> tuple[Met
     require_sharding(dist.get_world_size() if dist.is_initialized() else 1)
     # nnU-Net's stages end in views (of instance norms). The warning is for code that changes them in place: there is none.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
-    torch.set_autocast_cache_enabled(
-        False
-    )  # it would hold half-precision copies of all weights through the forward pass
+    # The cache would hold half-precision copies of all weights through the forward pass.
+    torch.set_autocast_cache_enabled(False)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for block in blocks_of(method):
         compiler.compile_forward(block)

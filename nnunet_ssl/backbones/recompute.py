@@ -59,9 +59,8 @@ def _parts(module: nn.Module, seen: set[nn.Module]) -> Iterator[nn.Module]:
 def _forgetful(forward: Callable[..., Any], context: Context, *inputs: Any, **options: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs, **options)
-    if (
-        torch.compiler.is_compiling()
-    ):  # what is computed again is derived from the compiled graph, which needs no context
+    if torch.compiler.is_compiling():
+        # What is computed again is derived from the compiled graph, which needs no context.
         return checkpoint(forward, *inputs, use_reentrant=False, **options)
     again = context()
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), again), **options)
