@@ -86,12 +86,38 @@ def build_optimizer(
     """
     wanted: list[Any] = [p for p in parameters if isinstance(p, dict) or p.requires_grad]
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(
+        optimizer: Optimizer = torch.optim.SGD(
             wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, momentum=0.99, nesterov=True, fused=fused
         )
-    return torch.optim.AdamW(
-        wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=fused
-    )
+        begin_momentum(optimizer)
+        optimizer.register_load_state_dict_post_hook(begin_momentum)
+    else:
+        optimizer = torch.optim.AdamW(
+            wanted, lr=recipe.initial_lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98), fused=fused
+        )
+    optimizer.register_load_state_dict_post_hook(match_layout)
+    return optimizer
+
+
+def begin_momentum(optimizer: Optimizer) -> None:
+    """Let the momentum of SGD begin at zero, which gives the same first step, instead of at nothing.
+
+    torch's one-kernel SGD makes its buffers of uninitialised memory in its first step; where a GradScaler skips that step,
+    as it does when its first scale is too large, they stay what they are, and the second step adds them to the weights.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def match_layout(optimizer: Optimizer) -> None:
+    """Give the states of an optimiser the memory layout of their parameters; one-kernel optimisers demand that."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim > 3:
+                if value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def rising_lr(peak: float, epoch: int, length: int) -> float:

@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from os.path import expanduser, join
+from time import perf_counter
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
 VARIABLE = "nnUNet_compile"
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+TRIALS = 5  # steps after which compiled code is trusted; a CUDA graph is recorded in the second and replayed from the third on
+# Inductor's limits on how much it fuses: the gradient of a feature map with a skip connection has more than its eight reads,
+# and would be written in float32 and read again (benchmarks/LOG.md: a tenth of the memory traffic of a U-Net's step).
+FUSE_MORE = {"realize_opcount_threshold": 200, "realize_acc_reads_threshold": 32, "realize_reads_threshold": 8}
+GRAPHS = {"triton.cudagraphs": True}
+T = TypeVar("T")
 
 
 class Compiler:
     """Compiles functions when they are first called; where that fails, they and all others run as they are from then on.
 
-    A compiler fails before it has run anything. So what failed is simply called again, nothing happens twice, and of
-    processes that share a batch one alone may fail.
+    What fails while it is compiled has not run anything, and is simply called again. What fails when it runs, forward or
+    backward, fails in the first steps: these are a trial, see `attempt`.
 
     on: whether to compile at all. log: is told in one line why it failed. recompute: whether blocks are computed again in
-    the backward pass. options: of torch.compile.
+    the backward pass. graphs: whether the kernels of a pass are recorded and started as one (CUDA graphs), for networks of so
+    many small kernels that a GPU waits for the host; what compiled code returns is then gone with the next step.
+    options: of torch.compile.
     """
 
-    def __init__(self, on: bool, log: Callable[[str], object], recompute: bool = False, **options: Any) -> None:
-        self.on, self.log, self.options = on, log, options
+    def __init__(
+        self,
+        on: bool,
+        log: Callable[[str], object],
+        recompute: bool = False,
+        graphs: bool = False,
+        **options: Any,
+    ) -> None:
+        self.on, self.log, self.options, self.graphs = on, log, options, graphs
+        self._trials = {True: TRIALS, False: TRIALS}  # left, of steps with gradients and of those without
+        self._announced = False
         if not on:
             return
         functorch: Any = torch._functorch.config
@@ -34,6 +56,14 @@ class Compiler:
         if recompute:
             # torch cuts compiled code at the borders of DDP's buckets, but cannot where blocks are recomputed.
             torch._dynamo.config.optimize_ddp = False
+
+    @classmethod
+    def for_gpu(cls, on: bool, log: Callable[[str], object], recompute: bool, transformer: bool, alone: bool) -> Compiler:
+        """As networks are compiled for a GPU; alone: one process, whose batch is not cut into parts."""
+        if on:
+            keep_compiled_code()
+        options = {**({} if transformer else FUSE_MORE), **(GRAPHS if transformer and alone else {})}
+        return cls(on, log, recompute, graphs=transformer and alone, options=options)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, compiled as long as that works."""
@@ -46,7 +76,7 @@ class Compiler:
                 try:
                     return compiled(*inputs, **options)
                 except TorchDynamoException as error:
-                    self._give_up(error)
+                    self._give_up(cause(error))
             return function(*inputs, **options)
 
         return call
@@ -65,12 +95,95 @@ class Compiler:
         finally:
             self.on = before
 
-    def _give_up(self, error: TorchDynamoException) -> None:
+    def on_trial(self, gradients: bool) -> bool:
+        """Whether the next step, with or without gradients, is one of the first."""
+        return self.on and self._trials[gradients] > 0
+
+    def attempt(
+        self,
+        gradients: bool,
+        step: Callable[[], T],
+        again: Callable[[], T],
+        agree: Callable[[bool], bool] = bool,
+        settle: Callable[[], object] = bool,
+    ) -> T:
+        """The result of a step; of `again` where the step is one of the first and any compiled code fails in it.
+
+        again: does the same from the same weights and random numbers; compiling is off by then, for good. agree: says
+        whether all processes that share the step got through it, given whether this one did: then all do it again, or none.
+        settle: is called once all did. Errors that come back without compiling are raised as they are.
+        """
+        if self.on and self.graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        if not self.on_trial(gradients):
+            result = step()
+            settle()
+            return result
+        self._announce()
+        began, reason, everybody = perf_counter(), None, None
+        try:
+            result = step()
+        except Elsewhere:
+            everybody = False
+        except Exception as error:
+            reason = cause(error)
+        if everybody is None:
+            everybody = agree(reason is None)
+        if everybody:
+            settle()
+            self._count(gradients, perf_counter() - began)
+            return result
+        self.on, result = False, None  # type: ignore[assignment]
+        free_memory()  # that the error or the result held
+        result = again()
+        self._give_up(reason or "in another process")
+        return result
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            where = os.environ.get(CACHE)
+            self.log(
+                "Compiling the network, which takes a minute or two at the first start"
+                f"{f', and less at the next ones (kept in {where})' if where else ''}."
+            )
+
+    def _count(self, gradients: bool, seconds: float) -> None:
+        if self.on and gradients and self._trials[True] == TRIALS:
+            self.log(f"Compiled: the first step took {seconds:.0f} s.")
+        self._trials[gradients] -= 1
+
+    def _give_up(self, reason: str) -> None:
         self.on = False
         self.log(
-            f"WARNING: torch.compile failed ({cause(error)}). The training goes on without it: the same result, only "
+            f"WARNING: torch.compile failed ({reason}). The training goes on without it: the same result, only "
             f"slower. To leave it out from the start: export {VARIABLE}=0"
         )
+
+
+class Elsewhere(Exception):
+    """Another process did not get through its part of a step; nobody waits for it."""
+
+
+def free_memory() -> None:
+    """Give memory back that nobody refers to."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def keep_compiled_code() -> None:
+    """Keep what is compiled in the user's cache folder, unless the user chose another; torch's own choice, /tmp, is not kept."""
+    cache = os.environ.get("XDG_CACHE_HOME") or join(expanduser("~"), ".cache")
+    folder = join(cache, "nnunet_ssl", "compiled")
+    if CACHE in os.environ:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError:  # a home that cannot be written: torch's own choice then
+        return
+    if os.access(folder, os.W_OK):
+        os.environ[CACHE] = folder
 
 
 def cause(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.methods import Method
 from nnunet_ssl.trainers import sharding
-from nnunet_ssl.trainers.compiling import Compiler
+from nnunet_ssl.trainers.compiling import Compiler, Elsewhere
 from nnunet_ssl.trainers.epochs import mean_over_processes
 
 if TYPE_CHECKING:
@@ -48,7 +48,10 @@ def place(
     if shard:
         return sharding.shard(method, device, compiler)
     network, encode = method.to(device), compiler(method.encode)
-    compiler.compile_forward(method)
+    if several and method.compares:
+        method.encode = encode  # type: ignore[method-assign]  # what processes exchange afterwards is not for a compiler
+    else:
+        compiler.compile_forward(method)
     return share_gradients(network, device) if several else network, encode, method.compare
 
 
@@ -88,6 +91,19 @@ class Together:
         work.wait()
         self._told = None
         return int(flag.item())
+
+    def all_fine(self, fine: bool) -> bool:
+        """Whether all processes are, which say so here at the same time."""
+        if self.group is None:
+            return fine
+        failed = torch.tensor([not fine], dtype=torch.int32)
+        dist.all_reduce(failed, dist.ReduceOp.MAX, self.group)
+        return not failed.item()
+
+    def meet(self) -> None:
+        """Raise Elsewhere where another process did not get here."""
+        if not self.all_fine(True):
+            raise Elsewhere
 
     def finish(self) -> None:
         """Take note of the last answers and wait until all processes are here."""

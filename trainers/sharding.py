@@ -134,13 +134,16 @@ def whole_optimizer(state: dict[str, Any]) -> dict[str, Any]:
     return whole({**state, "param_groups": [{**g, "fused": True, "foreach": None} for g in state["param_groups"]]})
 
 
-def clip_gradients(network: nn.Module, max_norm: float) -> None:
-    """Scale the gradients so that their total L2 norm is at most `max_norm`; of parts, one sum is exchanged for all."""
+def clip_gradients(network: nn.Module, max_norm: float) -> Tensor:
+    """Scale the gradients so that their total L2 norm is at most `max_norm`; returns what it was.
+
+    Of parts, one sum is exchanged for all.
+    """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     parts = [g.to_local() for g in gradients if isinstance(g, DTensor)]
     if not parts:
-        nn.utils.clip_grad_norm_(network.parameters(), max_norm)
-        return
+        return nn.utils.clip_grad_norm_(network.parameters(), max_norm)
     square = nn.utils.get_total_norm(parts).square()
     dist.all_reduce(square)
     torch._foreach_mul_(parts, (max_norm / (square.sqrt() + 1e-6)).clamp(max=1))
+    return square.sqrt()

@@ -11,7 +11,7 @@ crops, masks and the paths of stochastic depth belong to the images, by their nu
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from nnunet_ssl.methods import Method, MethodOutput
 from nnunet_ssl.methods.gather import shared_counts
 from nnunet_ssl.methods.parts import merge_encoded, split_inputs
 from nnunet_ssl.trainers.data import derive_seed
+from nnunet_ssl.trainers.finite import step_where
 from nnunet_ssl.trainers.precision import autocast
 from nnunet_ssl.trainers.regions import region
 from nnunet_ssl.trainers.sharding import clip_gradients
@@ -33,11 +34,14 @@ from nnunet_ssl.views.draws import ImageGenerator
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
+Meeting = Callable[[], object]
 IMAGE_KEYS = "image_keys"  # entry of the inputs, on the host: which image has which random numbers
 
 
-def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
-    """Run the method on a batch of the loader, with the random numbers that belong to this step."""
+def run_batch(
+    trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int, meet: Meeting | None = None
+) -> MethodOutput:
+    """Run the method on a batch of the loader, with the random numbers that belong to this step. meet: see `run_prepared`."""
     rank = dist.get_rank() if trainer.is_ddp else 0
     seed = derive_seed(trainer.settings.seed, stream, step, 1)
     with region("transfer"):
@@ -51,19 +55,25 @@ def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: 
         trainer.warn_once(str(warning.message))
     inputs = {**inputs, IMAGE_KEYS: generator.keys}
     own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
-    return run_prepared(trainer, inputs, images, trainer.settings.accumulate, own_seed)
+    return run_prepared(trainer, inputs, images, trainer.settings.accumulate, own_seed, meet)
 
 
-def run_prepared(trainer: SSLTrainer, inputs: dict[str, Tensor], images: int, parts: int, seed: int) -> MethodOutput:
-    """Loss of prepared inputs, computed in equal parts; adds gradients to the weights where gradients are wanted."""
+def run_prepared(
+    trainer: SSLTrainer, inputs: dict[str, Tensor], images: int, parts: int, seed: int, meet: Meeting | None = None
+) -> MethodOutput:
+    """Loss of prepared inputs, computed in equal parts; adds gradients to the weights where gradients are wanted.
+
+    With `meet`, processes that share the batch keep their gradients to themselves, and everything that the compiler made runs
+    before or after what they exchange; `meet` is called in between, and may raise.
+    """
     method: Method = trainer.method
     counts = method.counts(inputs)
     inputs = {**inputs, **shared_counts(counts, together=method.training)}
     split = split_inputs(inputs, images, parts, counts)
     torch.manual_seed(seed)  # dropout, where plans have it, draws from the global generator
-    if parts > 1 and method.compares:
-        return _compare_parts(trainer, inputs, split, images, seed)
-    return _add_parts(trainer, split)
+    if method.compares and (parts > 1 or meet is not None):
+        return _compare_parts(trainer, inputs, split, images, seed, meet)
+    return _add_parts(trainer, split, alone=meet is not None)
 
 
 def _choose_paths(trainer: SSLTrainer, part: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,11 +89,11 @@ def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
             (loss if trainer.grad_scaler is None else trainer.grad_scaler.scale(loss)).backward()
 
 
-def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]]) -> MethodOutput:
-    """Mean of the parts' losses. Only the backward pass of the last part talks to the other processes."""
+def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]], alone: bool) -> MethodOutput:
+    """Mean of the parts' losses. Only the backward pass of the last part talks to the other processes, or none if `alone`."""
     network, outputs = trainer.network, []
     for number, part in enumerate(parts, start=1):
-        quiet = isinstance(network, DistributedDataParallel) and number < len(parts)
+        quiet = isinstance(network, DistributedDataParallel) and (alone or number < len(parts))
         with network.no_sync() if quiet else nullcontext():
             part = _choose_paths(trainer, part)
             with region("forward"), autocast(trainer.device):
@@ -96,14 +106,20 @@ def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]]) -> MethodOut
 
 
 def _compare_parts(
-    trainer: SSLTrainer, inputs: dict[str, Tensor], parts: list[dict[str, Tensor]], images: int, seed: int
+    trainer: SSLTrainer,
+    inputs: dict[str, Tensor],
+    parts: list[dict[str, Tensor]],
+    images: int,
+    seed: int,
+    meet: Meeting | None = None,
 ) -> MethodOutput:
     """Loss of the whole batch, whose gradients reach the network part by part through those of the encodings."""
-    method = trainer.method
-    with region("forward"), torch.no_grad(), autocast(trainer.device):
-        encoded = merge_encoded([_encode(trainer, part) for part in parts], images)
-    train = torch.is_grad_enabled()
-    encoded = {k: v.detach().requires_grad_(train) for k, v in encoded.items()}
+    method, train = trainer.method, torch.is_grad_enabled()
+    with region("forward"), torch.set_grad_enabled(train and len(parts) == 1), autocast(trainer.device):
+        first = [_encode(trainer, part) for part in parts]
+    encoded = {k: v.detach().requires_grad_(train) for k, v in merge_encoded(first, images).items()}
+    if meet is not None:
+        meet()
     with region("forward"), autocast(trainer.device):
         output = trainer.compare(encoded, inputs)
     if not train:
@@ -113,10 +129,10 @@ def _compare_parts(
     torch.manual_seed(seed)  # the same dropout as in the first pass
     for part, gradient in zip(parts, split_inputs(gradients, images, len(parts), ()), strict=True):
         with region("forward"), autocast(trainer.device):
-            again = _encode(trainer, part)
+            again = first[0] if len(parts) == 1 else _encode(trainer, part)
         with region("backward"):
             torch.autograd.backward([again[k] for k in gradient], list(gradient.values()))
-    if isinstance(trainer.network, DistributedDataParallel):
+    if meet is None and isinstance(trainer.network, DistributedDataParallel):
         average_gradients(method)
     return output._replace(loss=output.loss.detach())
 
@@ -135,15 +151,21 @@ def average_gradients(module: nn.Module) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def optimiser_step(trainer: SSLTrainer) -> None:
-    """Clip the gradients by their total L2 norm and move the weights."""
+def optimiser_step(trainer: SSLTrainer, loss: Tensor | None = None) -> Tensor:
+    """Clip the gradients by their total L2 norm and move the weights; returns whether they moved, bool on the device.
+
+    Where the gradients or the loss are not finite, weights and optimiser stay as they are. No GPU is asked for that.
+    """
     scaler, optimizer = trainer.grad_scaler, trainer.optimizer
     with region("optimiser"):
         if scaler is not None:
             scaler.unscale_(optimizer)
-        clip_gradients(trainer.network, trainer.recipe.grad_clip)
+        fine = clip_gradients(trainer.network, trainer.recipe.grad_clip).isfinite()
+        if loss is not None:
+            fine = fine & loss.isfinite()
         if scaler is None:
-            optimizer.step()
-            return
-        scaler.step(optimizer)
-        scaler.update()
+            step_where(optimizer, fine)
+        else:
+            scaler.step(optimizer)
+            scaler.update()
+    return fine

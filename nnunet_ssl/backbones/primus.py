@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.backbones.base import Backbone, BackboneError
+from nnunet_ssl.backbones.blockwise import embed_blocks, is_blockwise
 
 
 def run_blocks(transformer: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:
@@ -30,7 +31,7 @@ class PrimusBackbone(Backbone):
     def __init__(self, network: Any, patch_size: Sequence[int], crop_setting: str | None = None) -> None:
         super().__init__()
         projection = getattr(getattr(network, "down_projection", None), "proj", None)
-        if projection is None or not hasattr(network, "eva"):
+        if projection is None or not is_blockwise(projection) or not hasattr(network, "eva"):
             raise BackboneError(
                 f"{type(network).__name__} has no patch embedding of one convolution, so it is not a Primus (V1) network."
             )
@@ -63,7 +64,7 @@ class PrimusBackbone(Backbone):
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens [B, N, C] of an image [B, C_in, *patch], absolute position embedding not yet added."""
-        return self.network.down_projection(x).flatten(2).transpose(1, 2)
+        return embed_blocks(self.network.down_projection.proj, x)
 
     def encode(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
         """Encoded tokens [B, K, C] of embedded tokens [B, N, C].
@@ -78,8 +79,12 @@ class PrimusBackbone(Backbone):
         return run_blocks(eva, tokens, self.rope(keep))
 
     def to_map(self, tokens: Tensor) -> Tensor:
-        """Feature map [B, C, *grid] of a full token sequence [B, N, C]."""
-        return tokens.transpose(1, 2).unflatten(2, self.grid)
+        """Feature map [B, C, *grid] of a full token sequence [B, N, C].
+
+        Contiguous: the transposed view looks like channels_last, and torch's compiler then expects the same of what the
+        decoder's transposed convolutions give back, which they do not keep (https://github.com/pytorch/pytorch/issues/171622).
+        """
+        return tokens.transpose(1, 2).contiguous().unflatten(2, self.grid)
 
     def features(self, x: Tensor) -> list[Tensor]:
         return [self.to_map(self.encode(self.embed(x)))]
