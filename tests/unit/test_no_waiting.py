@@ -7,7 +7,7 @@ from it if it is waited for. What lies on the host is not concerned.
 Some copies are easily overlooked. A value that is set by index becomes a tensor of the host, whatever the value was. Filling
 what a mask hides, or a slice, reads it there; setting single places copies it to the GPU first, and that copy is waited for:
 `x[rows, columns] = 1` waits, `x[mask] = 1`, `x[2:] = 1`, `x.scatter_(1, columns, 1)` do not. Places that are given as a list
-are copied likewise. torch treats its meta device differently there, so `AsOnGPU` does what it does for CUDA.
+are copied likewise. torch treats its meta device differently there, so `RefusingConstants` does what it does for CUDA.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Refusing(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-class AsOnGPU(TorchFunctionMode):
+class RefusingConstants(TorchFunctionMode):
     """Refuses tensors made on the GPU from numbers of the host: that copy is always waited for.
 
     Numbers that are set by index, and lists of places, become tensors of the host first, as they do for CUDA.
@@ -161,7 +161,7 @@ def step(make: Any, batch_of: Any, monkeypatch: pytest.MonkeyPatch, kind: str, p
     for module in (torch, stepping):  # a GPU of this kind knows no autocast
         monkeypatch.setattr(module, "autocast", lambda *_args, **_options: nullcontext())
     paths = drop_by_image(method)
-    with AsOnGPU(), Refusing(), warnings.catch_warnings():
+    with RefusingConstants(), Refusing(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is too small")
         move(method)
         batch = {k: torch.empty(v.shape, dtype=v.dtype, device=GPU) for k, v in batch.items()}
@@ -251,14 +251,14 @@ def there(x: Tensor, *shape: int) -> Tensor:
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_every_kind_of_question_is_found(question):
-    with AsOnGPU(), Refusing():
+    with RefusingConstants(), Refusing():
         x = torch.empty(2, 3, device=GPU)
         with pytest.raises(Waiting):
             QUESTIONS[question](x)
 
 
 def test_what_is_queued_is_let_through():
-    with AsOnGPU(), Refusing():
+    with RefusingConstants(), Refusing():
         x = torch.empty(2, 3, device=GPU)
         x += to_device(np.ones(3, dtype=np.float32), x.device)
         x += torch.tensor(1.0)  # a number in a tensor of the host goes along with the kernel
