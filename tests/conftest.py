@@ -17,6 +17,16 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A run in this process sets the number of torch's threads; the next test shall not round with that many."""
+    torch = sys.modules.get("torch")  # which not every test needs
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder with real images, beside the checkout; see its README for what there is."""
