@@ -148,7 +148,7 @@ class VoCo(Method):
         return {
             "region": image,
             "crops": augment_crops(crops, generator, self.config.augmentation) if self.training else crops,
-            "usable": usable,
+            "usable": usable.view(-1, len(image)).T,  # [B, K + T]
             "overlap": to_device(shared_fractions(targets, grid, crop), image.device),
             "target_corners": to_device(targets, image.device),
         }
@@ -157,9 +157,9 @@ class VoCo(Method):
         return {"embeddings": self.projector(pooled_features(self.backbone, inputs["crops"]))}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
-        config, overlap, embeddings = self.config, inputs["overlap"], encoded["embeddings"]
-        bases = overlap.shape[2]
-        per_image, usable = (x.unflatten(0, (-1, len(overlap))).transpose(0, 1) for x in (embeddings, inputs["usable"]))
+        config, overlap, usable = self.config, inputs["overlap"], inputs["usable"]
+        bases, embeddings = overlap.shape[2], encoded["embeddings"]
+        per_image = embeddings.unflatten(0, (-1, len(overlap))).transpose(0, 1)  # [B, K + T, E]
         parts = voco_loss(
             per_image[:, :bases],
             per_image[:, bases:],
