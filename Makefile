@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 JOBS ?= 2
+# Tests run in another order every time; the first line of the output says which: SEED=1234 repeats it.
+SEED ?= default
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 # nnunet_ssl/trainers and nnunet_ssl/planners are links to top-level folders; pyproject.toml has ruff skip the links.
@@ -21,11 +23,11 @@ install: $(INSTALLED) ## the virtual environment .venv, with uv where it is on t
 demo: $(INSTALLED) ## pre-train, fine-tune and compare on synthetic images; the page is demo/report.html
 	$(BIN)/python -m nnunet_ssl.demo.run --output demo
 
-test: $(INSTALLED) ## all tests, in two processes (JOBS=1 for one)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+test: $(INSTALLED) ## all tests, in two processes (JOBS=1 for one), in a new order (SEED=N for that one)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --randomly-seed=$(SEED)
 
 test-fast: $(INSTALLED) ## the tests that take seconds
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --randomly-seed=$(SEED) -m "not slow"
 
 check: lint types test ## formatting, lint, types and all tests
 

@@ -94,6 +94,8 @@ class PretrainSettings(ScheduleSettings):
     min_foreground: float = 0.1
     # Weights, gradients and optimiser states spread over the processes (FSDP2): for networks too big for one device
     shard: bool = False
+    # Deterministic algorithms on a GPU, where there are any, and no torch.compile: slower; CPUs are deterministic without
+    deterministic: bool = False
     save_every: int = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
@@ -125,7 +127,9 @@ class PretrainSettings(ScheduleSettings):
             type(self.min_foreground) in (int, float) and 0 <= self.min_foreground < 1,
             f"min_foreground must be a share from 0 to below 1, found {self.min_foreground!r}.",
         )
-        require(isinstance(self.shard, bool), f"shard is true or false, found {self.shard!r}.")
+        for name in ("shard", "deterministic"):
+            value = getattr(self, name)
+            require(isinstance(value, bool), f"{name} is true or false, found {value!r}.")
         require(
             isinstance(self.save_every, int) and self.save_every >= 1,
             f"save_every must be a whole number >= 1, found {self.save_every!r}.",

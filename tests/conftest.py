@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,41 @@ import numpy as np
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-randomly shall choose the order alone: it gives every run other numbers, and torch those of the test before."""
+    config.option.randomly_reset_seed = False
+
+
+def seed_everything() -> None:
+    """What a test draws without a generator of its own does not depend on its neighbours."""
+    random.seed(0)
+    np.random.seed(0)
+    if "torch" in sys.modules:  # which not every test needs
+        sys.modules["torch"].manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Before the fixtures are made, which other tests may have made already."""
+    seed_everything()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    """After they are made."""
+    seed_everything()
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    """A run in this process sets the number of torch's threads; the next test shall not round with that many."""
+    torch = sys.modules.get("torch")
+    before = None if torch is None else torch.get_num_threads()
+    yield
+    if torch is not None and torch.get_num_threads() != before:
+        torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

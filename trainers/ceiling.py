@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import conv3d
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -27,11 +27,32 @@ def count_flops(trainer: SSLTrainer, batch: Mapping[str, Any]) -> int | None:
     looked into; None when the memory does not suffice for that.
     """
     try:
-        with trainer.compiler.switched_off(), FlopCounterMode(display=False) as counter:
+        with trainer.compiler.switched_off(), flop_counter() as counter:
             trainer.train_step(dict(batch))
     except torch.OutOfMemoryError:
         return None
     return counter.get_total_flops()
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter of operations, which by itself does not know the attention of CPUs and takes it for nothing."""
+
+    def forward(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **_options: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    def backward(
+        out: Sequence[int], query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **_o: Any
+    ) -> int:
+        return sdpa_backward_flop_count(out, query, key, value)
+
+    aten = torch.ops.aten
+    operators = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    # The overloads as well: else the operators are counted by their decompositions, where some import has registered any.
+    overloads = {operator.default: count for operator, count in operators.items()}
+    return FlopCounterMode(display=False, custom_mapping={**operators, **overloads})
 
 
 @torch.no_grad()

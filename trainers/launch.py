@@ -25,6 +25,7 @@ from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.interruption import Interruption
+from nnunet_ssl.trainers.processes import patient_group, wait_for_all
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 from nnunet_ssl.trainers.state import RESUME_ORDER
 
@@ -85,6 +86,7 @@ def run_process(run: Run) -> str:
         trainer.print_to_log_file(load_into(trainer.network, run.pretrained_weights).table(), add_timestamp=False)
     trainer.run_training()
     trainer.perform_actual_validation()
+    wait_for_all(patient_group())  # a trainer of another package may validate in one process alone
     return join(folder, "checkpoint_final.pth")
 
 
@@ -130,7 +132,7 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if run.device == "cuda" else "gloo", rank=rank, world_size=num_processes)
     run_process(run)
-    # Only after success: leaving the group first would make the others fail before this process has told its own error.
+    # Only after success of all: leaving the group first would make the others fail before this process has told its error.
     dist.destroy_process_group()
 
 

@@ -50,6 +50,7 @@ def started(run: launch.Run, iterations: int) -> Iterator[SSLTrainer]:
             yield trainer
         finally:
             trainer.interruption.ignore()
+            trainer.determinism.close()
             if trainer._bar is not None:
                 trainer._bar.close()
             trainer.dataloader_train = trainer.dataloader_val = None  # ends their workers

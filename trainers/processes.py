@@ -24,18 +24,41 @@ if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
+def patient_group() -> Any:
+    """A group of all processes whose waiting ends in two weeks, not after minutes as NCCL's; None where there is one alone.
+
+    All have to ask for it.
+    """
+    return dist.new_group(backend="gloo", timeout=timedelta(days=14)) if dist.is_initialized() else None
+
+
 @contextmanager
 def first_process_first() -> Iterator[None]:
     """Run a block in the first process, then in all others, however long it takes: it may preprocess a corpus for days."""
-    if not dist.is_initialized():
-        yield
-        return
-    group: Any = dist.new_group(backend="gloo", timeout=timedelta(days=14))
-    if dist.get_rank() > 0:
+    group = patient_group()
+    if group is not None and dist.get_rank() > 0:
         dist.barrier(group)
     yield
-    if dist.get_rank() == 0:
+    if group is not None and dist.get_rank() == 0:
         dist.barrier(group)
+
+
+def wait_for_all(group: Any) -> None:
+    """Return when all processes are here; `group` as `patient_group` gives it.
+
+    Who destroys the process group while others work makes them fail, or fails itself: NCCL wants all of them there.
+    """
+    if group is not None:
+        dist.barrier(group)
+
+
+def gathered(own: dict[str, Any], group: Any) -> dict[str, Any]:
+    """In the first process the entries of all, in the others their own; `group` as `patient_group` gives it."""
+    if group is None:
+        return own
+    parts: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(own, parts, dst=0, group=group)
+    return own if parts is None else {key: value for part in parts for key, value in part.items()}
 
 
 def place(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from os.path import isfile, join
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_ssl.backbones import wrap_network
-from nnunet_ssl.backbones.attention import attend_by_products_when_short
+from nnunet_ssl.backbones.attention import attend_by_products_when_short, attend_deterministically
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
@@ -29,6 +30,7 @@ from nnunet_ssl.settings import PretrainBlock, read_config
 from nnunet_ssl.trainers import epochs, state, stepping
 from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
+from nnunet_ssl.trainers.determinism import deterministic
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
@@ -44,7 +46,8 @@ class SSLTrainer(nnUNetTrainer):
     """Pre-trains the network of any nnU-Net plans with the pretext task `method_name`.
 
     What a batch holds, where its masks lie and which paths are dropped is a function of (seed, epoch, iteration): runs are
-    repeatable, a resumed run continues bit by bit where the interrupted one stopped, and several processes do what one does.
+    repeatable, a resumed run continues where the interrupted one stopped, and several processes do what one does. On a CPU
+    it continues bit by bit; a GPU adds up in any order, unless the setting `deterministic` asks it not to.
     Settings come from the plans' `ssl` block. Labels are ignored, except `anonymised`, which no loss asks for.
     """
 
@@ -80,6 +83,7 @@ class SSLTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
         self.grad_scaler = torch.amp.GradScaler("cuda") if autocast_dtype(self.device) is torch.float16 else None
         self.interruption = Interruption()
+        self.determinism = ExitStack()  # what is to be put back after the training
         self._iteration = 0  # within the epoch
         self._replayed: list[dict[str, Any]] = []  # results of the iterations an interrupted epoch has behind it
         self._finished: list[dict[str, Any]] = []  # results of this epoch's iterations so far
@@ -124,6 +128,8 @@ class SSLTrainer(nnUNetTrainer):
         if self.device.type == "cpu":
             keep_thin_in_float32(method)
             attend_by_products_when_short(method)
+        if self.wants_determinism:
+            attend_deterministically(method)
         self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
@@ -188,8 +194,24 @@ class SSLTrainer(nnUNetTrainer):
 
     # ---- the loop's steps ------------------------------------------------------------------------------------------
 
+    @property
+    def wants_determinism(self) -> bool:
+        """Whether deterministic algorithms were asked for and are not a matter of course: CPUs have no others."""
+        return self.settings.deterministic and self.device.type == "cuda"
+
+    def _do_i_compile(self) -> bool:
+        """As nnU-Net says; but compiled code takes what is fastest at the moment, and so adds up in another order each time."""
+        return not self.wants_determinism and super()._do_i_compile()
+
+    def run_training(self) -> None:
+        """nnU-Net's loop; what it changes in torch is put back however it ends."""
+        with self.determinism:
+            super().run_training()
+
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
+        if self.wants_determinism:  # here, not where nnU-Net's command would set cuDNN's flags once more
+            self.determinism.enter_context(deterministic(self.warn_once))
         if self.current_epoch == 0 and not self._replayed and self.local_rank == 0:
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
@@ -201,7 +223,9 @@ class SSLTrainer(nnUNetTrainer):
         self.print_to_log_file(
             f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"
             f"{f' in {self.settings.accumulate} parts per process' if self.settings.accumulate > 1 else ''}, "
-            f"{str(precision).removeprefix('torch.')} on {self.device}.\nPlease cite: {self.method_class.citation}"
+            f"{str(precision).removeprefix('torch.')} on {self.device}"
+            f"{', with deterministic algorithms and without torch.compile' if self.wants_determinism else ''}.\n"
+            f"Please cite: {self.method_class.citation}"
         )
 
     def on_train_epoch_start(self) -> None:
@@ -272,9 +296,10 @@ class SSLTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Run the method on the centre of every held-out case: pictures and errors go to `validation/`."""
-        if not self.was_initialized:
-            self.initialize()
-        validate_cases(self)
+        with deterministic(self.warn_once) if self.wants_determinism else nullcontext():
+            if not self.was_initialized:
+                self.initialize()
+            validate_cases(self)
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 import torch
+from torch import distributed as dist
 
 from nnunet_ssl.corpus.left_out import write_json
 from nnunet_ssl.methods import MethodOutput
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.data import VALIDATION, Corpus, derive_seed
 from nnunet_ssl.trainers.loading import corpus_sources
+from nnunet_ssl.trainers.processes import gathered, patient_group, wait_for_all
 from nnunet_ssl.trainers.stepping import run_prepared
 
 if TYPE_CHECKING:
@@ -29,27 +31,37 @@ def validate_cases(trainer: SSLTrainer) -> None:
 
     Each case is seen through the centre of the image, corrupted by random numbers that depend on its name alone, so
     that two runs with the same patch size can be compared case by case. Where the loss compares or fuses images, a case is
-    seen together with the next ones in the alphabet, and its figures are those of this group. Only the first process works;
-    where states are sharded, all work on the same cases, and the first one writes.
+    seen together with the next ones in the alphabet, and its figures are those of this group. Several processes take the
+    cases in turn, with the same results as one; where states are sharded, all work on the same cases. The first process
+    writes the summary, and all wait for it: whoever left before would end the group under those who still work.
     """
-    first = trainer.local_rank == 0
-    if not first and not trainer.settings.shard:
-        return
+    group = patient_group()
     training, held_out = trainer.do_split()
     companions = companions_of(trainer, sorted(held_out), sorted(training))
     corpus = Corpus(corpus_sources(trainer), [*held_out, *training])
     folder = join(trainer.output_folder, "validation")
     os.makedirs(folder, exist_ok=True)
     trainer.network.eval()
-    cases: dict[str, Any] = {}
-    for number, (identifier, others) in enumerate(companions.items()):
-        output = run_case(trainer, corpus, [identifier, *others])
-        cases[identifier] = {"loss": output.loss.item(), **{k: v.item() for k, v in output.terms.items()}}
-        if first and number < MAX_PICTURES:
-            picture = join(folder, f"{identifier.replace('/', '__')}.png")
-            draw_preview({k: v[0].cpu() for k, v in output.preview.items()}, picture, identifier)
-    if not first:
-        return
+    first, shared = trainer.local_rank == 0, trainer.is_ddp and not trainer.settings.shard
+    turns = dist.get_world_size() if shared else 1
+    own: dict[str, Any] = {}
+    with trainer.compiler.switched_off():  # of another batch size, the network would be compiled once more for these
+        for number, (identifier, others) in enumerate(companions.items()):
+            if shared and number % turns != trainer.local_rank:
+                continue
+            output = run_case(trainer, corpus, [identifier, *others])
+            own[identifier] = {"loss": output.loss.item(), **{k: v.item() for k, v in output.terms.items()}}
+            if number < MAX_PICTURES and (first or shared):
+                picture = join(folder, f"{identifier.replace('/', '__')}.png")
+                draw_preview({k: v[0].cpu() for k, v in output.preview.items()}, picture, identifier)
+    results = gathered(own, group)
+    if first:
+        write_summary(trainer, {identifier: results[identifier] for identifier in companions}, folder)
+    wait_for_all(group)
+
+
+def write_summary(trainer: SSLTrainer, cases: dict[str, dict[str, float]], folder: str) -> None:
+    """Write the figures of the cases and their means, and put the means into the log."""
     means = {k: fmean(c[k] for c in cases.values()) for k in next(iter(cases.values()))}
     write_json({"mean": means, "cases": cases}, join(folder, "summary.json"))
     terms = ", ".join(f"{k} {v:.4f}" for k, v in means.items())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from dynamic_network_architectures.building_blocks.regularization import DropPath as ResidualDropPath
 from timm.layers import DropPath
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
@@ -21,12 +22,15 @@ from nnunet_ssl.views.host import to_device
 
 
 class ImageDropPath(DropPath):
-    """timm's DropPath, drawn from `keys`, one per image [B] (see `nnunet_ssl.views.draws`), while there are any."""
+    """timm's DropPath, drawn from `keys`, one per image [B] (see `nnunet_ssl.views.draws`), while there are any.
+
+    What it is given holds the images, or V views of each, in the order of `Method.prepare`.
+    """
 
     keys: Tensor | None = None  # on the host
     device_keys: Tensor | None = None  # the same beside the network
 
-    def __init__(self, original: DropPath, number: int) -> None:
+    def __init__(self, original: DropPath | ResidualDropPath, number: int) -> None:
         super().__init__(original.drop_prob, original.scale_by_keep)
         self.number = number
 
@@ -84,8 +88,11 @@ def _add(
 
 
 def drop_by_image(module: nn.Module) -> list[ImageDropPath]:
-    """Replace every DropPath in `module` by one that goes by image, and return them; transformer blocks skip what they drop."""
-    found = [n for n, m in module.named_modules() if isinstance(m, DropPath)]
+    """Replace every DropPath in `module` by one that goes by image, and return them; transformer blocks skip what they drop.
+
+    Those of timm, as Primus has them, and those of nnU-Net's residual blocks.
+    """
+    found = [n for n, m in module.named_modules() if isinstance(m, (DropPath, ResidualDropPath))]
     replaced = []
     for number, name in enumerate(found):
         parent, _, attribute = name.rpartition(".")

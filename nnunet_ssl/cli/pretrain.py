@@ -126,6 +126,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="networks too big for one device: spread weights, gradients and optimiser over the processes",
     )
     where.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="on a GPU: deterministic algorithms, for runs that are repeated and continued bit by bit as on a CPU; slower",
+    )
+    where.add_argument(
         "--preprocess-only",
         action="store_true",
         help="prepare the images and stop; any number of machines can do so at once",
@@ -161,6 +167,7 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
         "initial_lr": args.lr,
         "seed": args.seed,
         "shard": args.shard,
+        "deterministic": args.deterministic,
         "channels": args.channels,
     }
     block = {k: v for k, v in block.items() if v is not None}

@@ -73,7 +73,8 @@ class Method(nn.Module):
         was anonymised); [B, R, ...] where the method's views have R > 1 regions. Runs without gradients.
 
         Tensors of the result have as their first axis the images, or V views of each: the first views of all images,
-        then the second ones, and so on. Scalars concern the batch as a whole.
+        then the second ones, and so on. Scalars concern the batch as a whole. The network has to be given them in this
+        order too: stochastic depth drops its paths by image, and knows images by their place.
         """
         raise NotImplementedError
 

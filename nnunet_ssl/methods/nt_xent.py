@@ -40,8 +40,7 @@ def nt_xent(
     row = torch.arange(2 * number, device=own.device)
     partner = (row + number) % (2 * number) + rank(together) * 2 * number
     negative = (own_image.unsqueeze(1) != gather(own_image, together)) & gather(own_usable, together)
-    competing = negative.clone()
-    competing[row, partner] = True
+    competing = negative.scatter(1, partner.unsqueeze(1), True)  # set by index, True would be copied to the GPU
     logits = (similarity / temperature).masked_fill(~competing, float("-inf"))
     loss = global_mean(cross_entropy(logits, partner, reduction="none"), own_usable, together)
     with torch.no_grad():

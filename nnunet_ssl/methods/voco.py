@@ -29,13 +29,12 @@ from nnunet_ssl.methods.projector import (
 )
 from nnunet_ssl.methods.voco_loss import voco_loss
 from nnunet_ssl.settings import require
-from nnunet_ssl.views import draws
 from nnunet_ssl.views.contrastive import augment_crops
 from nnunet_ssl.views.crops import (
     box_mask,
     check_crop,
     crop_within,
-    cut_crops,
+    cut_views,
     mostly_usable,
     random_corners,
     shared_fractions,
@@ -144,27 +143,23 @@ class VoCo(Method):
         grid = np.array(list(product(*starts)))  # [K, D] in C order
         targets = random_corners(len(image), self.config.target_crops, region, crop, generator)
         corners = np.concatenate([np.broadcast_to(grid, (len(image), *grid.shape)), targets], axis=1)  # [B, K + T, D]
-        crops = cut_crops(image, corners, crop)
-        if self.training:
-            per_crop = draws.by_image(generator, crops.shape[1])
-            crops = augment_crops(crops.flatten(0, 1), per_crop, self.config.augmentation).view_as(crops)
-        usable = mostly_usable(cut_crops(excluded, corners, crop).flatten(0, 1))
+        # [K + T, B] as one batch: the base crops of all images, then the target crops.
+        crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
         return {
             "region": image,
-            "crops": crops,  # [B, K + T, C, *crop]
-            "usable": usable.view(len(image), -1),
+            "crops": augment_crops(crops, generator, self.config.augmentation) if self.training else crops,
+            "usable": usable.view(-1, len(image)).T,  # [B, K + T]
             "overlap": to_device(shared_fractions(targets, grid, crop), image.device),
             "target_corners": to_device(targets, image.device),
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        crops = inputs["crops"]
-        embeddings = self.projector(pooled_features(self.backbone, crops.flatten(0, 1)))
-        return {"embeddings": embeddings.unflatten(0, crops.shape[:2])}
+        return {"embeddings": self.projector(pooled_features(self.backbone, inputs["crops"]))}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         config, overlap, usable = self.config, inputs["overlap"], inputs["usable"]
-        bases, per_image = overlap.shape[2], encoded["embeddings"]
+        bases, embeddings = overlap.shape[2], encoded["embeddings"]
+        per_image = embeddings.unflatten(0, (-1, len(overlap))).transpose(0, 1)  # [B, K + T, E]
         parts = voco_loss(
             per_image[:, :bases],
             per_image[:, bases:],
@@ -187,7 +182,7 @@ class VoCo(Method):
             "negative_similarity": (similarity * apart).sum() / apart.sum().clamp(min=1),
             "explained_variance": 1
             - (overlap - similarity).square().mean() / overlap.var(correction=0).clamp(min=1e-8),
-            **health(per_image.flatten(0, 1)),
+            **health(embeddings),
         }
         return MethodOutput(loss, terms, self._preview(inputs, similarity))
 

@@ -80,14 +80,11 @@ def overlapping_corners(
     return np.where(swap, start + shift, start), np.where(swap, start, start + shift)
 
 
-def cut_crops(image: Tensor, corners: np.ndarray, crop: Sequence[int]) -> Tensor:
-    """Crops [B, K, C, *crop] of images [B, C, *region] that start at the voxels `corners` [B, K, D]."""
-    crops = [crop_ for own, c in zip(image, corners, strict=True) for crop_ in _crops(own, c, crop)]
-    return torch.stack(crops).unflatten(0, corners.shape[:2])
-
-
 def cut_views(image: Tensor, corners: np.ndarray, crop: Sequence[int]) -> Tensor:
-    """The crops of `cut_crops` as a batch [K * B, C, *crop]: the first crops of all images, then the second ones, ..."""
+    """Crops of images [B, C, *region] that start at the voxels `corners` [B, K, D], as one batch [K * B, C, *crop].
+
+    It holds the first crops of all images, then the second ones, and so on.
+    """
     crops = [_crops(i, c, crop) for i, c in zip(image, corners, strict=True)]
     return torch.stack([own[k] for k in range(corners.shape[1]) for own in crops])
 

@@ -148,7 +148,15 @@ def noise(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> T
 
 
 def dropped(keys: Tensor, rows: int, probability: float, number: int) -> Tensor:
-    """Bool [rows]: for the V views of each image [B] of `keys`, whether it is dropped in draw `number`."""
+    """Bool [rows]: for the V views of each image [B] of `keys`, whether it is dropped in draw `number`.
+
+    The first views of all images, then the second ones, and so on. Raises ValueError where rows are no multiple of images.
+    """
+    if rows % len(keys):
+        raise ValueError(
+            f"The network was given {rows} images or views made of {len(keys)} images. Which paths stochastic depth drops "
+            "belongs to the images: give it the first views of all images, then the second ones, ... (see Method.prepare)."
+        )
     view = torch.arange(rows // len(keys), device=keys.device).unsqueeze(1) + (number * DRAWS + 1)
     bits = _mix(keys + view * GOLDEN).flatten()
     return ((bits >> 40) & (2**24 - 1)).float() * 2**-24 < probability

@@ -107,7 +107,7 @@ class TestMethod:
         assert checkpoint["nnssl_adaptation_plan"]["pretrain_num_input_channels"] == 1
 
     def test_stopped_and_resumed_is_uninterrupted(self, method, backbone, uninterrupted, make_trainer, plans_for):
-        """SIGTERM in the middle of the second epoch: the results are those of the run nobody disturbed, bit by bit."""
+        """SIGTERM in the middle of the second epoch: the results are those of the run nobody disturbed, bit by bit on a CPU."""
         plans = plans_for(backbone, {"num_epochs": 2})
         stopped = make_trainer(trainer_class(method), plans)
         original = stopped.train_step

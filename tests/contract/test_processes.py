@@ -32,7 +32,26 @@ SGD = {
 
 
 @pytest.fixture
-def trained(preprocessed_dataset, plans_for, dataset_json, tmp_path):
+def in_processes(preprocessed_dataset, dataset_json, tmp_path):
+    """Function (what of `trained_by_many`, number of processes, cases): lets so many processes do it together."""
+    environment = {k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}
+    context = multiprocessing.get_context("forkserver")  # imports everything once, not once per process
+    context.set_forkserver_preload(["trained_by_many"])
+
+    def run(work, world, cases):
+        arguments = (world, str(tmp_path), environment, cases, deepcopy(dataset_json))
+        started = [context.Process(target=work, args=(rank, *arguments)) for rank in range(world)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(timeout=200)
+            assert process.exitcode == 0
+
+    return run
+
+
+@pytest.fixture
+def trained(in_processes, plans_for, tmp_path):
     """Results of one process, of two, and of four with the batch in one piece; of two with it in two parts."""
     cases = {
         "mae-unet": ("mae", plans_for("unet", SGD)),
@@ -40,21 +59,9 @@ def trained(preprocessed_dataset, plans_for, dataset_json, tmp_path):
         "simclr-primus": ("simclr", plans_for("primus", SGD)),
         "swin_unetr-unet": ("swin_unetr", plans_for("unet", SGD)),
     }
-    environment = {k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}
-    context = multiprocessing.get_context("forkserver")  # imports everything once, not once per process
-    context.set_forkserver_preload(["trained_by_many"])
 
     def run(world, names):
-        chosen = {n: cases[n] for n in names}
-        arguments = (world, str(tmp_path), environment, chosen, deepcopy(dataset_json))
-        started = [
-            context.Process(target=trained_by_many.train_in_float32, args=(rank, *arguments)) for rank in range(world)
-        ]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join(timeout=200)
-            assert process.exitcode == 0
+        in_processes(trained_by_many.train_in_float32, world, {n: cases[n] for n in names})
         return torch.load(tmp_path / f"{world}.pt")
 
     return run
@@ -72,6 +79,30 @@ def test_processes_train_what_one_trains(trained):
             apart = max((expected[k] - weights[k]).abs().max() for k in expected)
             assert moved > 1e-3, name
             assert apart < 2e-3 * moved, (name, apart, moved)
+
+
+@pytest.mark.slow
+def test_held_out_cases_are_shared_and_all_leave_together(in_processes, plans_for, tmp_path):
+    cases = {
+        "mae-unet": ("mae", plans_for("unet"), 5),
+        "mae-primus": ("mae", plans_for("primus"), 1),  # nothing is left for the second process
+        "simclr-primus": ("simclr", plans_for("primus"), 3),
+        "volume_fusion-unet": ("volume_fusion", plans_for("unet"), 4),
+    }
+    for world in (1, 2):
+        in_processes(trained_by_many.validate, world, cases)
+    for name, (_, _, held_out) in cases.items():
+        alone, two = tmp_path / f"1_{name}", tmp_path / f"2_{name}"
+        seen = [json.loads((two / f"{rank}.json").read_text()) for rank in (0, 1)]
+        everything = json.loads((alone / "0.json").read_text())["seen"]
+        assert len(everything) == held_out
+        assert [own["seen"] for own in seen] == [everything[::2], everything[1::2]], name
+        assert all(own["written"] for own in seen), name
+        files = [sorted(p.name for p in (folder / "validation").iterdir()) for folder in (alone, two)]
+        assert len(files[0]) == held_out + 1
+        assert files[0] == files[1]
+        for file in files[0]:
+            assert (alone / "validation" / file).read_bytes() == (two / "validation" / file).read_bytes(), (name, file)
 
 
 @pytest.mark.slow

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.trainers import stepping
+from nnunet_ssl.trainers import stepping, validation
 from nnunet_ssl.trainers.launch import trainer_class
 
 
@@ -38,6 +39,47 @@ def test_recompute_trains_the_same_network(method, backbone, make_trainer, plans
     assert all(torch.equal(frugal[name], parted[name]) for name in parted)
     continued = make_trainer(make, plans(plans_for, backbone, recompute=True))
     continued.load_checkpoint(str(folders[0] / "checkpoint_final.pth"))  # of a run that did not recompute
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_deterministic_algorithms_are_used_on_gpus_until_the_training_ends(
+    gpu, make_trainer, plans_for, folders, monkeypatch
+):
+    """A CPU stands for the GPU: it computes the same either way."""
+    make = trainer_class("mae")
+    usual = trained(make_trainer(make, plans(plans_for, "primus")), folders[0])
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda _: True)
+    trainer = make_trainer(make, plans(plans_for, "primus", deterministic=True))
+    assert not trainer.wants_determinism
+    monkeypatch.setattr(make, "wants_determinism", gpu)
+    assert trainer._do_i_compile() is not gpu
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda _: False)
+    seen = []
+    note = partial(note_determinism, seen)
+    monkeypatch.setattr(stepping, "optimiser_step", note(stepping.optimiser_step))
+    monkeypatch.setattr(validation, "run_case", note(validation.run_case))
+    found = trained(trainer, folders[1])
+    assert all(torch.equal(found[name], usual[name]) for name in usual)
+    steps = len(seen)
+    assert steps > 0
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert ("with deterministic algorithms" in (folders[1] / "training_log.txt").read_text()) is gpu
+    trainer.perform_actual_validation()
+    assert seen == [gpu] * len(seen)
+    assert len(seen) > steps
+    make_trainer(make, plans(plans_for, "primus")).load_checkpoint(str(folders[1] / "checkpoint_final.pth"))
+    monkeypatch.setattr(make, "train_step", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trained(make_trainer(make, plans(plans_for, "primus", deterministic=True)), folders[2])
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def note_determinism(seen, function):
+    def call(*inputs):
+        seen.append(torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark)
+        return function(*inputs)
+
+    return call
 
 
 def broken(_graph, _inputs):

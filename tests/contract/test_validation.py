@@ -49,6 +49,17 @@ def test_a_case_is_fused_with_another(validated):
     assert len(summary["cases"]) == 1
 
 
+@pytest.mark.parametrize("method", ["mae", "simclr"])
+def test_nothing_is_compiled_for_them(method, make_trainer, plans_for, monkeypatch):
+    called = []
+    monkeypatch.setattr(torch, "compile", lambda function, **_options: lambda *inputs: called.append(function))
+    trainer = make_trainer(trainer_class(method), plans_for("unet"))
+    monkeypatch.setattr(trainer, "_do_i_compile", lambda: True)
+    trainer.perform_actual_validation()
+    assert not called
+    assert trainer.compiler.on
+
+
 @pytest.mark.parametrize("method", ["simclr", "volume_fusion", "consistent_views"])
 def test_a_single_image_works_and_a_message_says_what_it_is_worth(method, validated):
     _, summary, log = validated(method, [0], [0])

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from nnunet_ssl.trainers import launch, stepping
+from nnunet_ssl.trainers import launch, stepping, validation
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
@@ -42,6 +43,44 @@ def train_in_float32(rank: int, world: int, folder: str, environment: dict, case
         results[name] = (start, trainer.method.state_dict(), losses)
     if rank == 0:
         torch.save(results, f"{folder}/{world}.pt")
+    if world > 1:
+        dist.barrier()
+    os._exit(0)  # gloo's threads do not always survive an orderly exit
+
+
+def validate(rank: int, world: int, folder: str, environment: dict, cases: dict, dataset_json: dict) -> None:
+    """Let every case (method, plans, number of held-out images) see its images as one of `world` processes.
+
+    Untrained networks, the same in all. The first process is slow to write. Every process notes in NAME/RANK.json which
+    images it has seen, and whether all was written when it was through.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_{world}", rank=rank, world_size=world)
+    seen, run_case, write_json = [], validation.run_case, validation.write_json
+
+    def noted(trainer: Any, corpus: Any, identifiers: list[str]) -> Any:
+        seen.append(identifiers[0])
+        return run_case(trainer, corpus, identifiers)
+
+    def slow(content: Any, path: str) -> None:
+        time.sleep(3)
+        write_json(content, path)
+
+    validation.run_case, validation.write_json = noted, slow
+    for name, (method, plans, held_out) in cases.items():
+        plans = {**deepcopy(plans), "continue_training": False}
+        trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
+        place = Path(folder) / f"{world}_{name}"
+        place.mkdir(exist_ok=True)
+        trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")
+        images = sorted(image for part in trainer.do_split() for image in part)
+        trainer.do_split = lambda images=images, held_out=held_out: (images[held_out:], images[:held_out])
+        seen.clear()
+        trainer.perform_actual_validation()
+        written = (place / "validation" / "summary.json").exists()
+        (place / f"{rank}.json").write_text(json.dumps({"seen": seen, "written": written}))
     if world > 1:
         dist.barrier()
     os._exit(0)  # gloo's threads do not always survive an orderly exit

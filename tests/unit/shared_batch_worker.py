@@ -1,5 +1,7 @@
 """Loss and gradients of every method on one fixed batch, by one of `world` processes that share it.
 
+Networks drop paths as the shipped presets and methods do, which depends on the order in which they are given the images.
+
 python shared_batch_worker.py RANK WORLD FOLDER writes FOLDER/WORLD_RANK.pt: {(case, parts): (loss, gradients)}.
 """
 
@@ -11,16 +13,23 @@ from types import SimpleNamespace
 import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+from dynamic_network_architectures.building_blocks.regularization import DropPath
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from torch import distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.methods.parts import split_inputs
+from nnunet_ssl.planners.presets import PRIMUS_M
 from nnunet_ssl.trainers import stepping
+from nnunet_ssl.views.draws import image_seeds
 
 IMAGES = 4
+KEYS = torch.from_numpy(image_seeds(5, range(IMAGES)))  # which image has which paths
+DROP_PATH = PRIMUS_M.arch_kwargs["drop_path_rate"]  # that of the last block
 CONFIGS = {
     "mae": {"mask_block": 4},
     "spark3d": {},
@@ -32,16 +41,17 @@ CONFIGS = {
     "simclr": {"projector_dim": 16},
     "consistent_views": {"projector_dim": 16},
 }
-CASES = [(name, "unet") for name in CONFIGS] + [(n, "primus") for n in ("mae", "simmim", "simclr", "consistent_views")]
+CASES = [(name, kind) for name in CONFIGS for kind in ("unet", "primus") if kind in get_method(name).backbones]
+PRIMUS_PATCHES = {"voco": (32, 32, 16)}  # crops of more than one token
 
 
 def build(name, kind):
     torch.manual_seed(0)
     cls = get_method(name)
-    wanted = {**CONFIGS[name], **({"decoder_drop_path": 0.0} if name in ("mae", "consistent_views") else {})}
+    wanted = dict(CONFIGS[name])
     if kind == "primus":
         wanted.pop("mask_block", None)
-    config, patch = cls.Config(**wanted), (24, 32) if kind == "unet" else (16, 24, 16)
+    config, patch = cls.Config(**wanted), (24, 32) if kind == "unet" else PRIMUS_PATCHES.get(name, (16, 24, 16))
     views = cls.views(config, patch)
     channels = cls.output_channels(config, 1)
     if kind == "unet":
@@ -49,8 +59,12 @@ def build(name, kind):
         network = ResidualEncoderUNet(
             1, 3, [4, 8, 12], nn.Conv2d, 3, [1, 2, 2], 1, channels, [1, 1], True, nn.InstanceNorm2d, **options
         )
+        for block in network.modules():  # as their `stochastic_depth_p` does, which this network passes on to none
+            if isinstance(block, BasicBlockD):
+                block.apply_stochastic_depth, block.drop_path = True, DropPath(DROP_PATH)
     else:
-        network = Primus(1, 36, (8, 8, 8), channels, 1, 1, views.network_size, init_values=0.1, scale_attn_inner=True)
+        options = {"drop_path_rate": DROP_PATH, "init_values": 0.1, "scale_attn_inner": True}
+        network = Primus(1, 36, (8, 8, 8), channels, 2, 1, views.network_size, **options)
     return cls(wrap_network(network, views.network_size, cls.crop_setting), config), views
 
 
@@ -70,13 +84,14 @@ def run(rank, world):
     for name, kind in CASES:
         for parts in (1, 2) if world > 1 else (1, 2, 4):
             method, views = build(name, kind)
+            paths = drop_by_image(method)
             method.eval()
             with torch.no_grad():
                 inputs = method.prepare(batch_of(views), torch.Generator().manual_seed(2))
             method.train()
-            own = split_inputs(inputs, IMAGES, world, ())[rank]
+            own = split_inputs({**inputs, stepping.IMAGE_KEYS: KEYS}, IMAGES, world, ())[rank]
             network = DistributedDataParallel(method) if world > 1 else method
-            calls = {"network": network, "encode": method.encode, "compare": method.compare}
+            calls = {"network": network, "encode": method.encode, "compare": method.compare, "drop_paths": paths}
             trainer = SimpleNamespace(method=method, **calls, device=torch.device("cpu"), grad_scaler=None)
             output = stepping.run_prepared(trainer, own, IMAGES // world, parts, seed=3)
             loss = output.loss.detach().clone()

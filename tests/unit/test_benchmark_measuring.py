@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_ssl.report.benchmark import PARTS
 
@@ -172,10 +171,16 @@ def test_flops_of_a_known_network():
 
 
 def test_attention_is_counted_on_this_device():
-    q = torch.randn(1, 2, 16, 6)
-    with FlopCounterMode(display=False) as counter:
-        nn.functional.scaled_dot_product_attention(q, q, q)
-    assert counter.get_total_flops() == 2 * 2 * 2 * 16 * 16 * 6
+    from nnunet_ssl.trainers.ceiling import flop_counter
+
+    product = 2 * 2 * 16 * 16 * 6
+    q = torch.randn(1, 2, 16, 6, requires_grad=True)
+    with flop_counter() as counter:
+        output = nn.functional.scaled_dot_product_attention(q, q, q)
+    assert counter.get_total_flops() == 2 * product
+    with flop_counter() as counter:
+        output.sum().backward()
+    assert counter.get_total_flops() == 5 * product  # four, and the scores, which are computed again
 
 
 def test_out_of_memory_names_the_batch_that_fits(measured, tmp_path, monkeypatch, capsys):

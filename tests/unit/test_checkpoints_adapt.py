@@ -221,7 +221,7 @@ def test_repeated_image_gives_the_same_stem_output(mode: str, before: int, after
     torch.testing.assert_close(
         F.conv3d(image.repeat(1, after, 1, 1, 1), adapted),
         F.conv3d(image.repeat(1, before, 1, 1, 1), weight),
-        atol=1e-5,
+        atol=1e-4,  # of sums of more than a hundred products
         rtol=1e-5,
     )
 

@@ -65,5 +65,12 @@ def test_flags_go_into_the_plans_of_the_run():
     }
 
 
+@pytest.mark.parametrize("name", ["shard", "deterministic"])
+def test_flags_that_can_be_taken_back(name):
+    parser = build_parser()
+    assert flags_as_settings(parser.parse_args(["4", f"--{name}"])) == {name: True}
+    assert flags_as_settings(parser.parse_args(["4", f"--no-{name}"])) == {name: False}
+
+
 def test_flags_not_given_change_nothing():
     assert flags_as_settings(build_parser().parse_args(["4"])) == {}

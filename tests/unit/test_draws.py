@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from dynamic_network_architectures.building_blocks.residual import BasicBlockD
 from timm.layers import DropPath
 from torch import nn
 
@@ -174,6 +175,18 @@ class TestStochasticDepth:
         expected = network(x)
         use_keys(paths, share.keys)
         assert torch.equal(network(x[:4]), rows(expected, range(1, 3)))
+
+    def test_rows_that_are_no_views_of_the_images_are_refused(self):
+        network, paths = self.paths()
+        use_keys(paths, generator().keys)
+        with pytest.raises(ValueError, match="given 6 images or views made of 4 images"):
+            network(torch.ones(6, 3, 2))
+
+    def test_paths_of_residual_blocks_belong_to_the_images_as_well(self):
+        block = BasicBlockD(nn.Conv2d, 4, 4, 3, 1, stochastic_depth_p=0.5)
+        (path,) = drop_by_image(block)
+        assert block.drop_path is path
+        assert path.drop_prob == 0.5
 
     def test_share_and_scale_are_timms(self):
         network, paths = self.paths()

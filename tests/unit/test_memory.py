@@ -49,7 +49,12 @@ def test_processes_that_have_ended_hold_nothing():
 
 
 def hold(queue, told):
-    """Send a batch of 32 MiB and keep 64 MiB."""
+    """Send a batch of 32 MiB and keep 64 MiB.
+
+    In one thread, as torch's loader has its workers compute: forked from a process whose OpenMP has had several, more would wait
+    for those that are not there.
+    """
+    torch.set_num_threads(1)
     own = torch.ones(64 * MIB, dtype=torch.uint8)
     queue.put(torch.ones(32 * MIB, dtype=torch.uint8))
     told.wait(60)

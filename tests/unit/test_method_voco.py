@@ -43,12 +43,12 @@ def test_crops_and_overlaps_against_loops(make, batch_of, prepared):
         for y in range(0, size[1], crop[1])
         for z in range(0, size[2], crop[2])
     ]
-    crops = inputs["crops"].view(3, len(starts) + 5, 1, *crop)
+    crops = inputs["crops"].view(len(starts) + 5, 3, 1, *crop)
     for b in range(3):
         corners = starts + [tuple(c.tolist()) for c in inputs["target_corners"][b]]
         for k, corner in enumerate(corners):
             where = tuple(slice(c, c + s) for c, s in zip(corner, crop, strict=True))
-            assert torch.equal(crops[b, k], batch["image"][(b, slice(None), *where)])
+            assert torch.equal(crops[k, b], batch["image"][(b, slice(None), *where)])
         for t, corner in enumerate(corners[len(starts) :]):
             for k, base in enumerate(starts):
                 share = 1.0
@@ -71,8 +71,7 @@ def test_a_mostly_excluded_image_does_not_count(make, batch_of, prepared):
     batch["excluded"][1] = True
     inputs = prepared(method, batch)
     rows = torch.tensor([0, 2])
-    crops = inputs["crops"].view(3, -1, *inputs["crops"].shape[1:])[rows].flatten(0, 1)
-    rest = {k: v[rows] for k, v in inputs.items() if k != "crops"} | {"crops": crops}
+    rest = {k: v.unflatten(0, (-1, 3))[:, rows].flatten(0, 1) for k, v in inputs.items()}
     assert torch.allclose(method(inputs).loss, method(rest).loss, atol=1e-5)
 
 

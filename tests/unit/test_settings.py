@@ -36,6 +36,7 @@ def test_unknown_key_names_the_known_ones_and_the_nearest():
         ({"accumulate": 0}, "accumulate must be a whole number >= 1"),
         ({"accumulate": True}, "accumulate must be a whole number >= 1"),
         ({"accumulate": 4, "batch_size": 6}, r"batch of 6 .* accumulate = 4 equal parts.*--batch-size 8"),
+        ({"deterministic": "yes"}, "deterministic is true or false"),
         ({"channels": "both"}, '"separate" or "together"'),
     ],
 )

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.methods.parts import merge_encoded, split_inputs
+from nnunet_ssl.views.draws import dropped
 
 WORKER = Path(__file__).with_name("shared_batch_worker.py")
 MODULE = runpy.run_path(str(WORKER))
@@ -42,6 +44,15 @@ def assert_equal(expected, found):
 def test_every_own_method_is_here():
     own = {m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")}
     assert {name for name, _ in MODULE["CASES"]} == own
+    assert len(CASES) == sum(len(get_method(name).backbones) for name in own)
+
+
+@pytest.mark.parametrize(("name", "kind"), MODULE["CASES"])
+def test_networks_drop_paths(name, kind):
+    """Else the order in which they are given the images would not matter to what follows."""
+    method, _ = MODULE["build"](name, kind)
+    gone = [dropped(MODULE["KEYS"], 4, p.drop_prob, p.number) for p in drop_by_image(method) if p.drop_prob > 0]
+    assert 0 < sum(g.sum() for g in gone) < 4 * len(gone)
 
 
 @pytest.mark.parametrize("case", CASES)
