@@ -11,7 +11,7 @@ is warm. The median over the repeats counts; the ratio is that of the medians.
 
 With `--reading-process`, CPU seconds of a real reading process per MAE patch until it is sent: where it rotates, scales and
 mirrors itself, as for a training on a CPU, and where a GPU does that. Medians per kind of patch; the mean counts each kind as
-often as it comes. "received" is what the training process spends on reading a patch in shared memory once.
+often as it comes. "received" is what the training process spends on copying a patch out of shared memory.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ from torch.utils.data import DataLoader, default_collate
 from nnunet_ssl.planners.storage import STORAGE, save_case
 from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn
 from nnunet_ssl.trainers.data import Corpus, Source, storage_and_cases
-from nnunet_ssl.trainers.packing import pack, tensors_of
+from nnunet_ssl.trainers.packing import Packer, tensors_of
 from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
 
 ROTATION = (-np.pi / 6, np.pi / 6)
+CPU = torch.device("cpu")
 KINDS = ("as it is", "rotated", "scaled", "both")
 
 
@@ -134,7 +135,7 @@ class Timed:
     """Collates like a dataset's loader, and notes what the process used since the patch before."""
 
     def __init__(self, dataset: PatchDataset) -> None:
-        self.augmentation, self.collate = dataset.augmentation, pack if dataset.finish_later else default_collate
+        self.augmentation, self.collate = dataset.augmentation, Packer(2) if dataset.finish_later else default_collate
         self.before = 0.0
 
     def __call__(self, samples: list[Any]) -> tuple[Any, str, float]:
@@ -153,10 +154,9 @@ def reading_process(folder: Path, patch: tuple[int, ...], p: float, patches: int
         used: dict[str, list[float]] = {kind: [] for kind in KINDS}
         sizes, received, before = [], [], time.process_time()
         for number, (part, kind, seconds) in enumerate(loader):
-            tensors = list(tensors_of({"packed": [part["packed"]]} if later else part))
-            sizes.append(sum(t.nbytes for t in tensors) / 1e6)
-            for tensor in tensors:
-                tensor.sum()
+            # As into memory that a GPU copies from, which needs a GPU.
+            copies = [part["packed"].to(CPU).memory] if later else [t.clone() for t in tensors_of(part)]
+            sizes.append(sum(t.nbytes for t in copies) / 1e6)
             now = time.process_time()
             received.append(now - before)
             before = now

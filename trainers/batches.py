@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from nnunet_ssl.trainers.packing import pack, require_same_channels, tensors_of
+from nnunet_ssl.trainers.packing import Packer, require_same_channels, tensors_of
 from nnunet_ssl.trainers.patches import PatchDataset
 
 AHEAD = 4  # large batches that are ready or being made; of small ones, each worker has two
@@ -107,13 +107,14 @@ def load_batches(
     ahead: as `AHEAD`.
     """
     parts = Parts.of(positions.local, dataset.bytes_per_sample())
+    prefetched = parts.prefetched(num_workers, ahead) if num_workers else None
     loader = DataLoader(
         dataset,
-        collate_fn=pack if dataset.finish_later else None,
         batch_sampler=parts.split(positions),
+        collate_fn=Packer(prefetched or 0) if dataset.finish_later else None,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
-        prefetch_factor=parts.prefetched(num_workers, ahead) if num_workers else None,
+        prefetch_factor=prefetched,
         worker_init_fn=leave_inherited_memory_alone if num_workers else None,
     )
     join = parts.gather if dataset.finish_later else parts.join

@@ -116,20 +116,23 @@ class Corpus:
         image = read_box(data, start, wanted).float()
         excluded = torch.zeros(1, *wanted, dtype=torch.bool)
         if source.anonymised_label is not None:
-            excluded = read_box(self.labels(identifier), start, wanted) == source.anonymised_label
+            excluded = read_box(self.labels(identifier), start, wanted, dtype=np.int16) == source.anonymised_label
         return {"image": image[:, 0] if flat else image, "excluded": excluded[:, 0] if flat else excluded}
 
 
-def read_box(array: Any, start: Sequence[int], size: Sequence[int], channel: int | None = None) -> Tensor:
+def read_box(
+    array: Any, start: Sequence[int], size: Sequence[int], channel: int | None = None, dtype: Any = None
+) -> Tensor:
     """The voxels [C, *size] from `start` on, 0 outside the image; with `channel`, [1, *size] of this one.
 
-    Half precision stays half, everything else becomes float32.
+    dtype: numpy's, of the result; by default half precision stays half, and everything else becomes float32.
     """
     first = [max(s, 0) for s in start]
     last = [min(s + n, full) for s, n, full in zip(start, size, array.shape[1:], strict=True)]
     channels = slice(None) if channel is None else slice(channel, channel + 1)
     count = array.shape[0] if channel is None else 1
-    dtype = np.float16 if array.dtype == np.float16 else np.float32
+    if dtype is None:
+        dtype = np.float16 if array.dtype == np.float16 else np.float32
     if any(a >= b for a, b in zip(first, last, strict=True)):
         return torch.from_numpy(np.zeros((count, *size), dtype))
     # One slicing is one pass over the compressed blocks.

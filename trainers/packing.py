@@ -14,6 +14,7 @@ from torch.utils.data import get_worker_info
 
 from nnunet_ssl.trainers.augmentation import Turn
 from nnunet_ssl.trainers.finishing import Box, finish
+from nnunet_ssl.trainers.recycling import SharedMemory, give_back
 from nnunet_ssl.views.spec import Views
 
 
@@ -29,41 +30,71 @@ class Place:
 
 @dataclass(frozen=True)
 class Packed:
-    """Boxes one behind the other: `voxels` [N] of all images, `excluded` (bool) [M] of those that have any."""
+    """Boxes one behind the other: the images (`dtype`), then the masks of those that have any.
 
-    voxels: Tensor
-    excluded: Tensor
+    memory: uint8 [N]; shared: it belongs to a reading process and may be longer.
+    """
+
+    memory: Tensor
+    dtype: torch.dtype
     places: tuple[Place, ...]
+    shared: bool = False
 
     def pin_memory(self) -> Packed:
         """Into memory from which a GPU copies by itself; the loader asks for it."""
-        return Packed(self.voxels.pin_memory(), self.excluded.pin_memory(), self.places)
+        return self._moved(self.memory[: self.bytes].pin_memory())
 
     def to(self, device: torch.device) -> Packed:
-        """Onto a device, in one copy, or two where voxels are excluded."""
-        voxels, excluded = (x.to(device, non_blocking=True) for x in (self.voxels, self.excluded))
-        return Packed(voxels, excluded, self.places)
+        """Onto a device, in one copy."""
+        return self._moved(self.memory[: self.bytes].to(device, non_blocking=True, copy=self.shared))
+
+    def _moved(self, memory: Tensor) -> Packed:
+        if self.shared:
+            give_back(self.memory)
+        return Packed(memory, self.dtype, self.places)
+
+    @property
+    def bytes(self) -> int:
+        """Of all boxes together."""
+        return _bytes(self.places, self.dtype)[1]
 
     def boxes(self) -> Iterator[Box]:
         """The boxes, none copied."""
-        first = hidden = 0
+        end, _ = _bytes(self.places, self.dtype)
+        images, masks = self.memory[:end].view(self.dtype), self.memory[end:].view(torch.bool)
         for place in self.places:
-            own = prod(place.shape[1:])
-            image = self.voxels[first : first + place.shape[0] * own].view(place.shape)
-            excluded = self.excluded[hidden : hidden + own].view(1, *place.shape[1:]) if place.excludes else None
-            first, hidden = first + place.shape[0] * own, hidden + own * place.excludes
-            yield Box(image, excluded, place.turn, place.mirrored)
+            channels, *read = place.shape
+            image, images = images[: channels * prod(read)], images[channels * prod(read) :]
+            mask, masks = (masks[: prod(read)].view(1, *read), masks[prod(read) :]) if place.excludes else (None, masks)
+            yield Box(image.view(place.shape), mask, place.turn, place.mirrored)
 
 
-def pack(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """A part of a batch of samples {"boxes", "key"}, one copy of each box; in a reading process into shared memory."""
-    boxes = [box for sample in samples for box in sample["boxes"]]
-    places = tuple(Place(tuple(b.image.shape), b.excluded is not None, b.turn, b.mirrored) for b in boxes)
-    masks = [b.excluded for b in boxes if b.excluded is not None]
-    packed = Packed(
-        _joined([b.image for b in boxes]), _joined(masks) if masks else torch.zeros(0, dtype=torch.bool), places
-    )
-    return {"packed": packed, "key": [sample["key"] for sample in samples]}
+def _bytes(places: Sequence[Place], dtype: torch.dtype) -> tuple[int, int]:
+    """Of all images, and of these and all masks."""
+    images = sum(prod(p.shape) for p in places) * dtype.itemsize
+    return images, images + sum(prod(p.shape[1:]) for p in places if p.excludes)
+
+
+class Packer:
+    """Makes a part of a batch of samples {"boxes", "key"}, one copy of each box; in a reading process into shared memory.
+
+    ahead: parts that are ready or on their way, of one reading process.
+    """
+
+    def __init__(self, ahead: int = 0) -> None:
+        self._shared = SharedMemory(ahead + 2)  # one is being made, another one copied
+
+    def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        boxes: list[Box] = [box for sample in samples for box in sample["boxes"]]
+        places = tuple(Place(tuple(b.image.shape), b.excluded is not None, b.turn, b.mirrored) for b in boxes)
+        masks = [b.excluded.flatten() for b in boxes if b.excluded is not None]
+        dtype = reduce(torch.promote_types, (b.image.dtype for b in boxes))
+        shared, (middle, end) = get_worker_info() is not None, _bytes(places, dtype)
+        memory = self._shared.take(end) if shared else torch.empty(end, dtype=torch.uint8)
+        torch.cat([b.image.flatten() for b in boxes], out=memory[:middle].view(dtype))
+        if masks:
+            torch.cat(masks, out=memory[middle:end].view(torch.bool))
+        return {"packed": Packed(memory, dtype, places, shared), "key": [sample["key"] for sample in samples]}
 
 
 def require_same_channels(parts: Sequence[Packed], keys: Sequence[str]) -> None:
@@ -88,14 +119,4 @@ def unpack(batch: Mapping[str, Any], views: Views) -> dict[str, Tensor]:
 def tensors_of(batch: Mapping[str, Any]) -> Iterator[Tensor]:
     """What a batch holds on the device."""
     yield from (value for value in batch.values() if isinstance(value, Tensor))
-    for packed in batch.get("packed", ()):
-        yield from (packed.voxels, packed.excluded)
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    dtype = reduce(torch.promote_types, (t.dtype for t in tensors))
-    number = sum(t.numel() for t in tensors)
-    out = torch.empty(0, dtype=dtype)
-    if get_worker_info() is not None:  # as in torch's own collate function, which saves a copy so
-        out.set_(torch.UntypedStorage._new_shared(number * dtype.itemsize))
-    return torch.cat([t.flatten() for t in tensors], out=out)
+    yield from (packed.memory for packed in batch.get("packed", ()))

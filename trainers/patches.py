@@ -108,7 +108,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         start = [c - (r - s) // 2 for c, r, s in zip(corner, read, size, strict=True)]
         image, excluded = read_box(array, start, read, channel), None
         if source.anonymised_label is not None:
-            labels = read_box(self.corpus.labels(key), start, read)
+            labels = read_box(self.corpus.labels(key), start, read, dtype=np.int16)
             excluded = labels == source.anonymised_label
             excluded = excluded if excluded.any() else None  # as for most patches of defaced heads
         if flat:

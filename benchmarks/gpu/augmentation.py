@@ -32,7 +32,7 @@ from nnunet_ssl.trainers import batches
 from nnunet_ssl.trainers.augmentation import Augmentation
 from nnunet_ssl.trainers.data import Corpus, Source
 from nnunet_ssl.trainers.finishing import Box, finish_box
-from nnunet_ssl.trainers.packing import Packed, pack, unpack
+from nnunet_ssl.trainers.packing import Packed, Packer, unpack
 from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
@@ -62,7 +62,7 @@ def draw(decide: Augmentation, number: int, dtype: torch.dtype, masks: bool, cha
 
 def packed(boxes: list[Box], device: torch.device) -> Packed:
     """The boxes on the device."""
-    part = pack([{"boxes": boxes, "key": ""}])["packed"]
+    part = Packer()([{"boxes": boxes, "key": ""}])["packed"]
     return (part.pin_memory() if device.type == "cuda" else part).to(device)
 
 
@@ -170,13 +170,13 @@ def speed(device: torch.device, edge: int, number: int) -> None:
         rows = []
         for _ in range(8):
             boxes = draw(augmentation(size, 0.2), number, dtype, masks=False)
-            part = pack([{"boxes": boxes, "key": ""}])["packed"]
+            part = Packer()([{"boxes": boxes, "key": ""}])["packed"]
             part = part.pin_memory() if device.type == "cuda" else part
             copied = [measured(lambda part=part: part.to(device), device)[0] for _ in range(3)][-1]
             on_device = {"packed": [part.to(device)]}
             timed = [measured(lambda b=on_device: unpack(b, Views(size, size)), device) for _ in range(4)][-1]
             turned = sum(place.turn is not None for place in part.places)
-            rows.append((turned, part.voxels.nbytes / 1e6, copied, *timed))
+            rows.append((turned, part.memory.nbytes / 1e6, copied, *timed))
         names = ("turned", "MB", "copy ms", "finish ms", "host ms")
         row = dict(zip(names, (statistics.mean(column) for column in zip(*rows, strict=True)), strict=True))
         print(json.dumps({"batch": number, "edge": edge, "dtype": str(dtype), **row}), flush=True)

@@ -18,6 +18,7 @@ from nnunet_ssl.trainers.data import Corpus, Source
 from nnunet_ssl.trainers.packing import tensors_of, unpack
 from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import Places
+from nnunet_ssl.trainers.recycling import SharedMemory, give_back
 from nnunet_ssl.views.spec import Views
 
 CPU = torch.device("cpu")
@@ -121,9 +122,9 @@ def test_only_what_is_needed_is_sent(dataset):
     """Half precision as it is stored, masks of boxes in which something is excluded, nothing twice."""
     half = [packed for batch in load(dataset("volumes", [(np.float16, True)])) for packed in batch["packed"]]
     boxes = [box for packed in half for box in packed.boxes()]
-    assert {p.voxels.dtype for p in half} == {torch.float16}
-    assert sum(p.voxels.numel() for p in half) == sum(b.image.numel() for b in boxes)
-    assert sum(p.excluded.numel() for p in half) == sum(b.excluded.numel() for b in boxes if b.excluded is not None)
+    assert {b.image.dtype for b in boxes} == {torch.float16}
+    masks = sum(b.excluded.numel() for b in boxes if b.excluded is not None)
+    assert sum(p.memory.nbytes for p in half) == 2 * sum(b.image.numel() for b in boxes) + masks
     with_masks = [b.excluded is not None for b in boxes]
     assert 0 < sum(with_masks) < len(with_masks)
     assert all(b.excluded.any() for b in boxes if b.excluded is not None)
@@ -146,6 +147,25 @@ def test_no_sample_is_larger_than_was_announced(geometry, dataset):
     assert data.bytes_per_sample() == 5 * np.prod(GEOMETRIES[geometry][0])
     data.finish_later = False
     assert data.bytes_per_sample() == 5 * np.prod(GEOMETRIES[geometry][0])
+
+
+def test_memory_is_used_again_when_it_was_given_back():
+    memory = SharedMemory(2)
+    first, second = memory.take(100), memory.take(50)
+    assert (len(first), len(second)) == (101, 51)
+    assert first.is_shared()
+    once = memory.take(40)  # both are away
+    assert once.data_ptr() not in (first.data_ptr(), second.data_ptr())
+    give_back(once)
+    give_back(first)
+    assert memory.take(40).data_ptr() == first.data_ptr()  # the one that is used once is not kept
+    give_back(first)
+    give_back(second)
+    assert memory.take(50).data_ptr() == second.data_ptr()  # the smallest that is large enough
+    give_back(second)
+    large = memory.take(200)  # in place of the smallest
+    give_back(large)
+    assert [memory.take(n).data_ptr() for n in (150, 90)] == [large.data_ptr(), first.data_ptr()]
 
 
 def test_samples_with_other_channels_are_no_batch(dataset, tmp_path):

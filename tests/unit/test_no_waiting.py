@@ -25,7 +25,7 @@ from nnunet_ssl.trainers import stepping
 from nnunet_ssl.trainers.augmentation import Turn
 from nnunet_ssl.trainers.batches import Parts
 from nnunet_ssl.trainers.finishing import Box
-from nnunet_ssl.trainers.packing import pack, unpack
+from nnunet_ssl.trainers.packing import Packer, unpack
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.spec import Views
@@ -192,7 +192,7 @@ def test_finishing_a_batch_does_not_wait(regions, dtype):
     keys = [{"boxes": boxes[i : i + regions], "key": str(i)} for i in range(0, len(boxes), regions)]
     half = len(keys) // 2
     with RefusingConstants(), Refusing():
-        (batch,) = Parts(len(keys), half).gather([pack(keys[:half]), pack(keys[half:])], torch.device(GPU))
+        (batch,) = Parts(len(keys), half).gather([Packer()(keys[:half]), Packer()(keys[half:])], torch.device(GPU))
         found = unpack(batch, Views((8, 8, 8), (8, 8, 8), regions))
     first = (len(keys), 2) if regions == 2 else (len(keys),)
     assert {k: (v.device.type, v.dtype, tuple(v.shape)) for k, v in found.items()} == {
