@@ -80,16 +80,14 @@ def places(
 
     The host sends one vector per axis and coordinate; what differs from voxel to voxel is added up on the device.
     """
-    directions, along = matrix(turn), []
+    # Coordinates come in the opposite order of axes.
+    directions, half = matrix(turn)[::-1].astype(np.float32), np.array(read[::-1], np.float32)[:, None] / 2
+    along = []
     for axis, n in enumerate(size):
-        voxels = torch.arange(n) - (n - 1) / 2  # counted from the centre
-        voxels = -voxels if axis in mirrored else voxels
-        along += [float(m) * voxels / (r / 2) for m, r in zip(directions[::-1, axis], reversed(read), strict=True)]
-    axes, sent = len(size), to_device(torch.cat(along).numpy(), device)
-    parts = [
-        part.view(axes, *(n if a == axis else 1 for a in range(axes)))
-        for axis, (n, part) in enumerate(zip(size, sent.split([axes * n for n in size]), strict=True))
-    ]
+        voxels = np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2)  # counted from the centre
+        along.append(directions[:, axis : axis + 1] * (-voxels if axis in mirrored else voxels) / half)
+    sent = to_device(np.concatenate(along, axis=1), device).split(tuple(size), dim=1)
+    parts = [part.view(-1, *(n if a == axis else 1 for a, n in enumerate(size))) for axis, part in enumerate(sent)]
     return reduce(torch.add, parts).movedim(0, -1)
 
 

@@ -110,7 +110,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         if source.anonymised_label is not None:
             labels = read_box(self.corpus.labels(key), start, read, dtype=np.int16)
             excluded = labels == source.anonymised_label
-            excluded = excluded if excluded.any() else None  # as for most patches of defaced heads
+            excluded = excluded if excluded.any() else None  # most patches show no anonymised face
         if flat:
             image, excluded = image[:, 0], None if excluded is None else excluded[:, 0]
         return key, Box(image, excluded, turn, self.augmentation.draw_mirrored())

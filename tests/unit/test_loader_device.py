@@ -11,14 +11,15 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from scipy.ndimage import gaussian_filter
 
-from nnunet_ssl.trainers import batches
+from nnunet_ssl.trainers import batches, packing
 from nnunet_ssl.trainers.augmentation import Augmentation
 from nnunet_ssl.trainers.batches import Positions, load_batches
 from nnunet_ssl.trainers.data import Corpus, Source
-from nnunet_ssl.trainers.packing import tensors_of, unpack
+from nnunet_ssl.trainers.finishing import Box
+from nnunet_ssl.trainers.packing import Packer, tensors_of, unpack
 from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import Places
-from nnunet_ssl.trainers.recycling import SharedMemory, give_back
+from nnunet_ssl.trainers.recycling import FREE, SharedMemory, give_back
 from nnunet_ssl.views.spec import Views
 
 CPU = torch.device("cpu")
@@ -166,6 +167,24 @@ def test_memory_is_used_again_when_it_was_given_back():
     large = memory.take(200)  # in place of the smallest
     give_back(large)
     assert [memory.take(n).data_ptr() for n in (150, 90)] == [large.data_ptr(), first.data_ptr()]
+
+
+@pytest.mark.parametrize("move", ["to", "pin_memory"])
+def test_memory_of_a_reading_process_is_given_back_as_soon_as_it_was_copied(move, monkeypatch):
+    monkeypatch.setattr(packing, "get_worker_info", lambda: "of a reading process")
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)  # which wants a GPU
+    packer, image, mask = Packer(), torch.randn(2, 3, 4, 5), torch.rand(1, 3, 4, 5) > 0.5
+    sample = {"boxes": [Box(image, None, None, ()), Box(image + 1, mask, None, ())], "key": "a"}
+    packed = packer([sample])["packed"]
+    assert packed.memory[-1] != FREE
+    moved = packed.to(CPU) if move == "to" else packed.pin_memory()
+    again = packer([{"boxes": [Box(image * 0, ~mask, None, ())], "key": "b"}])["packed"]
+    assert again.memory.data_ptr() == packed.memory.data_ptr()
+    first, second = moved.to(CPU).boxes()
+    assert torch.equal(first.image, image)
+    assert torch.equal(second.image, image + 1)
+    assert torch.equal(second.excluded, mask)
+    assert moved.memory.nbytes == moved.bytes == 2 * 480 + 60
 
 
 def test_samples_with_other_channels_are_no_batch(dataset, tmp_path):
