@@ -50,6 +50,7 @@ def train(method: str, backbone: str, patch: int, batch: int, workers: int, devi
     from nnunet_ssl.trainers import loading
     from nnunet_ssl.trainers.launch import Run
     from nnunet_ssl.trainers.measuring import next_batch, started
+    from nnunet_ssl.trainers.packing import tensors_of
     from nnunet_ssl.trainers.state import pack
 
     cls: Any = get_method(method)
@@ -67,7 +68,7 @@ def train(method: str, backbone: str, patch: int, batch: int, workers: int, devi
                     held = next_batch(trainer)  # as in a training, the last one stays while the next one arrives
                 next(trainer.dataloader_val)  # type: ignore[call-overload]
                 wait_until_idle()
-                size = sum(v.nbytes for v in held.values() if isinstance(v, torch.Tensor))
+                size = sum(tensor.nbytes for tensor in tensors_of(held))
                 parameters = sum(p.nbytes for p in trainer.method.parameters())
                 pinned = torch.cuda.host_memory_stats()["allocated_bytes.peak"] if device == "cuda" else 0
                 on_host = 0 if device == "cuda" else parameters

@@ -2,11 +2,16 @@
 
     python benchmarks/loading_patches.py --size 256 --patch 160 --cases 4 --patches 20
     python benchmarks/loading_patches.py --preprocessed nnUNet_preprocessed/Dataset004_Hippocampus/..._3d_fullres --patch 40 56 40
+    python benchmarks/loading_patches.py --reading-process --storage float16 --patches 200
 
 Without --preprocessed, volumes of smooth noise around a ball are written as nnU-Net's preprocessing would. Both sides draw
 whole volumes, rotate and scale with the same probabilities and mirror; nnU-Net reads every patch enlarged and loads the labels
 with it. Reading is done in this process, one thread. CPU seconds and bytes read are this process'; the file system's cache
 is warm. The median over the repeats counts; the ratio is that of the medians.
+
+With `--reading-process`, CPU seconds of a real reading process per MAE patch until it is sent: where it rotates, scales and
+mirrors itself, as for a training on a CPU, and where a GPU does that. Medians per kind of patch; the mean counts each kind as
+often as it comes. "received" is what the training process spends on copying a patch out of shared memory.
 """
 
 from __future__ import annotations
@@ -31,18 +36,23 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.ndimage import gaussian_filter
+from torch.utils.data import DataLoader, default_collate
 
-from nnunet_ssl.trainers.augmentation import SCALING, Augmentation
+from nnunet_ssl.planners.storage import STORAGE, save_case
+from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn
 from nnunet_ssl.trainers.data import Corpus, Source, storage_and_cases
+from nnunet_ssl.trainers.packing import Packer, tensors_of
 from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
 
 ROTATION = (-np.pi / 6, np.pi / 6)
+CPU = torch.device("cpu")
+KINDS = ("as it is", "rotated", "scaled", "both")
 
 
-def write_volumes(folder: Path, size: int, patch: tuple[int, ...], cases: int) -> None:
-    """Stand-ins for preprocessed images, stored by nnU-Net's own function with its own choice of blocks."""
+def write_volumes(folder: Path, size: int, patch: tuple[int, ...], cases: int, storage: str = "nnunet") -> None:
+    """Stand-ins for preprocessed images, stored by nnU-Net's own function with its own choice of blocks, or by ours."""
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, size, dtype=np.float32)] * 3, indexing="ij"))
     body = (grid**2).sum(axis=0) < 0.8
     for number in range(cases):
@@ -52,6 +62,9 @@ def write_volumes(folder: Path, size: int, patch: tuple[int, ...], cases: int) -
         blocks, chunks = comp_blosc2_params(image.shape, patch, 4)
         blocks_seg, chunks_seg = comp_blosc2_params(labels.shape, patch, 2)
         properties = {"spacing": [1, 1, 1], "class_locations": {}}
+        if storage != "nnunet":
+            save_case(image, labels, properties, str(folder / f"case_{number:03d}"), patch, np.dtype(storage))
+            continue
         nnUNetDatasetBlosc2.save_case(
             image, labels, properties, str(folder / f"case_{number:03d}"), chunks, blocks, chunks_seg, blocks_seg
         )
@@ -87,14 +100,76 @@ def nnunet_loader(folder: Path, patch: tuple[int, ...], p: float) -> Callable[[i
 
 def own_loader(folder: Path, patch: tuple[int, ...], p: float) -> Callable[[int], Any]:
     """This project's."""
+    return own_dataset(folder, patch, p).__getitem__
+
+
+def own_dataset(folder: Path, patch: tuple[int, ...], p: float, finish_later: bool = False) -> PatchDataset:
+    """Patches as they are read for MAE."""
     source = Source("Dataset001_Bench", str(folder))
     corpus = Corpus([source], [f"{source.name}/{case}" for case in storage_and_cases(str(folder))[1]])
     read_size = tuple(int(s) for s in get_patch_size(patch, ROTATION, ROTATION, ROTATION, (0.85, 1.25)))
-    augmentation = Augmentation(patch, p=p, rotation=ROTATION, largest=read_size, mirror_axes=(0, 1, 2))
-    dataset = PatchDataset(
-        corpus, Views(patch, patch), augmentation, Places(corpus, 0.1), seed=0, stream=0, separate_channels=True
-    )
-    return dataset.__getitem__
+    augmentation = Remembering(patch, p=p, rotation=ROTATION, largest=read_size, mirror_axes=(0, 1, 2))
+    return PatchDataset(
+        corpus, Views(patch, patch), augmentation, Places(corpus, 0.1), seed=0, stream=0, separate_channels=True,
+        finish_later=finish_later,
+    )  # fmt: skip
+
+
+class Remembering(Augmentation):
+    """Knows what it decided last."""
+
+    turn: Turn | None = None
+
+    def draw(self) -> Turn | None:
+        self.turn = super().draw()
+        return self.turn
+
+    def kind(self) -> str:
+        """Of the last patch."""
+        if self.turn is None:
+            return KINDS[0]
+        return KINDS[any(self.turn.angles) + 2 * (self.turn.scale != 1)]
+
+
+class Timed:
+    """Collates like a dataset's loader, and notes what the process used since the patch before."""
+
+    def __init__(self, dataset: PatchDataset) -> None:
+        self.augmentation, self.collate = dataset.augmentation, Packer(2) if dataset.finish_later else default_collate
+        self.before = 0.0
+
+    def __call__(self, samples: list[Any]) -> tuple[Any, str, float]:
+        part, now = self.collate(samples), time.process_time()
+        used, self.before = now - self.before, now
+        return part, self.augmentation.kind(), used  # type: ignore[attr-defined]
+
+
+def reading_process(folder: Path, patch: tuple[int, ...], p: float, patches: int) -> None:
+    """Print what one reading process spends per patch of each kind, today's way and the GPU's."""
+    shares = [(1 - p) ** 2, p * (1 - p), p * (1 - p), p * p]
+    print(f"| finished | {' | '.join(KINDS)} | mean | MB sent | received |\n|---|{'---|' * (len(KINDS) + 3)}")
+    for later in (False, True):
+        dataset = own_dataset(folder, patch, p, later)
+        loader = DataLoader(dataset, batch_size=1, sampler=range(patches), num_workers=1, collate_fn=Timed(dataset))
+        used: dict[str, list[float]] = {kind: [] for kind in KINDS}
+        sizes, received, before = [], [], time.process_time()
+        for number, (part, kind, seconds) in enumerate(loader):
+            # As into memory that a GPU copies from, which needs a GPU.
+            copies = [part["packed"].to(CPU).memory] if later else [t.clone() for t in tensors_of(part)]
+            sizes.append(sum(t.nbytes for t in copies) / 1e6)
+            now = time.process_time()
+            received.append(now - before)
+            before = now
+            if number > 2:
+                used[kind].append(seconds)
+        medians = [statistics.median(used[kind] or [float("nan")]) for kind in KINDS]
+        mean = sum(m * share for m, share in zip(medians, shares, strict=True) if share)
+        row = [
+            *(f"{m:.4f}" for m in (*medians, mean)),
+            f"{statistics.mean(sizes):.1f}",
+            f"{statistics.median(received):.4f}",
+        ]
+        print(f"| {'on a GPU' if later else 'here'} | {' | '.join(row)} |", flush=True)
 
 
 def measure(draw: Callable[[int], Any], numbers: range) -> tuple[float, float]:
@@ -140,6 +215,8 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=10, help="per repeat")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--augmentation", type=float, default=0.2, help="probability of rotation and of scaling")
+    parser.add_argument("--storage", default="nnunet", choices=("nnunet", *STORAGE), help="how volumes are written")
+    parser.add_argument("--reading-process", action="store_true", help="CPU seconds per kind of patch, see above")
     parser.add_argument("--preprocessed", type=Path, help="folder with .b2nd files of a configuration")
     args = parser.parse_args()
     patch = tuple(args.patch * 3 if len(args.patch) == 1 else args.patch)
@@ -147,7 +224,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.preprocessed or Path(scratch)
         if args.preprocessed is None:
-            write_volumes(folder, args.size, patch, args.cases)
+            write_volumes(folder, args.size, patch, args.cases, args.storage)
+        if args.reading_process:
+            reading_process(folder, patch, args.augmentation, args.patches)
+            return
         sides = {make.__name__: make(folder, patch, args.augmentation) for make in (nnunet_loader, own_loader)}
         found: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for draw in sides.values():

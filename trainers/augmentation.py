@@ -1,22 +1,18 @@
-"""nnU-Net's rotation, scaling and mirroring, decided before anything is read, so that no voxel is read for nothing."""
+"""nnU-Net's rotation, scaling and mirroring, decided before anything is read, so that no voxel is read for nothing.
+
+What was decided is done in `finishing`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
-from batchgeneratorsv2.transforms.spatial.spatial import (
-    SpatialTransform,
-    create_affine_matrix_2d,
-    create_affine_matrix_3d,
-)
-from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
-from torch import Tensor
+from batchgeneratorsv2.transforms.spatial.spatial import create_affine_matrix_2d, create_affine_matrix_3d
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -32,37 +28,6 @@ class Turn:
     scale: float
 
 
-class Affine(SpatialTransform):
-    """nnU-Net's rotation and scaling around the centre, without what only its elastic deformation needs.
-
-    Scaling alone is a product of matrices, axis by axis; nnU-Net looks every voxel up.
-    """
-
-    def __init__(self, size: tuple[int, ...]) -> None:
-        super().__init__(size, patch_center_dist_from_border=0, random_crop=False, border_mode_seg="zeros")
-        self.turn = Turn((), 1.0)
-
-    def get_parameters(self, **data: Any) -> dict[str, Any]:
-        """The places to look at, on `grid_sample`'s axes: x, y and z from -1 to 1 between the outer borders."""
-        if not any(self.turn.angles) and "segmentation" not in data:
-            return {"grid": None}
-        read = data["image"].shape[1:]
-        places = _centred(self.patch_size)
-        grid = torch.empty(*self.patch_size, len(read))
-        for axis, row in enumerate(matrix(self.turn)):
-            along = [float(m) * p / (read[axis] / 2) for m, p in zip(row, places, strict=True)]
-            torch.add(sum(along[1:-1], along[0]), along[-1], out=grid[..., len(read) - 1 - axis])
-        return {"grid": grid}
-
-    def _apply_to_image(self, img: Tensor, **params: Any) -> Tensor:
-        if any(self.turn.angles):
-            return super()._apply_to_image(img, **params)
-        for axis, size in enumerate(self.patch_size, start=1):
-            matrix = torch.from_numpy(_interpolation(img.shape[axis], size, self.turn.scale))
-            img = (img.movedim(axis, -1) @ matrix.T).movedim(-1, axis)
-        return img.contiguous()
-
-
 def matrix(turn: Turn) -> np.ndarray:
     """nnU-Net's matrix [D, D], from voxels of the region to voxels of what is read, both counted from the centre."""
     axes = len(turn.angles)
@@ -71,23 +36,9 @@ def matrix(turn: Turn) -> np.ndarray:
     return create_affine_matrix_2d(turn.angles[-1], [turn.scale] * 2)
 
 
-def _centred(size: Sequence[int]) -> list[Tensor]:
-    """Voxels of each axis counted from the centre, shaped to broadcast."""
-    return [
-        (torch.arange(n) - (n - 1) / 2).view(*(n if a == axis else 1 for a in range(len(size))))
-        for axis, n in enumerate(size)
-    ]
-
-
-def _interpolation(read: int, size: int, scale: float) -> np.ndarray:
-    """Linear interpolation of an axis of `read` voxels at `size` places around its centre: float32 [size, read]."""
-    place = (np.arange(size) - (size - 1) / 2) * scale + (read - 1) / 2
-    return (1 - abs(place[:, None] - np.arange(read))).clip(min=0).astype(np.float32)
-
-
 @dataclass
 class Augmentation:
-    """What happens to a region of `size` voxels after it was read.
+    """What is to happen to a region of `size` voxels after it was read.
 
     p: probability of a rotation, and, independently, of a scaling. rotation: range of the angles. in_plane: rotate and
     scale the last two of three axes only. largest: voxels per axis beyond which nothing is read, as in nnU-Net; what
@@ -100,19 +51,6 @@ class Augmentation:
     in_plane: bool = False
     largest: tuple[int, ...] = ()
     mirror_axes: tuple[int, ...] = ()
-    _affine: Affine | None = field(default=None, init=False)
-    _spatial: list[Any] = field(default_factory=list, init=False)
-    _mirror: MirrorTransform | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if self.mirror_axes:
-            self._mirror = MirrorTransform(allowed_axes=self.mirror_axes)
-        if not self.p:
-            return
-        self._affine = Affine(self._turned_size())
-        self._spatial = (
-            [Convert3DTo2DTransform(), self._affine, Convert2DTo3DTransform()] if self.in_plane else [self._affine]
-        )
 
     def draw(self) -> Turn | None:
         """A sample's rotation and scaling from numpy's global generator; None for neither, as for most samples."""
@@ -122,6 +60,10 @@ class Augmentation:
         axes = len(self._turned_size())
         angles = tuple(np.random.uniform(*self.rotation) if rotate else 0.0 for _ in range(axes))
         return Turn(angles, np.random.uniform(*SCALING) if scale else 1.0)
+
+    def draw_mirrored(self) -> tuple[int, ...]:
+        """The axes along which a sample is mirrored, from torch's global generator."""
+        return tuple(MirrorTransform(self.mirror_axes).get_parameters()["axes"])
 
     def read_size(self, turn: Turn | None) -> tuple[int, ...]:
         """Voxels to read per axis, around the same centre as the region, so that every one that is needed is there."""
@@ -133,17 +75,13 @@ class Augmentation:
         grown = [s + 2 * ceil((min(r + 1, most) - s) / 2) for s, r, most in zip(size, reach, largest, strict=True)]
         return (*self.size[:-axes], *(max(g, 1) for g in grown))
 
-    def apply(self, image: Tensor, excluded: Tensor | None, turn: Turn | None) -> tuple[Tensor, Tensor | None]:
-        """Image [C, *size] and excluded [1, *size] (int16) from what was read."""
-        data: dict[str, Tensor] = {"image": image} | ({} if excluded is None else {"segmentation": excluded})
-        if turn is not None:
-            assert self._affine is not None
-            self._affine.turn = turn
-            for transform in self._spatial:
-                data = transform(**data)
-        if self._mirror is not None:
-            data = self._mirror(**data)
-        return data["image"], data.get("segmentation")
+    def largest_read(self) -> tuple[int, ...]:
+        """The most that `read_size` may ask for: one voxel beyond `largest` where that lies unevenly around the region."""
+        if not self.p:
+            return self.size
+        still = len(self.size) - len(self._turned_size())
+        grown = zip(self.size[still:], self.largest[still:], strict=True)
+        return (*self.size[:still], *(max(s, s + 2 * ceil((most - s) / 2)) for s, most in grown))
 
     def _turned_size(self) -> tuple[int, ...]:
         return self.size[1:] if self.in_plane else self.size

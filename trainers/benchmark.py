@@ -18,6 +18,7 @@ from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.report.benchmark import Benchmark, Breakdown, Flops, Setting, Speed
 from nnunet_ssl.settings import require
 from nnunet_ssl.trainers import memory
+from nnunet_ssl.trainers.batches import AHEAD
 from nnunet_ssl.trainers.ceiling import conv_ceiling, count_flops, matmul_ceiling
 from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.launch import Run
@@ -31,7 +32,6 @@ from nnunet_ssl.trainers.measuring import (
     started,
     train,
 )
-from nnunet_ssl.trainers.patches import AHEAD
 from nnunet_ssl.trainers.precision import autocast_dtype
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 

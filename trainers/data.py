@@ -113,27 +113,34 @@ class Corpus:
         data, flat = self.image(identifier), len(size) == 2
         wanted = (1, *size) if flat else tuple(size)
         start = [(s - w) // 2 for s, w in zip(data.shape[1:], wanted, strict=True)]
-        image = read_box(data, start, wanted)
+        image = read_box(data, start, wanted).float()
         excluded = torch.zeros(1, *wanted, dtype=torch.bool)
         if source.anonymised_label is not None:
-            excluded = read_box(self.labels(identifier), start, wanted) == source.anonymised_label
+            excluded = read_box(self.labels(identifier), start, wanted, dtype=np.int16) == source.anonymised_label
         return {"image": image[:, 0] if flat else image, "excluded": excluded[:, 0] if flat else excluded}
 
 
-def read_box(array: Any, start: Sequence[int], size: Sequence[int], channel: int | None = None) -> Tensor:
-    """The voxels [C, *size] from `start` on as float32, 0 outside the image; with `channel`, [1, *size] of this one."""
+def read_box(
+    array: Any, start: Sequence[int], size: Sequence[int], channel: int | None = None, dtype: Any = None
+) -> Tensor:
+    """The voxels [C, *size] from `start` on, 0 outside the image; with `channel`, [1, *size] of this one.
+
+    dtype: numpy's, of the result; by default half precision stays half, and everything else becomes float32.
+    """
     first = [max(s, 0) for s in start]
     last = [min(s + n, full) for s, n, full in zip(start, size, array.shape[1:], strict=True)]
     channels = slice(None) if channel is None else slice(channel, channel + 1)
     count = array.shape[0] if channel is None else 1
+    if dtype is None:
+        dtype = np.float16 if array.dtype == np.float16 else np.float32
     if any(a >= b for a, b in zip(first, last, strict=True)):
-        return torch.zeros(count, *size)
+        return torch.from_numpy(np.zeros((count, *size), dtype))
     # One slicing is one pass over the compressed blocks.
     region = (channels, *(slice(a, b) for a, b in zip(first, last, strict=True)))
     inside = np.asarray(array[region])
     if inside.shape[1:] == tuple(size):
-        return torch.from_numpy(np.ascontiguousarray(inside, dtype=np.float32))
-    box = np.zeros((count, *size), np.float32)
+        return torch.from_numpy(np.ascontiguousarray(inside, dtype=dtype))
+    box = np.zeros((count, *size), dtype)
     places = (slice(None), *(slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True)))
     box[places] = inside
     return torch.from_numpy(box)

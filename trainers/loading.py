@@ -8,6 +8,7 @@ from functools import lru_cache
 from os.path import isdir, isfile, join
 from typing import TYPE_CHECKING, Any
 
+import torch
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
@@ -18,8 +19,9 @@ from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.planners.datasets import raw_folder
 from nnunet_ssl.planners.foreground import mask_labels
 from nnunet_ssl.trainers.augmentation import Augmentation, augmentation
+from nnunet_ssl.trainers.batches import Positions, load_batches
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, Source
-from nnunet_ssl.trainers.patches import PatchDataset, Positions, load_batches
+from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.trainers.selection import apply_filter, corpus_table, people, weights_for
 
@@ -126,6 +128,11 @@ def share_of_batch(total: int, processes: int, parts: int) -> int:
     return total // processes
 
 
+def finishes(device: torch.device) -> bool:
+    """Whether a device rotates, scales and mirrors what reading processes send it, see `finishing`."""
+    return device.type == "cuda"
+
+
 def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps: range) -> Iterator[Mapping[str, Any]]:
     """Batches of this process for the given steps.
 
@@ -143,6 +150,7 @@ def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps
         stream=stream,
         separate_channels=settings.channels == "separate",
         weights=weights_for(sources, corpus.identifiers, settings.sampling) if training else None,
+        finish_later=finishes(trainer.device),
     )
     offset = dist.get_rank() * trainer.batch_size if trainer.is_ddp else 0
     positions = Positions(steps, trainer.total_batch_size, trainer.batch_size, offset, repeat=stream == VALIDATION)

@@ -26,6 +26,7 @@ from nnunet_ssl.methods.gather import shared_counts
 from nnunet_ssl.methods.parts import merge_encoded, split_inputs
 from nnunet_ssl.trainers.data import derive_seed
 from nnunet_ssl.trainers.finite import step_where
+from nnunet_ssl.trainers.packing import unpack
 from nnunet_ssl.trainers.precision import autocast
 from nnunet_ssl.trainers.regions import region
 from nnunet_ssl.trainers.sharding import clip_gradients
@@ -45,7 +46,9 @@ def run_batch(
     rank = dist.get_rank() if trainer.is_ddp else 0
     seed = derive_seed(trainer.settings.seed, stream, step, 1)
     with region("transfer"):
-        tensors = {k: v.to(trainer.device, non_blocking=True) for k, v in batch.items() if isinstance(v, Tensor)}
+        batch = {k: v.to(trainer.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    with region("prepare"), torch.no_grad():
+        tensors = unpack(batch, trainer.views)
     images = len(tensors["image"])
     generator = ImageGenerator(trainer.device, seed, range(rank * images, (rank + 1) * images))
     with region("prepare"), torch.no_grad(), warnings.catch_warnings(record=True) as caught:

@@ -15,7 +15,7 @@ from nnunet_ssl.report.progress import COLOURS
 MEANING = {
     "data": "waiting for the loader; its copy to a GPU",
     "transfer": "what is not on the device yet",
-    "prepare": "views: crops, masks, corruptions",
+    "prepare": "rotation and mirroring on a GPU; crops, masks, corruptions",
     "forward": "network and loss",
     "backward": "gradients",
     "optimiser": "clipping and update",

@@ -14,7 +14,10 @@ import torch
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.table import write_table
 from nnunet_ssl.settings import PretrainSettings, SettingsError, read_config
+from nnunet_ssl.trainers import loading, stepping
 from nnunet_ssl.trainers.augmentation import augmentation
+from nnunet_ssl.trainers.data import TRAINING, VALIDATION
+from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 
@@ -37,6 +40,25 @@ def test_number_of_workers_changes_nothing(make_trainer, plans_for, monkeypatch)
     helped = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 4)
     assert same(alone[0], helped[0])
     assert same(alone[1], helped[1])
+
+
+@pytest.mark.parametrize("method", ["mae", "volume_fusion"])
+def test_where_patches_are_finished_changes_nothing(method, make_trainer, plans_for, preprocessed_dataset, monkeypatch):
+    """As on a GPU: reading processes send boxes, with masks of what is anonymised; the step rotates, scales, mirrors."""
+    file = preprocessed_dataset / "preprocessed" / "Dataset777_Tiny" / "dataset.json"
+    file.write_text(file.read_text().replace('"structure"', '"anonymised"'))
+    losses, kinds = [], set()
+    for on_device in (False, True):
+        monkeypatch.setattr(loading, "finishes", lambda device, on_device=on_device: on_device)
+        plans = plans_for("unet", {"batch_size": 4, method: {"augmentation": 3.0}} if method == "mae" else {})
+        trainer = make_trainer(trainer_class(method), plans)
+        training, validation = batches(trainer, 3)
+        outputs = [stepping.run_batch(trainer, b, TRAINING, step) for step, b in enumerate(training)]
+        outputs += [stepping.run_batch(trainer, b, VALIDATION, step) for step, b in enumerate(validation)]
+        losses.append([o.loss.item() for o in outputs])
+        kinds.add(tuple("packed" in b for b in (*training, *validation)))
+    assert kinds == {(False,) * 6, (True,) * 6}
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_seed_changes_everything_but_the_split(make_trainer, plans_for):

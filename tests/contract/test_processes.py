@@ -55,6 +55,7 @@ def trained(in_processes, plans_for, tmp_path):
     """Results of one process, of two, and of four with the batch in one piece; of two with it in two parts."""
     cases = {
         "mae-unet": ("mae", plans_for("unet", SGD)),
+        "mae-unet" + trained_by_many.FINISHED_ON_DEVICE: ("mae", plans_for("unet", SGD)),
         "mae-primus": ("mae", plans_for("primus", SGD)),
         "simclr-primus": ("simclr", plans_for("primus", SGD)),
         "swin_unetr-unet": ("swin_unetr", plans_for("unet", SGD)),
@@ -69,8 +70,10 @@ def trained(in_processes, plans_for, tmp_path):
 
 @pytest.mark.slow
 def test_processes_train_what_one_trains(trained):
-    names = ["mae-unet", "mae-primus", "simclr-primus", "swin_unetr-unet"]
-    alone, two, four = trained(1, names), trained(2, names), trained(4, names[:2])
+    on_device = "mae-unet" + trained_by_many.FINISHED_ON_DEVICE
+    names = ["mae-unet", on_device, "mae-primus", "simclr-primus", "swin_unetr-unet"]
+    alone, two, four = trained(1, names), trained(2, names), trained(4, names[:3])
+    assert alone[on_device][2] == pytest.approx(alone["mae-unet"][2], rel=1e-4)
     for found in (two, four):
         for name, (_, weights, losses) in found.items():
             start, expected, expected_losses = alone[name]

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from nnunet_ssl.trainers import launch, stepping, validation
+from nnunet_ssl.trainers import launch, loading, stepping, validation
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+FINISHED_ON_DEVICE = "-device"  # end of the names of cases that rotate, scale and mirror as on a GPU
 
 
 def train_in_float32(rank: int, world: int, folder: str, environment: dict, cases: dict, dataset_json: dict) -> None:
@@ -36,6 +38,7 @@ def train_in_float32(rank: int, world: int, folder: str, environment: dict, case
         trainer.output_folder = f"{folder}/{world}_{name}"
         os.makedirs(trainer.output_folder, exist_ok=True)
         trainer.log_file = f"{trainer.output_folder}/log.txt"
+        loading.finishes = lambda device, name=name: name.endswith(FINISHED_ON_DEVICE)  # type: ignore[misc]
         trainer.initialize()
         start = {k: v.clone() for k, v in trainer.method.state_dict().items()}
         trainer.run_training()

@@ -9,6 +9,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 
 from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn
+from nnunet_ssl.trainers.finishing import Box, finish_box
 
 THIRTY = (-np.pi / 6, np.pi / 6)
 GEOMETRIES = {
@@ -25,40 +26,85 @@ def cut(volume: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return volume[(slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))]
 
 
+def nnunets_own(size, in_plane, turn: Turn, mirrored: tuple[int, ...], image: torch.Tensor, mask: torch.Tensor):
+    """What batchgeneratorsv2's transforms make of the largest box."""
+    spatial = SpatialTransform(
+        size[1:] if in_plane else size,
+        patch_center_dist_from_border=0,
+        random_crop=False,
+        p_rotation=1,
+        rotation=lambda dim, **_: turn.angles[dim],
+        p_scaling=1,
+        scaling=turn.scale,
+        p_synchronize_scaling_across_axes=1,
+        border_mode_seg="zeros",
+    )
+    data = {"image": image, "segmentation": mask.to(torch.int16)}
+    for step in [Convert3DTo2DTransform(), spatial, Convert2DTo3DTransform()] if in_plane else [spatial]:
+        data = step(**data)
+    axes = [a + 1 for a in mirrored]
+    return data["image"].flip(axes), data["segmentation"].flip(axes) > 0
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("by_products", [False, True], ids=["device", "worker"])
 @pytest.mark.parametrize("geometry", sorted(GEOMETRIES))
-def test_same_as_nnunet_on_the_largest_box(geometry):
+def test_same_as_nnunet_on_the_largest_box(geometry, by_products, half):
+    size, in_plane, largest = GEOMETRIES[geometry]
+    axes = tuple(range(len(size)))
+    augmentation = Augmentation(size, p=0.7, rotation=THIRTY, in_plane=in_plane, largest=largest, mirror_axes=axes)
+    generator = torch.Generator().manual_seed(0)
+    volume = torch.randn(2, *(s + 40 - s % 2 if s > 3 else s for s in size), generator=generator)
+    volume = volume.half() if half else volume
+    mask = volume[:1] > 0.5
+    smaller, kinds, mirrorings = 0, set(), set()
+    for seed in range(24):
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        turn, mirrored = augmentation.draw(), augmentation.draw_mirrored()
+        read = augmentation.read_size(turn)
+        assert all(r <= most for r, most in zip(read, augmentation.largest_read(), strict=True))
+        box = Box(cut(volume, read), cut(mask, read), turn, mirrored)
+        ours, excluded = finish_box(box, size, by_products)
+        assert ours.shape[1:] == excluded.shape[1:] == size
+        assert excluded.dtype is torch.bool
+        kinds.add((turn is not None and any(turn.angles), turn is not None and turn.scale != 1))
+        mirrorings.add(mirrored)
+        if turn is None:
+            assert torch.equal(ours, cut(volume, size).flip([a + 1 for a in mirrored]))
+            assert torch.equal(excluded, cut(mask, size).flip([a + 1 for a in mirrored]))
+            continue
+        smaller += np.prod(read) < np.prod(largest)
+        image, hidden = nnunets_own(size, in_plane, turn, mirrored, cut(volume, largest).float(), cut(mask, largest))
+        assert ours.dtype is torch.float32
+        torch.testing.assert_close(ours, image, atol=2e-4, rtol=0)
+        # Where both labels weigh the same, the smaller box may decide otherwise.
+        assert (excluded != hidden).float().mean() < 0.01
+        alone, nothing = finish_box(Box(box.image, None, turn, mirrored), size, by_products)
+        assert torch.equal(alone, ours)
+        assert nothing is None
+    assert smaller > 6
+    assert len(kinds) == 4
+    assert len(mirrorings) > len(size)
+
+
+@pytest.mark.parametrize("threshold", [-9.0, 0.0, 9.0], ids=["all", "half", "none"])
+@pytest.mark.parametrize("geometry", sorted(GEOMETRIES))
+def test_masks_are_exactly_nnunets_on_the_same_box(geometry, threshold):
+    """Ties, and what reaches beyond the box, included: the mask is coarse, so that half of a voxel is excluded often."""
     size, in_plane, largest = GEOMETRIES[geometry]
     augmentation = Augmentation(size, p=1, rotation=THIRTY, in_plane=in_plane, largest=largest)
     generator = torch.Generator().manual_seed(0)
-    volume = torch.randn(2, *(s + 40 - s % 2 if s > 3 else s for s in size), generator=generator)
-    mask = (volume[:1] > 1).to(torch.int16)
-    smaller = 0
-    for seed in range(12):
+    for number, seed in enumerate(range(12)):
         np.random.seed(seed)
-        turn = augmentation.draw()
+        drawn = augmentation.draw()
+        turn = Turn((0.0,) * len(drawn.angles), 0.75) if number % 4 == 0 else drawn  # a quarter of a voxel: many ties
         read = augmentation.read_size(turn)
-        assert all(r <= most for r, most in zip(read, largest, strict=True))
-        smaller += np.prod(read) < np.prod(largest)
-        ours, excluded = augmentation.apply(cut(volume, read), cut(mask, read), turn)
-        angles = turn.angles
-        reference = SpatialTransform(
-            size[1:] if in_plane else size,
-            patch_center_dist_from_border=0,
-            random_crop=False,
-            p_rotation=1,
-            rotation=lambda dim, angles=angles, **_: angles[dim],
-            p_scaling=1,
-            scaling=turn.scale,
-            p_synchronize_scaling_across_axes=1,
-        )
-        data = {"image": cut(volume, largest), "segmentation": cut(mask, largest)}
-        for step in [Convert3DTo2DTransform(), reference, Convert2DTo3DTransform()] if in_plane else [reference]:
-            data = step(**data)
-        assert ours.shape[1:] == size
-        torch.testing.assert_close(ours, data["image"], atol=2e-4, rtol=0)
-        # Labels are rounded: where both are equally near, the smaller box may decide otherwise.
-        assert (excluded != data["segmentation"]).float().mean() < 0.01
-    assert smaller > 6
+        image = torch.randn(1, *read, generator=generator)
+        mask = image > threshold
+        _, ours = finish_box(Box(image, mask, turn, (0,)), size)
+        _, theirs = nnunets_own(size, in_plane, turn, (0,), image, mask)
+        assert torch.equal(ours, theirs)
 
 
 def test_decisions_have_nnunets_probabilities_and_ranges():

@@ -11,10 +11,11 @@ from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_ssl.planners.foreground import LOCATIONS, SHARE
-from nnunet_ssl.trainers import patches
+from nnunet_ssl.trainers import batches
 from nnunet_ssl.trainers.augmentation import Augmentation
+from nnunet_ssl.trainers.batches import Parts, Positions, load_batches
 from nnunet_ssl.trainers.data import Corpus, Source, read_box, storage_and_cases
-from nnunet_ssl.trainers.patches import Parts, PatchDataset, Positions, load_batches
+from nnunet_ssl.trainers.patches import PatchDataset
 from nnunet_ssl.trainers.places import AROUND_ANATOMY, Places, around
 from nnunet_ssl.views.spec import Views
 
@@ -55,11 +56,12 @@ def test_box_is_cut_as_nnunet_does(start):
     np.testing.assert_array_equal(read_box(image, start, (9, 9, 9), channel=1).numpy(), expected[1:])
 
 
-def test_half_precision_and_whole_numbers_become_float32():
-    for dtype in (np.float16, np.int16):
-        box = read_box(np.ones((1, 4, 4, 4), dtype), (0, 0, 0), (4, 4, 4))
-        assert box.dtype == torch.float32
-        assert box.mean() == 1
+@pytest.mark.parametrize("start", [(0, 0, 0), (2, 2, 2), (9, 9, 9)])  # inside, across the border, outside
+def test_half_precision_stays_half_and_whole_numbers_become_float32(start):
+    for dtype, expected in ((np.float16, torch.float16), (np.int16, torch.float32), (np.float64, torch.float32)):
+        box = read_box(np.ones((1, 4, 4, 4), dtype), start, (4, 4, 4))
+        assert box.dtype == expected
+        assert box.sum() == {0: 64, 2: 8, 9: 0}[start[0]]
 
 
 def test_patches_lie_everywhere_alike(tmp_path):
@@ -195,9 +197,9 @@ def test_an_error_arrives_with_its_own_traceback(tmp_path, workers):
     save(tmp_path / "d", "broken", numbered())
     data = dataset(Source("Dataset001_A", str(tmp_path / "d")))
     (tmp_path / "d" / "broken.b2nd").unlink()
-    batches = load_batches(data, Positions(range(2), 1, 1, 0, repeat=False), workers, torch.device("cpu"))
+    upcoming = load_batches(data, Positions(range(2), 1, 1, 0, repeat=False), workers, torch.device("cpu"))
     with pytest.raises(FileNotFoundError) as caught:
-        next(batches)
+        next(upcoming)
     shown = str(caught.value) + "".join(str(entry) for entry in caught.traceback)
     assert "broken.b2nd" in shown
     assert "patches.py" in shown
@@ -211,7 +213,7 @@ def test_batches_are_the_same_in_one_piece_and_in_uneven_parts(tmp_path, workers
     positions = Positions(range(3), 10, 5, 5, repeat=False)  # the second of two processes
 
     def load(part: int) -> list:
-        monkeypatch.setattr(patches, "PART_BYTES", part * data.bytes_per_sample())
+        monkeypatch.setattr(batches, "PART_BYTES", part * data.bytes_per_sample())
         assert Parts.of(5, data.bytes_per_sample()).size == part
         return list(load_batches(data, positions, workers, torch.device("cpu")))
 

@@ -28,8 +28,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.trainers import stepping
+from nnunet_ssl.trainers.augmentation import Turn
+from nnunet_ssl.trainers.batches import Parts
+from nnunet_ssl.trainers.finishing import Box
+from nnunet_ssl.trainers.packing import Packer, unpack
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
+from nnunet_ssl.views.spec import Views
 
 OWN = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
 CASES = [(m, k) for m in OWN for k in ("unet", "primus") if k in get_method(m).backbones]
@@ -197,6 +202,36 @@ def test_options_do_not_wait_either(method_class, kind, options, make, batch_of,
 @pytest.mark.parametrize(("method_class", "kind"), CASES, indirect=["method_class"])
 def test_parts_of_a_batch_do_not_wait(method_class, kind, make, batch_of, monkeypatch):
     step(make, batch_of, monkeypatch, kind, parts=2)
+
+
+BOXES = {
+    "as they are": ((1, 8, 8, 8), None, ()),
+    "mirrored": ((1, 8, 8, 8), None, (0, 2)),
+    "scaled": ((1, 10, 10, 10), Turn((0.0, 0.0, 0.0), 1.3), (1,)),
+    "rotated": ((1, 12, 13, 11), Turn((0.3, -0.2, 0.1), 1.0), (0,)),
+    "both": ((1, 12, 13, 11), Turn((0.3, -0.2, 0.1), 1.2), (1, 2)),
+    "in plane": ((1, 8, 13, 11), Turn((0.3, -0.2), 1.2), (0, 2)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("regions", [1, 2])
+def test_finishing_a_batch_does_not_wait(regions, dtype):
+    boxes = [
+        Box(torch.zeros(shape, dtype=dtype), torch.ones(1, *shape[1:], dtype=torch.bool) if masked else None, *change)
+        for shape, *change in BOXES.values()
+        for masked in (False, True)
+    ]
+    keys = [{"boxes": boxes[i : i + regions], "key": str(i)} for i in range(0, len(boxes), regions)]
+    half = len(keys) // 2
+    with RefusingConstants(), Refusing():
+        (batch,) = Parts(len(keys), half).gather([Packer()(keys[:half]), Packer()(keys[half:])], torch.device(GPU))
+        found = unpack(batch, Views((8, 8, 8), (8, 8, 8), regions))
+    first = (len(keys), 2) if regions == 2 else (len(keys),)
+    assert {k: (v.device.type, v.dtype, tuple(v.shape)) for k, v in found.items()} == {
+        "image": (GPU, torch.float32, (*first, 1, 8, 8, 8)),
+        "excluded": (GPU, torch.bool, (*first, 1, 8, 8, 8)),
+    }
 
 
 @pytest.mark.parametrize("method_class", ["asking"], indirect=True)
