@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -10,9 +11,24 @@ from torch import nn
 from nnunet_ssl.backbones.attention import attend_by_products_when_short
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 
+_assumed: torch.dtype | None = None
+
+
+@contextmanager
+def assuming(dtype: torch.dtype) -> Iterator[None]:
+    """For the time of the context, all devices compute in this precision: tensors are only counted, not computed."""
+    global _assumed
+    before, _assumed = _assumed, dtype
+    try:
+        yield
+    finally:
+        _assumed = before
+
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the device computes it natively, float16 on older GPUs, None for plain float32."""
+    if _assumed is not None:
+        return _assumed
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():

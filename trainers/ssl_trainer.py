@@ -14,7 +14,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.backbones.attention import attend_by_products_when_short
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
@@ -27,6 +26,7 @@ from nnunet_ssl.methods import Method, get_method, method_names
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import PretrainBlock, read_config
 from nnunet_ssl.trainers import epochs, state, stepping
+from nnunet_ssl.trainers.building import build_method
 from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
@@ -111,15 +111,9 @@ class SSLTrainer(nnUNetTrainer):
             raise RuntimeError("The trainer is already initialised.")
         seed_everything(derive_seed(self.settings.seed))
         self.num_input_channels = 1 if self.settings.channels == "separate" else len(self._channel_names())
-        network = build_network(
-            self.configuration_manager,
-            self.num_input_channels,
-            self.method_class.output_channels(self.method_config, self.num_input_channels),
-            deep_supervision=False,
-            patch_size=self.views.network_size,
+        method = build_method(
+            self.method_class, self.method_config, self.configuration_manager, self.num_input_channels, self.views
         )
-        backbone = wrap_network(network, self.views.network_size, self.method_class.crop_setting)
-        method = self.method_class(backbone, self.method_config)
         self.drop_paths = drop_by_image(method)
         if self.device.type == "cpu":
             keep_thin_in_float32(method)
