@@ -1,8 +1,8 @@
 """The memory of a training step, counted without computing it.
 
 The real step (views, forward and backward pass, clipping, optimiser) runs on torch's fake tensors, which know shapes and
-types but hold no values: seconds on any machine, whatever it would take on a GPU. On an H200 the count was 0.96 to 1.02 of
-what tensors took at most (benchmarks/LOG.md).
+types but hold no values: seconds on any machine, whatever it would take on a GPU. The count is 0.95 to 1.01 of what
+tensors took at most on an H200 (benchmarks/LOG.md).
 """
 
 from __future__ import annotations

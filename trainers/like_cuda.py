@@ -20,10 +20,10 @@ FLOAT32 = (
     "acos", "asin", "cosh", "cosine_similarity", "dist", "erfinv", "exp", "expm1", "frobenius_norm", "group_norm",
     "interpolate", "layer_norm", "log", "log10", "log1p", "log2", "logsumexp", "native_layer_norm", "norm",
     "normalize", "nuclear_norm", "pdist", "pow", "__pow__", "__rpow__", "reciprocal", "renorm", "rms_norm", "rsqrt",
-    "sinh", "softplus", "tan", "vector_norm",
+    "sinh", "softplus", "tan",
 )  # fmt: skip
 # Those compute in float32 without a copy of their input.
-RESULT_FLOAT32 = ("cumprod", "cumsum", "log_softmax", "softmax", "sum")
+RESULT_FLOAT32 = ("cumprod", "cumsum", "linalg_vector_norm", "log_softmax", "softmax", "sum")
 # In float32 on a CPU, as they come on a GPU.
 AS_THEY_COME = (
     "adaptive_avg_pool3d", "adaptive_max_pool3d", "avg_pool3d", "grid_sample", "max_pool3d", "nanquantile",
