@@ -60,7 +60,7 @@ class CountedStep:
         views = method_class.views(config, manager.patch_size)
         # Normalisation is named for every channel.
         channels = 1 if block.settings.channels == "separate" else len(manager.normalization_schemes)
-        self.fake, self.memory = FakeTensorMode(allow_non_fake_inputs=True), LiveMemory()
+        self.fake, self.memory = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False), LiveMemory()
         self.sample = ((views.regions,) if views.regions > 1 else ()), channels, views.region_size
         with self._counted(), _NoValues():
             self.method = build_method(method_class, config, manager, channels, views).train()
@@ -103,8 +103,8 @@ class CountedStep:
                 stepping.optimiser_step(self.trainer)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
             raise CannotCount(
-                f"{self.method.name} asks for values of tensors in its training step ({error}), which tensors that are only "
-                "counted do not have. Its memory can only be measured: nnUNetv2_pretrain_benchmark on a GPU."
+                f"The training step of {self.method.name} cannot be counted without being run ({error}): tensors that are only "
+                "counted have no values. Measure it on a GPU: nnUNetv2_pretrain_benchmark"
             ) from error
 
     def _batch(self, images: int) -> dict[str, Tensor]:
@@ -120,7 +120,7 @@ class CountedStep:
     @contextmanager
     def _counted(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for context in (assuming(torch.bfloat16), self.fake, self.memory, LikeCUDA()):
+            for context in (assuming(torch.bfloat16), self.fake, _InPlace(), self.memory, LikeCUDA()):
                 stack.enter_context(context)
             yield
 
@@ -149,3 +149,12 @@ class _NoValues(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             return False if args[0].dtype == torch.bool else 0
         return func(*args, **(kwargs or {}))
+
+
+class _InPlace(TorchDispatchMode):
+    """Leaves out fused optimisers, which change tensors in place: torch would run some of them on real tensors of zeros."""
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        return None if str(func).startswith("aten._fused_") else func(*args, **(kwargs or {}))

@@ -171,7 +171,7 @@ def test_what_cannot_be_counted_says_so(monkeypatch):
         return {"image": batch["image"] * batch["image"].mean().item(), "excluded": batch["excluded"]}
 
     monkeypatch.setattr(get_method("mae"), "prepare", prepare)
-    with pytest.raises(CannotCount, match="mae asks for values"):
+    with pytest.raises(CannotCount, match="step of mae cannot be counted"):
         CountedStep(tiny("unet", "mae"), CONFIGURATION, "mae")
 
 
