@@ -42,8 +42,9 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 	$(BIN)/ruff format $(SOURCES)
 	$(BIN)/ruff check --fix $(SOURCES)
 
-docs: $(INSTALLED) ## docs/settings.md, from the code (docs/make_pictures.py makes the pictures)
+docs: $(INSTALLED) ## pages and tables that come from the code (docs/make_pictures.py makes the pictures)
 	$(BIN)/python docs/make_settings.py
+	$(BIN)/python docs/make_gpu_times.py
 
 clean: ## remove everything that make made
 	rm -rf .venv build demo nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache

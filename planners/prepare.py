@@ -62,16 +62,11 @@ def prepare_corpus(
     require_folder("nnUNet_preprocessed")
     names = resolve_datasets(dataset_names)
     planner = find_planner(planner_class) if planner_class is not None else None
-    how = {
-        "spacing_style": require_spacing_style(spacing or "onemmiso"),
-        "patch_size": patch_size,
-        "normalization": require_style(normalization or NNUNET),
-        "storage": require_storage(storage or STORAGE[0]),
-    }
+    how = planner_settings(spacing, patch_size, normalization, storage)
     if planner is not None:
         if configuration != CONFIGURATION and not _exists(names[0], plans_name):
             raise CorpusError(f"{planner.__name__} plans {CONFIGURATION} only, found -c {configuration}.")
-        plans_name = plans_name or _plans_name(planner, how)
+        plans_name = plans_name or name_of_plans(planner, how)
     elif plans_name is None:
         raise CorpusError("Neither a planner nor the name of existing plans is given. Use --backbone or -p.")
     several = len(names) > 1
@@ -105,7 +100,20 @@ def find_planner(planner: type[SSLPlanner] | str) -> type[SSLPlanner]:
     return planner
 
 
-def _plans_name(planner: type[SSLPlanner], how: Mapping[str, Any]) -> str:
+def planner_settings(
+    spacing: str | None, patch_size: Sequence[int] | None, normalization: str | None, storage: str | None
+) -> dict[str, Any]:
+    """Settings of a planner, with the defaults of those that are None; raises CorpusError for what is none."""
+    return {
+        "spacing_style": require_spacing_style(spacing or "onemmiso"),
+        "patch_size": patch_size,
+        "normalization": require_style(normalization or NNUNET),
+        "storage": require_storage(storage or STORAGE[0]),
+    }
+
+
+def name_of_plans(planner: type[SSLPlanner], how: Mapping[str, Any]) -> str:
+    """The name of the plans that a planner writes with these settings (see `planner_settings`)."""
     # Other images or patches under the usual name would change the plans of runs that are already under way.
     name = planner.plans_name_for(how["spacing_style"])
     name += "_perimage" if how["normalization"] == PER_IMAGE else ""

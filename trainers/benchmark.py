@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import platform
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_ssl.corpus.check import shape_text
-from nnunet_ssl.report.benchmark import Benchmark, Breakdown, Flops, Setting, Speed
+from nnunet_ssl.report.benchmark import Benchmark, Breakdown, Estimate, Flops, Memory, Setting, Speed
 from nnunet_ssl.settings import require
 from nnunet_ssl.trainers import memory
 from nnunet_ssl.trainers.batches import AHEAD
 from nnunet_ssl.trainers.ceiling import conv_ceiling, count_flops, matmul_ceiling
-from nnunet_ssl.trainers.devices import require_device, use_threads
+from nnunet_ssl.trainers.devices import device_name, require_device, use_threads
 from nnunet_ssl.trainers.launch import Run
-from nnunet_ssl.trainers.loading import share_of_batch
 from nnunet_ssl.trainers.measuring import (
     VALIDATION_STEPS,
     estimate_run,
@@ -30,10 +24,10 @@ from nnunet_ssl.trainers.measuring import (
     measure_speed,
     next_batch,
     started,
-    train,
 )
 from nnunet_ssl.trainers.precision import autocast_dtype
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.what_fits import what_fits, with_batch
 
 MUCH_WAITING = 0.05  # of the step; as much as the project allows itself
 UNEVEN = 1.15  # mean over median seconds per iteration
@@ -69,31 +63,40 @@ def benchmark(
         if not memory.is_out_of_memory(error):
             raise
     # Only here: within the except clause the traceback would keep the tensors.
-    raise RuntimeError(_what_fits(run, device, say))
-
-
-def with_batch(run: Run, batch_size: int | None, processes: int = 1) -> Run:
-    """The run with another batch, or with the share that one of several processes has of its own."""
-    plans = deepcopy(run.plans)
-    configuration = plans["configurations"][run.configuration]
-    block = configuration.setdefault("ssl", {})
-    total = batch_size or block.get("batch_size") or configuration["batch_size"]
-    block["batch_size"] = share_of_batch(total, processes, block.get("accumulate", 1))
-    return replace(run, plans=plans)
-
-
-def recomputing(run: Run) -> Run:
-    """The run with activations that are forgotten and computed again."""
-    plans = deepcopy(run.plans)
-    plans["configurations"][run.configuration]["ssl"]["recompute"] = True
-    return replace(run, plans=plans)
+    raise RuntimeError(what_fits(run, device, say))
 
 
 def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], None]) -> Benchmark:
-    device, load = torch.device(run.device), os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    device = torch.device(run.device)
+    measured = _measure(run, effort, say)  # by a function of its own, so that nothing of the network outlives it
+    if measured.setting.compiled:
+        torch._dynamo.reset()
+    memory.give_back(device)
+    say("measuring what the device can do")
+    dtype = autocast_dtype(device) or torch.float32
+    flops = _flops(measured.operations, measured.speed, matmul_ceiling(device, dtype), conv_ceiling(device, dtype))
+    notes = (*_notes(measured.setting, measured.speed, measured.breakdown, flops, processes), *measured.warnings)
+    estimate = replace(measured.estimate, samples=measured.estimate.samples * processes)
+    return Benchmark(measured.setting, measured.speed, measured.breakdown, measured.memory, flops, estimate, notes)
+
+
+@dataclass(frozen=True)
+class _Measured:
+    setting: Setting
+    speed: Speed
+    breakdown: Breakdown
+    memory: Memory
+    operations: int | None
+    estimate: Estimate
+    warnings: tuple[str, ...]
+
+
+def _measure(run: Run, effort: Effort, say: Callable[[str], None]) -> _Measured:
+    """Everything that needs the trainer."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     # Batches that were ready before the first step would make the loader look faster than it is.
     warmup, parts = max(effort.warmup, AHEAD + 1, 2 * get_allowed_n_proc_DA() + 1), max(5, effort.iterations // 2)
-    memory.forget_peaks(device)
+    memory.forget_peaks(torch.device(run.device))
     say("building the network and starting the workers")
     with started(run, warmup + effort.iterations + parts + 1) as trainer:
         say(f"{warmup} iterations to warm up, {effort.iterations} end to end")
@@ -104,14 +107,8 @@ def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], No
         estimate = estimate_run(trainer, speed.mean)
         say("counting floating-point operations")
         operations = count_flops(trainer, next_batch(trainer))
-        setting = _setting(run, trainer, load)
-        warnings = sorted(trainer._warnings)
-    say("measuring what the device can do")
-    dtype = autocast_dtype(device) or torch.float32
-    flops = _flops(operations, speed, matmul_ceiling(device, dtype), conv_ceiling(device, dtype))
-    notes = (*_notes(setting, speed, breakdown, flops, processes), *warnings)
-    estimate = replace(estimate, samples=estimate.samples * processes)
-    return Benchmark(setting, speed, breakdown, peaks, flops, estimate, notes)
+        warnings = tuple(sorted(trainer._warnings))
+        return _Measured(_setting(run, trainer, load), speed, breakdown, peaks, operations, estimate, warnings)
 
 
 def _setting(run: Run, trainer: SSLTrainer, load: float | None) -> Setting:
@@ -133,16 +130,6 @@ def _setting(run: Run, trainer: SSLTrainer, load: float | None) -> Setting:
         load_average=load,
         versions={name: version(name) for name in ("nnunet_ssl", "nnunetv2", "torch")},
     )
-
-
-def device_name(device: torch.device) -> str:
-    """What the device calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else f"{platform.machine()} {device.type}"
 
 
 def _flops(operations: int | None, speed: Speed, matmul: float, conv: float) -> Flops:
@@ -180,42 +167,3 @@ def _notes(setting: Setting, speed: Speed, breakdown: Breakdown, flops: Flops, p
     if flops.per_iteration is None:
         notes.append("Operations were not counted: without torch.compile the step does not fit into the memory.")
     return notes
-
-
-def _what_fits(run: Run, device: torch.device, say: Callable[[str], None]) -> str:
-    """The message for a batch that does not fit: the largest one that runs, by halving, and what to type."""
-    configuration = run.plans["configurations"][run.configuration]
-    block, size = configuration["ssl"], shape_text(configuration["patch_size"])
-    wanted, parts = block["batch_size"], block.get("accumulate", 1)
-    message = f"Out of memory with a batch of {wanted} at {size} voxels on {device_name(device)}."
-    if not block.get("recompute", False):
-        say("out of memory; trying to recompute activations")
-        if _fits(recomputing(run)):
-            message += f" {wanted} fit with --set recompute=true, about a third slower."
-    fits = wanted // 2
-    while fits and fits % parts == 0:
-        say(f"out of memory; trying a batch of {fits}")
-        if _fits(with_batch(run, fits)):
-            break
-        fits //= 2
-    if not fits or fits % parts:
-        return f"{message} No smaller batch ran either. Try a smaller patch: --patch-size N"
-    same = f", or {wanted} in parts of {fits // parts}: --set accumulate={wanted * parts // fits}"
-    return f"{message} The largest that ran has {fits}: --batch-size {fits}{same if wanted % fits == 0 else ''}"
-
-
-def _fits(run: Run) -> bool:
-    """Whether two steps of a run find memory; the second one has the optimiser's state beside it."""
-    gc.collect()
-    if run.device == "cuda":
-        torch.cuda.empty_cache()
-    try:
-        with started(run, 2) as trainer:
-            train(trainer, 2)
-    except ValueError:  # too few images for a loss that compares them
-        return False
-    except (RuntimeError, MemoryError) as error:
-        if not memory.is_out_of_memory(error):
-            raise
-        return False
-    return True

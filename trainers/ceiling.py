@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.functional import conv3d
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from nnunet_ssl.backbones.drop_path import computing_what_is_dropped
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -24,10 +27,11 @@ def count_flops(trainer: SSLTrainer, batch: Mapping[str, Any]) -> int | None:
     """Operations of one training step, forward and backward: two per multiplication with addition.
 
     Only matrix products, convolutions and attention count. The step runs without torch.compile, whose kernels cannot be
-    looked into; None when the memory does not suffice for that.
+    looked into, but computes what the compiled one does; None when the memory does not suffice for that.
     """
+    as_compiled = computing_what_is_dropped() if trainer.compiler.on else nullcontext()
     try:
-        with trainer.compiler.switched_off(), flop_counter() as counter:
+        with as_compiled, trainer.compiler.switched_off(), flop_counter() as counter:
             trainer.train_step(dict(batch))
     except torch.OutOfMemoryError:
         return None

@@ -58,12 +58,13 @@ class Compiler:
             torch._dynamo.config.optimize_ddp = False
 
     @classmethod
-    def for_gpu(cls, on: bool, log: Callable[[str], object], recompute: bool, transformer: bool, alone: bool) -> Compiler:
-        """As networks are compiled for a GPU; alone: one process, whose batch is not cut into parts."""
-        if on:
-            keep_compiled_code()
-        options = {**({} if transformer else FUSE_MORE), **(GRAPHS if transformer and alone else {})}
-        return cls(on, log, recompute, graphs=transformer and alone, options=options)
+    def for_gpu(cls, log: Callable[[str], object], recompute: bool, kind: str, alone: bool) -> Compiler:
+        """As networks of a kind ("unet", "primus") are compiled for a GPU; alone: with nothing but one pass between two steps."""
+        keep_compiled_code()
+        if kind == "primus":
+            graphs = alone
+            return cls(True, log, recompute, graphs, options=GRAPHS if graphs else {})
+        return cls(True, log, recompute, options=FUSE_MORE)
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, compiled as long as that works."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 from multiprocessing import cpu_count
+from pathlib import Path
 
 import torch
 from torch import distributed as dist
@@ -22,6 +24,16 @@ def require_device(device: torch.device) -> None:
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise RuntimeError("MPS was asked for, but this machine has none. Add -device cpu or -device cuda.")
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else f"{platform.machine()} {device.type}"
 
 
 def device_of_this_process(asked: torch.device) -> torch.device:

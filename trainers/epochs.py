@@ -23,14 +23,17 @@ if TYPE_CHECKING:
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
-    """Mean of every named scalar over iterations and processes; waits for the device once."""
+    """Mean of every named scalar over iterations and processes, as far as it is finite (NaN where nothing is).
+
+    Waits for the device once.
+    """
     names = list(results[0])
     table = torch.stack([torch.stack([torch.as_tensor(r[n], device=device).float() for n in names]) for r in results])
-    means = table.mean(dim=0)
+    known = table.isfinite()
+    sums = torch.stack([torch.where(known, table, 0).sum(dim=0), known.sum(dim=0).float()])
     if dist.is_initialized():
-        dist.all_reduce(means)
-        means /= dist.get_world_size()
-    return dict(zip(names, means.tolist(), strict=True))
+        dist.all_reduce(sums)
+    return {n: t / k if k else math.nan for n, t, k in zip(names, *sums.tolist(), strict=True)}
 
 
 @dataclass(frozen=True)
@@ -46,16 +49,21 @@ def replay(results: Sequence[dict[str, float]], batches: Iterator[Any]) -> Itera
 
 
 def log_results(trainer: SSLTrainer, results: Sequence[Mapping[str, Any]], kind: str) -> None:
-    """Log the means of an epoch's iterations; kind: "train" or "val". Raises RuntimeError when a training loss is lost."""
+    """Log the means of an epoch's iterations; kind: "train" or "val"."""
     means = mean_over_processes(results, trainer.device)
-    if kind == "train" and not math.isfinite(means["loss"]):
-        raise RuntimeError(
-            f"The training loss of epoch {trainer.current_epoch} is {means['loss']}. The last checkpoint is from before. "
-            f'Lower the learning rate ("initial_lr" in the plans\' ssl block, now {trainer.initial_lr}) and continue.'
-        )
     trainer.logger.log(f"{kind}_losses", means.pop("loss"), trainer.current_epoch)
     for name, value in means.items():
         trainer.logger.log(f"{kind}_{name}", value, trainer.current_epoch)
+
+
+def require_progress(trainer: SSLTrainer, left_out: int) -> None:
+    """Raise RuntimeError when most steps of an epoch were left out, because their loss or gradients were not finite."""
+    if left_out > trainer.num_iterations_per_epoch / 2:
+        raise RuntimeError(
+            f"{left_out} of {trainer.num_iterations_per_epoch} steps of epoch {trainer.current_epoch} had a loss or gradients that "
+            "are not finite and were left out. The last checkpoint is from before. Lower the learning rate "
+            f'("initial_lr" in the plans\' ssl block, now {trainer.initial_lr}) and continue.'
+        )
 
 
 def finish_epoch(trainer: SSLTrainer) -> None:

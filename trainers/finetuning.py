@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_checkpoint
@@ -25,6 +26,7 @@ from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import keep_freed_memory, require_device
+from nnunet_ssl.trainers.finite import require_finite
 from nnunet_ssl.trainers.precision import run_in_autocast
 
 
@@ -86,6 +88,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
             target_patch_size=tuple(self.configuration_manager.patch_size),
             target_channel_names=tuple(channels_of_dataset(self.dataset_json.get("channel_names")) or ()) or None,
         )
+        compute_by_product(network)
         run_in_autocast(network, self.device)
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Phases]:
@@ -176,8 +179,19 @@ class SSLFinetuneTrainer(nnUNetTrainer):
             )
         return split
 
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log as nnU-Net does; end the run when the weights are not finite any more, before they replace good ones."""
+        super().on_train_epoch_end(train_outputs)
+        self._require_finite_weights()
+
+    def _require_finite_weights(self) -> None:
+        good = [n for n in ("checkpoint_latest.pth", "checkpoint_best.pth") if isfile(join(self.output_folder, n))]
+        last = f"the last good checkpoint is {join(self.output_folder, good[0])}" if good else "there is no checkpoint yet"
+        require_finite(self.network.parameters(), self.initial_lr, last)
+
     def save_checkpoint(self, filename: str) -> None:
-        """Save as nnU-Net does, but never leave half a file behind."""
+        """Save as nnU-Net does, but never leave half a file behind, nor weights that are not finite."""
+        self._require_finite_weights()
         partial = f"{filename}.partial"
         try:
             super().save_checkpoint(partial)

@@ -101,12 +101,13 @@ class Watch:
             if not moved:
                 self._tell(place, "gradients" if loss_is_fine else "loss", images)
 
-    def end_epoch(self) -> None:
-        """Say what is left to say, and begin to count anew."""
+    def end_epoch(self) -> int:
+        """Say what is left to say, and begin to count anew; returns how many steps of the epoch were left out."""
         self.look(wait=True)
-        if self.count > LINES:
-            self.say(f"WARNING: {self.count} steps of this epoch were left out because they were not finite.")
-        self.count = 0
+        left_out, self.count = self.count, 0
+        if left_out > LINES:
+            self.say(f"WARNING: {left_out} steps of this epoch were left out because they were not finite.")
+        return left_out
 
     def _tell(self, place: str, what: str, images: Sequence[str]) -> None:
         self.count += 1

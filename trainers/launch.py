@@ -27,7 +27,7 @@ from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.processes import patient_group, wait_for_all
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-from nnunet_ssl.trainers.state import RESUME_ORDER
+from nnunet_ssl.trainers.state import existing_checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ def output_folder(method: str, plans: Mapping[str, Any], configuration: str, fol
     """nnU-Net's result folder for this run."""
     run = f"{trainer_class(method).__name__}__{plans['plans_name']}__{configuration}"
     return join(nnUNet_results, plans["dataset_name"], run, f"fold_{fold}")
-
-
-def existing_checkpoint(folder: str) -> str | None:
-    """The checkpoint a run in `folder` continues from, None for a fresh start."""
-    return next((join(folder, n) for n in RESUME_ORDER if isfile(join(folder, n))), None)
 
 
 def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:

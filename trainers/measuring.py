@@ -114,8 +114,13 @@ def measure_parts(trainer: SSLTrainer, iterations: int) -> tuple[Breakdown, Memo
     shares = {part: sum(seconds) / total for part, seconds in table.items()}
     breakdown = Breakdown(iterations, shares, {p: median(s) for p, s in table.items()}, total / iterations)
     known = [w for w in workers if w is not None]
-    peaks = memory.peak_on_device(trainer.device), memory.peak_of_this_process(), max(known) if known else None
-    return breakdown, Memory(*peaks)
+    peaks = Memory(
+        device=memory.peak_on_device(trainer.device),
+        reserved=memory.peak_reserved_on_device(trainer.device),
+        process=memory.peak_of_this_process(),
+        workers=max(known) if known else None,
+    )
+    return breakdown, peaks
 
 
 def estimate_run(trainer: SSLTrainer, seconds_per_iteration: float) -> Estimate:

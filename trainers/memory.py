@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -12,14 +13,41 @@ from pathlib import Path
 
 import torch
 
-ALLOCATION_FAILED = re.compile("can't allocate memory|not enough memory|out of memory", re.IGNORECASE)
+# Of the system, of CUDA, and of its libraries: CUBLAS_STATUS_ALLOC_FAILED, CUDNN_STATUS_ALLOC_FAILED, and since cuDNN 9
+# CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED or HOST_ALLOCATION_FAILED.
+ALLOCATION_FAILED = re.compile(
+    "can't allocate memory|not enough memory|out of memory|STATUS_ALLOC_FAILED|_ALLOCATION_FAILED", re.IGNORECASE
+)
+# A convolution for which cuDNN has no room to work in, but also one that it does not know at all.
+NO_ENGINE = "unable to find an engine to execute this computation"
+LITTLE = 0.1  # of a GPU's memory; a convolution asks for less
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device or this machine has no memory left."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and ALLOCATION_FAILED.search(str(error)) is not None
+    if not isinstance(error, RuntimeError):
+        return False
+    if NO_ENGINE in str(error):
+        return _gpu_is_full()
+    return ALLOCATION_FAILED.search(str(error)) is not None
+
+
+def _gpu_is_full() -> bool:
+    """Whether the present GPU has little left beside tensors; those of a step that failed are still there with its error."""
+    if not torch.cuda.is_available():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    kept_for_tensors = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return free + kept_for_tensors < LITTLE * total
+
+
+def give_back(device: torch.device) -> None:
+    """Let go of everything that nobody uses any more, and of what torch keeps of a GPU's memory for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def forget_peaks(device: torch.device) -> None:
@@ -33,6 +61,11 @@ def forget_peaks(device: torch.device) -> None:
 def peak_on_device(device: torch.device) -> int | None:
     """Bytes that tensors took on a GPU at most, None elsewhere."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def peak_reserved_on_device(device: torch.device) -> int | None:
+    """Bytes that torch held of a GPU at most, for tensors and between them, None elsewhere."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else None
 
 
 def peak_of_this_process() -> int | None:

@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import nn
 
 from nnunet_ssl.backbones.attention import attend_by_products_when_short
+from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
+
+_assumed: torch.dtype | None = None
+
+
+@contextmanager
+def assuming(dtype: torch.dtype) -> Iterator[None]:
+    """For the time of the context, all devices compute in this precision: tensors are only counted, not computed."""
+    global _assumed
+    before, _assumed = _assumed, dtype
+    try:
+        yield
+    finally:
+        _assumed = before
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:
     """bfloat16 where the device computes it natively, float16 on older GPUs, None for plain float32."""
+    if _assumed is not None:
+        return _assumed
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
@@ -34,6 +51,7 @@ def run_in_autocast(network: nn.Module, device: torch.device) -> None:
     if device.type != "cpu" or autocast_dtype(device) is None:
         return
     keep_thin_in_float32(network)
+    keep_layout(network)
     attend_by_products_when_short(network)
     contexts: list[AbstractContextManager[object]] = []
 

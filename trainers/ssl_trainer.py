@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
+from functools import partial
 from os.path import isfile, join
 from typing import Any, ClassVar
 
@@ -15,8 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunet_ssl.backbones import wrap_network
-from nnunet_ssl.backbones.attention import attend_by_products_when_short, attend_deterministically
+from nnunet_ssl.backbones.attention import attend_deterministically
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
@@ -24,14 +24,16 @@ from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
-from nnunet_ssl.methods import Method, get_method, method_names
+from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import PretrainBlock, read_config
 from nnunet_ssl.trainers import epochs, state, stepping
+from nnunet_ssl.trainers.building import build_method
 from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
 from nnunet_ssl.trainers.determinism import deterministic
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
+from nnunet_ssl.trainers.finite import Watch, require_finite
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
 from nnunet_ssl.trainers.out_of_memory import say_what_helps
@@ -115,15 +117,15 @@ class SSLTrainer(nnUNetTrainer):
             raise RuntimeError("The trainer is already initialised.")
         seed_everything(derive_seed(self.settings.seed))
         self.num_input_channels = 1 if self.settings.channels == "separate" else len(self._channel_names())
-        network = build_network(
+        shard, compiles = self.settings.shard, self._do_i_compile()
+        method = build_method(
+            self.method_class,
+            self.method_config,
             self.configuration_manager,
             self.num_input_channels,
-            self.method_class.output_channels(self.method_config, self.num_input_channels),
-            deep_supervision=False,
-            patch_size=self.views.network_size,
+            self.views,
+            channels_last=compiles and self.device.type == "cuda" and not shard,
         )
-        backbone = wrap_network(network, self.views.network_size, self.method_class.crop_setting)
-        method = self.method_class(backbone, self.method_config)
         self.drop_paths = drop_by_image(method)
         if self.device.type == "cpu":
             keep_thin_in_float32(method)
@@ -136,11 +138,15 @@ class SSLTrainer(nnUNetTrainer):
         self._set_batch_size_and_oversample()
         if self.settings.recompute:
             recompute(method, method.recomputing)
-        self.compiler = Compiler(self._do_i_compile(), self.print_to_log_file, self.settings.recompute)
-        shard = self.settings.shard
+        if compiles and self.device.type == "cuda":
+            alone = not self.is_ddp and self.settings.accumulate == 1 and not self.settings.recompute
+            self.compiler = Compiler.for_gpu(self.print_to_log_file, self.settings.recompute, method.backbone.kind, alone)
+        else:
+            self.compiler = Compiler(compiles, self.print_to_log_file, self.settings.recompute)
         self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.together = Together(self.is_ddp)
+        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print)
         self.was_initialized = True
         self.logger.update_config(
             {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
@@ -246,10 +252,11 @@ class SSLTrainer(nnUNetTrainer):
         else:
             stop_if_asked(self)
             step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
-            self.optimizer.zero_grad(set_to_none=True)
             with say_what_helps(self):
-                output = stepping.run_batch(self, batch, TRAINING, step)
-                stepping.optimiser_step(self)
+                output = self._step(batch, step)
+                fine = stepping.optimiser_step(self, output.loss)
+            place = f"epoch {self.current_epoch}, iteration {self._iteration}"
+            self.watch.note(place, output.loss, fine, batch.get("key", ()))
             result = {"loss": output.loss.detach(), **output.terms}
             assert self._bar is not None
             self._bar.update(result["loss"])
@@ -257,11 +264,29 @@ class SSLTrainer(nnUNetTrainer):
         self._finished.append(result)
         return result
 
+    def _step(self, batch: dict[str, Any], step: int) -> MethodOutput:
+        """Loss and gradients of a batch; done again without compiling where one of the first steps fails when compiled."""
+
+        def compute(meet: stepping.Meeting | None = None) -> MethodOutput:
+            self.optimizer.zero_grad(set_to_none=True)
+            return stepping.run_batch(self, batch, TRAINING, step, meet)
+
+        if self.settings.shard:  # processes exchange weights in the midst of compiled code: none can do it again alone
+            return compute()
+        if not self.is_ddp or not self.compiler.on_trial(gradients=True):
+            return self.compiler.attempt(True, compute, compute)
+        settle = partial(stepping.average_gradients, self.method)
+        return self.compiler.attempt(
+            True, partial(compute, self.together.meet), compute, self.together.all_fine, settle
+        )
+
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         if self._bar is not None:
             self._bar.close()
         self._replayed = []
+        epochs.require_progress(self, self.watch.end_epoch())
         epochs.log_results(self, train_outputs, "train")
+        self._require_finite_weights()
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
@@ -270,7 +295,8 @@ class SSLTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
         stop_if_asked(self)
-        output = stepping.run_batch(self, batch, VALIDATION, self._iteration)
+        compute = partial(stepping.run_batch, self, batch, VALIDATION, self._iteration)
+        output = self.compiler.attempt(False, compute, compute)
         if self._iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
         self._iteration += 1
@@ -303,13 +329,23 @@ class SSLTrainer(nnUNetTrainer):
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
+    def _require_finite_weights(self) -> None:
+        """Raise RuntimeError where there is nothing left that is worth to be saved."""
+        file = state.existing_checkpoint(self.output_folder)
+        last = f"the last good checkpoint is {file}" if file else "there is no checkpoint yet"
+        require_finite(self.network.parameters(), self.initial_lr, last)
+
     def save_checkpoint(self, filename: str) -> None:
-        """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads."""
+        """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads.
+
+        Raises RuntimeError instead, and leaves the file that is there, when weights are not finite.
+        """
         if self.local_rank != 0 and not self.settings.shard:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
+        self._require_finite_weights()
         checkpoint = state.pack(self)  # where states are sharded, every process brings its part
         if self.local_rank == 0:
             keep = os.path.basename(filename) == "checkpoint_latest.pth"

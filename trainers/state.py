@@ -8,6 +8,8 @@ from importlib.metadata import version
 from os.path import basename, dirname, isfile, join
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.read import CheckpointError, read_latest
 from nnunet_ssl.settings import SettingsError
@@ -22,6 +24,11 @@ RESUME_ORDER = (
     "checkpoint_latest_previous.pth",
     "checkpoint_best.pth",
 )
+
+
+def existing_checkpoint(folder: str) -> str | None:
+    """The checkpoint a run in `folder` continues from, None for a fresh start."""
+    return next((join(folder, n) for n in RESUME_ORDER if isfile(join(folder, n))), None)
 
 
 def refuse_to_overwrite(folder: str) -> None:
@@ -72,6 +79,7 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
     if trainer.settings.shard:
         weights = sharding.whole(trainer.method.bare_network.state_dict(keep_vars=True))  # names of one weight share it
         heads, optimizer = sharding.whole(heads), sharding.whole_optimizer(optimizer)
+    weights, heads, optimizer = (contiguous(part) for part in (weights, heads, optimizer))
     return {
         "network_weights": weights,
         "ssl": {**describe(trainer), "heads": heads},
@@ -92,6 +100,13 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
             trainer.views.network_size,
         ),
     }
+
+
+def contiguous(part: Any) -> Any:
+    """Nested dictionaries with all tensors in the order of their axes: a file does not depend on what a GPU wants."""
+    if isinstance(part, dict):
+        return {key: contiguous(value) for key, value in part.items()}
+    return part.contiguous() if isinstance(part, torch.Tensor) else part
 
 
 def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:

@@ -8,7 +8,8 @@ shapes have to stay, does that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,19 @@ from torch import Tensor, nn
 
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
+
+_compute_dropped = False
+
+
+@contextmanager
+def computing_what_is_dropped() -> Iterator[None]:
+    """For the time of the context, blocks compute everything and multiply by zero, as compiled code does."""
+    global _compute_dropped
+    before, _compute_dropped = _compute_dropped, True
+    try:
+        yield
+    finally:
+        _compute_dropped = before
 
 
 class ImageDropPath(DropPath):
@@ -57,7 +71,7 @@ class ImageEvaBlock(EvaBlock):
     """timm's transformer block, computed only for the images whose path is not dropped."""
 
     def forward(self, x: Tensor, rope: Tensor | None = None, attn_mask: Tensor | None = None) -> Tensor:
-        if torch.compiler.is_compiling() or attn_mask is not None:
+        if torch.compiler.is_compiling() or _compute_dropped or attn_mask is not None:
             return super().forward(x, rope, attn_mask)
         x = _add(x, rope, self.drop_path1, lambda y, angles: self.attn(self.norm1(y), rope=angles), self.gamma_1)
         return _add(x, None, self.drop_path2, lambda y, _: self.mlp(self.norm2(y)), self.gamma_2)

@@ -137,7 +137,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="prepare the images and stop; any number of machines can do so at once",
     )
     where.add_argument(
-        "--estimate", action="store_true", help="measure a few steps, print what the whole run will cost, and stop"
+        "--estimate",
+        action="store_true",
+        help="print which batch fits which GPU, by counting, and what the whole run will cost, and stop; measures a few steps "
+        "where -device is there, and needs neither device nor images for the rest",
     )
     where.add_argument(
         "-np", dest="num_processes", type=int, default=8, metavar="N", help="for preprocessing (default: 8)"
@@ -227,6 +230,16 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
 
 
+def estimate(args: argparse.Namespace) -> bool:
+    """Print what can be said without a step; returns whether steps can be measured here."""
+    from nnunet_ssl.cli.estimate import estimate_without_a_step
+
+    obstacle = estimate_without_a_step(args)
+    if obstacle and os.environ.get("RANK", "0") == "0":
+        print(f"Nothing was measured: {obstacle}")
+    return not obstacle
+
+
 def run(args: argparse.Namespace) -> None:
     """Prepare the corpus and train."""
     from batchgenerators.utilities.file_and_folder_operations import join, load_json
@@ -248,16 +261,12 @@ def run(args: argparse.Namespace) -> None:
         _, name = prepare(args)
         print(f"Everything is prepared for the plans {name}. The same command without --preprocess-only trains.")
         return
+    if args.estimate and not estimate(args):
+        return
     require_device(device(args.device))
     require_folder("nnUNet_results")
     under_torchrun = launch.join_torchrun(args.device)
-    if under_torchrun and args.estimate:
-        raise ValueError("--estimate measures one process. Run it without torchrun, with --num-gpus N.")
     if flags_as_settings(args).get("shard"):
-        if args.estimate:
-            raise ValueError(
-                "--estimate measures one process, which cannot shard. Leave out one of --estimate and --shard."
-            )
         require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)
     if args.pretrained_weights is not None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing

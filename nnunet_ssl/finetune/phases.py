@@ -67,8 +67,8 @@ class Phases:
         if decoder_only:
             described[0][FRESH] = list(self.fresh)
         self.optimizer = build_optimizer(described, self.recipe)
-        if self.recipe.grad_clip < 12:  # on top of nnU-Net's fixed 12
-            self.optimizer.register_step_pre_hook(self._clip)
+        self.optimizer.register_step_pre_hook(self._clip)
+        self.optimizer.register_step_post_hook(self._forget)
         self.step(epoch)
         return before != {id(p) for p in self.network.parameters() if p.requires_grad}
 
@@ -132,5 +132,16 @@ class Phases:
         name = "decoder" if self._decoder_only else "everything"
         return [Group(name, tuple(p for p in self.network.parameters() if p.requires_grad))]
 
-    def _clip(self, *_: object) -> None:
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip)
+    def _clip(self, optimizer: Any, *_: object) -> None:
+        """Clip on top of nnU-Net's fixed 12, and have a step left out whose gradients are not finite.
+
+        Without a GradScaler nobody else looks at that: on a CPU such gradients would become weights.
+        """
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip)
+        self._looked = not hasattr(optimizer, "found_inf")
+        if self._looked:
+            optimizer.found_inf = (~norm.isfinite()).float()
+
+    def _forget(self, optimizer: Any, *_: object) -> None:
+        if self._looked:
+            del optimizer.found_inf

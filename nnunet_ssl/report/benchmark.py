@@ -62,9 +62,13 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peaks in bytes; None where the device or system does not tell."""
+    """Peaks in bytes; None where the device or system does not tell.
+
+    device: of tensors on a GPU. reserved: what torch held of it for them, the gaps between them included.
+    """
 
     device: int | None
+    reserved: int | None
     process: int | None
     workers: int | None
 
@@ -113,4 +117,4 @@ class Benchmark:
 
     def to_json(self) -> dict[str, Any]:
         """Nested dicts with always the same keys; null where there is no figure."""
-        return {"format": 2, **asdict(self)}
+        return {"format": 3, **asdict(self)}

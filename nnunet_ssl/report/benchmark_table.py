@@ -67,7 +67,12 @@ def _parts(result: Benchmark) -> Section:
 
 
 def _memory(memory: Memory) -> list[tuple[str, str]]:
-    rows = (("device", memory.device), ("this process", memory.process), ("workers, all of them", memory.workers))
+    rows = (
+        ("tensors on the device", memory.device),
+        ("reserved for them", memory.reserved),
+        ("this process", memory.process),
+        ("workers, all of them", memory.workers),
+    )
     return [(name, f"{amount / GIB:.2f}") for name, amount in rows if amount is not None]
 
 

@@ -154,11 +154,10 @@ def test_one_process_cannot_shard(make_trainer, plans_for):
 
 
 def test_command_says_so_before_it_prepares_anything(preprocessed_dataset, capsys):
-    for flags, message in ((["--shard"], "--num-gpus N"), (["--set", "shard=true", "--estimate"], "Leave out one of")):
-        with pytest.raises(SystemExit) as code:
-            main(["4", "-device", "cpu", *flags])
-        assert code.value.code == 1
-        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit) as code:
+        main(["4", "-device", "cpu", "--shard"])
+    assert code.value.code == 1
+    assert "--num-gpus N" in capsys.readouterr().err
 
 
 def test_old_torch_is_named(monkeypatch):

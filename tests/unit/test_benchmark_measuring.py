@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import weakref
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def test_figures_add_up(measured, tmp_path):
     assert estimate["checkpoints"] == 2  # fewer epochs than save_every: the best one and the final one
     # Weights in float32, and AdamW's two moments of each.
     assert estimate["checkpoint_bytes"] == pytest.approx(3 * 4 * setting["parameters"], rel=0.1)
-    assert figures["memory"]["device"] is None
+    assert figures["memory"]["device"] is figures["memory"]["reserved"] is None
     assert figures["memory"]["process"] > 100 * 2**20
 
     flops = figures["flops"]
@@ -168,6 +170,63 @@ def test_flops_of_a_known_network():
     assert count_flops(step, {"image": torch.randn(1, 8, 8, 8, 8)}) == 2 * forward
     assert count_flops(step, {"image": torch.randn(1, 8, 8, 8, 8, requires_grad=True)}) == 3 * forward
     assert step.compiler.on
+
+
+class _TokenStep:
+    """Stands for the trainer of a transformer whose only block is dropped for two of four images."""
+
+    def __init__(self, compiled: bool) -> None:
+        from timm.models.eva import EvaBlock
+
+        from nnunet_ssl.backbones.drop_path import drop_by_image, use_keys
+        from nnunet_ssl.trainers.compiling import Compiler
+        from nnunet_ssl.views.draws import ImageGenerator
+
+        self.block = EvaBlock(24, 2, swiglu_mlp=True, scale_mlp=True, num_prefix_tokens=0, drop_path=0.5)
+        paths = drop_by_image(self.block)
+        seeds = (s for s in range(99) if self._kept(paths, ImageGenerator("cpu", s, range(4)).keys) == [2, 2])
+        use_keys(paths, ImageGenerator("cpu", next(seeds), range(4)).keys)
+        self.compiler = Compiler(compiled, pytest.fail, backend="eager")
+        self.compiler.compile_forward(self.block)
+
+    @staticmethod
+    def _kept(paths, keys):
+        from nnunet_ssl.backbones.drop_path import use_keys
+
+        use_keys(paths, keys)
+        return [len(path.kept(4)) for path in paths]
+
+    def train_step(self, batch):
+        self.block(batch["image"]).sum().backward()
+
+
+def test_dropped_paths_count_where_they_are_computed():
+    """Compiled code computes them, the same network without torch.compile leaves them out."""
+    from nnunet_ssl.trainers.ceiling import count_flops
+
+    tokens = {"image": torch.randn(4, 5, 24, requires_grad=True)}
+    assert count_flops(_TokenStep(compiled=True), tokens) == 2 * count_flops(_TokenStep(compiled=False), tokens)
+
+
+def test_the_network_is_gone_before_the_device_is_measured(measured, tmp_path, monkeypatch):
+    from nnunet_ssl.trainers import benchmark, measuring
+
+    alive, real = [], measuring.started
+
+    @contextmanager
+    def remembered(*arguments):
+        with real(*arguments) as trainer:
+            alive.append(weakref.ref(trainer.network))
+            yield trainer
+
+    def ceiling(*_):
+        assert [network() for network in alive] == [None]
+        return 1e12
+
+    monkeypatch.setattr(benchmark, "started", remembered)
+    monkeypatch.setattr(benchmark, "matmul_ceiling", ceiling)
+    figures, _, _ = measured(tmp_path, "--backbone", "primus_tiny")
+    assert figures["flops"]["matmul_ceiling"] == 1e12
 
 
 def test_attention_is_counted_on_this_device():
