@@ -115,9 +115,9 @@ def match_layout(optimizer: Optimizer) -> None:
     """Give the states of an optimiser the memory layout of their parameters; one-kernel optimisers demand that."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, torch.Tensor) and value.shape == parameter.shape and value.ndim > 3:
-                if value.stride() != parameter.stride():
-                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+            same = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if same and value.ndim > 3 and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def rising_lr(peak: float, epoch: int, length: int) -> float:

@@ -60,8 +60,8 @@ def require_progress(trainer: SSLTrainer, left_out: int) -> None:
     """Raise RuntimeError when most steps of an epoch were left out, because their loss or gradients were not finite."""
     if left_out > trainer.num_iterations_per_epoch / 2:
         raise RuntimeError(
-            f"{left_out} of {trainer.num_iterations_per_epoch} steps of epoch {trainer.current_epoch} had a loss or gradients that "
-            "are not finite and were left out. The last checkpoint is from before. Lower the learning rate "
+            f"{left_out} of {trainer.num_iterations_per_epoch} steps of epoch {trainer.current_epoch} had a loss or gradients "
+            "that are not finite and were left out. The last checkpoint is from before. Lower the learning rate "
             f'("initial_lr" in the plans\' ssl block, now {trainer.initial_lr}) and continue.'
         )
 

@@ -186,7 +186,9 @@ class SSLFinetuneTrainer(nnUNetTrainer):
 
     def _require_finite_weights(self) -> None:
         good = [n for n in ("checkpoint_latest.pth", "checkpoint_best.pth") if isfile(join(self.output_folder, n))]
-        last = f"the last good checkpoint is {join(self.output_folder, good[0])}" if good else "there is no checkpoint yet"
+        last = (
+            f"the last good checkpoint is {join(self.output_folder, good[0])}" if good else "there is no checkpoint yet"
+        )
         require_finite(self.network.parameters(), self.initial_lr, last)
 
     def save_checkpoint(self, filename: str) -> None:

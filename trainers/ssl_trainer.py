@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from nnunet_ssl.backbones.attention import attend_deterministically
+from nnunet_ssl.backbones.attention import attend_by_products_when_short, attend_deterministically
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
@@ -140,7 +140,9 @@ class SSLTrainer(nnUNetTrainer):
             recompute(method, method.recomputing)
         if compiles and self.device.type == "cuda":
             alone = not self.is_ddp and self.settings.accumulate == 1 and not self.settings.recompute
-            self.compiler = Compiler.for_gpu(self.print_to_log_file, self.settings.recompute, method.backbone.kind, alone)
+            self.compiler = Compiler.for_gpu(
+                self.print_to_log_file, self.settings.recompute, method.backbone.kind, alone
+            )
         else:
             self.compiler = Compiler(compiles, self.print_to_log_file, self.settings.recompute)
         self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)

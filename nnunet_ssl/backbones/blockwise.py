@@ -96,6 +96,8 @@ def _decode_blocks(decoder: Any, x: Tensor) -> Tensor:
     """Primus' patch decoder on a map [B, C, *grid]; tokens stay tokens until they are voxels."""
     tokens, sizes = x.flatten(2).transpose(1, 2), [tuple(x.shape[2:])]
     for stage in decoder.decode:
+        conv: Any
+        rest: Any
         conv, *rest = stage if isinstance(stage, nn.Sequential) else (stage,)
         tokens = split_tokens(conv, tokens).flatten(1, 2)
         sizes.append(conv.kernel_size)
@@ -106,9 +108,9 @@ def _decode_blocks(decoder: Any, x: Tensor) -> Tensor:
 
 
 def compute_by_product(module: nn.Module) -> None:
-    """From now on, patch embeddings and patch decoders in `module` are matrix products; modules and weights stay what they are."""
+    """From now on, patch embeddings and decoders in `module` are matrix products; modules and weights stay what they are."""
     for part in module.modules():
         if isinstance(part, CONVOLUTIONS) and is_blockwise(part):
             part.forward = partial(_as_convolution, part)  # type: ignore[method-assign]
         elif isinstance(part, PatchDecode) and _decodes_blocks(part):
-            part.forward = partial(_decode_blocks, part)  # type: ignore[method-assign]
+            part.forward = partial(_decode_blocks, part)

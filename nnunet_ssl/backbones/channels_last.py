@@ -58,7 +58,8 @@ def leave_biases_out(module: nn.Module) -> None:
     for block in module.modules():
         if not isinstance(block, ConvDropoutNormReLU) or getattr(block, "dropout", None) is not None:
             continue
-        conv, norm = block.conv, getattr(block, "norm", None)
+        conv: Any = block.conv
+        norm: Any = getattr(block, "norm", None)
         if type(norm) in OURS.values() and "forward" not in norm.__dict__ and conv.bias is not None:
             conv.leaves_bias_to_norm = True
             if not _is_narrow(conv):
@@ -67,10 +68,12 @@ def leave_biases_out(module: nn.Module) -> None:
 
 
 def _replace(module: nn.Module, compiled: Callable[[Any, Tensor], Tensor]) -> None:
-    module.forward = partial(_choose, module, module.forward, compiled)  # type: ignore[method-assign]
+    module.forward = partial(_choose, module, module.forward, compiled)
 
 
-def _choose(module: Any, plain: Callable[[Tensor], Tensor], compiled: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
+def _choose(
+    module: Any, plain: Callable[[Tensor], Tensor], compiled: Callable[[Any, Tensor], Tensor], x: Tensor
+) -> Tensor:
     return compiled(module, x) if torch.compiler.is_compiling() else plain(x)
 
 
@@ -123,7 +126,7 @@ def _is_narrow(conv: Any) -> bool:
     """Whether a convolution has a kernel of three, keeps the size, and has few output channels of an even number of inputs."""
     three = all(k == 3 for k in conv.kernel_size)
     plain = set(conv.stride) == {1} and set(conv.dilation) == {1} and set(conv.padding) == {1}
-    return three and plain and conv.padding_mode == "zeros" and 8 <= conv.in_channels and conv.out_channels <= NARROW
+    return three and plain and conv.padding_mode == "zeros" and conv.in_channels >= 8 and conv.out_channels <= NARROW
 
 
 def convolve_pairs(conv: Any, x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def instance_norm(
     # What F.instance_norm does, but for the view at its end.
     repeated = [None if p is None else p.repeat(number) for p in (weight, bias)]
     long = x.reshape(1, -1, *x.shape[2:])
-    normal = torch.batch_norm(long, *repeated, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)  # type: ignore[arg-type]
+    normal = torch.batch_norm(long, *repeated, None, None, True, 0.0, eps, torch.backends.cudnn.enabled)  # type: ignore[call-arg, arg-type]
     return torch.ops.aten._unsafe_view(normal, x.shape)
 
 
