@@ -148,6 +148,8 @@ class SSLTrainer(nnUNetTrainer):
         self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.together = Together(self.is_ddp)
+        if not self.together.all_fine(not compiles) and not compiles:
+            self.compiler.join_trial()
         self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print)
         self.was_initialized = True
         self.logger.update_config(
@@ -269,18 +271,24 @@ class SSLTrainer(nnUNetTrainer):
     def _step(self, batch: dict[str, Any], step: int) -> MethodOutput:
         """Loss and gradients of a batch; done again without compiling where one of the first steps fails when compiled."""
 
-        def compute(meet: stepping.Meeting | None = None) -> MethodOutput:
+        def compute() -> MethodOutput:
             self.optimizer.zero_grad(set_to_none=True)
-            return stepping.run_batch(self, batch, TRAINING, step, meet)
+            return stepping.run_batch(self, batch, TRAINING, step)
 
         if self.settings.shard:  # processes exchange weights in the midst of compiled code: none can do it again alone
             return compute()
         if not self.is_ddp or not self.compiler.on_trial(gradients=True):
             return self.compiler.attempt(True, compute, compute)
+        # Where preparing fails, others wait for this process in what follows: it is not part of the attempt.
+        run = stepping.prepare_batch(self, batch, TRAINING, step)
+
+        def attempt(meet: stepping.Meeting | None) -> MethodOutput:
+            self.optimizer.zero_grad(set_to_none=True)
+            return run(meet)
+
+        alone, together = partial(attempt, self.together.meet), partial(attempt, None)
         settle = partial(stepping.average_gradients, self.method)
-        return self.compiler.attempt(
-            True, partial(compute, self.together.meet), compute, self.together.all_fine, settle
-        )
+        return self.compiler.attempt(True, alone, together, self.together.all_fine, settle)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         if self._bar is not None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from failing_compilers import compiling
 from torch import distributed as dist
 
 from nnunet_ssl.trainers import launch, loading, stepping, validation
@@ -48,6 +49,39 @@ def train_in_float32(rank: int, world: int, folder: str, environment: dict, case
         torch.save(results, f"{folder}/{world}.pt")
     if world > 1:
         dist.barrier()
+    os._exit(0)  # gloo's threads do not always survive an orderly exit
+
+
+def train_with_failures(rank: int, world: int, folder: str, environment: dict, cases: dict, dataset_json: dict) -> None:
+    """Train every case without compiling, and again compiled, where the compiler of the last process fails as the case says.
+
+    "alone": it does not compile at all. Every process writes {case: (expected weights, weights, log)} to failures_RANK.pt.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    stepping.autocast = lambda device: nullcontext()  # type: ignore[assignment]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_failures", rank=rank, world_size=world)
+
+    def train(method: str, plans: dict, failure: str | None, place: Path) -> tuple[dict, str]:
+        plans, device = {**deepcopy(plans), "continue_training": False}, torch.device("cpu")
+        place.mkdir(exist_ok=True)
+        with compiling(failure):
+            trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
+            trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")
+            trainer.run_training()
+        weights = {k: v.detach().clone() for k, v in trainer.method.state_dict().items()}
+        return weights, (place / "log.txt").read_text() if rank == 0 else ""
+
+    results: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
+    for name, (method, plans, failure) in cases.items():
+        own = "none" if rank < world - 1 else None if failure == "alone" else failure
+        same = json.dumps([method, plans])
+        if same not in expected:
+            expected[same] = train(method, plans, None, Path(folder) / f"{name}_plain")[0]
+        results[name] = (expected[same], *train(method, plans, own, Path(folder) / name))
+    torch.save(results, f"{folder}/failures_{rank}.pt")
+    dist.barrier()
     os._exit(0)  # gloo's threads do not always survive an orderly exit
 
 
