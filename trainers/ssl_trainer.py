@@ -33,7 +33,7 @@ from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
 from nnunet_ssl.trainers.determinism import deterministic
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
-from nnunet_ssl.trainers.finite import Watch, require_finite
+from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
 from nnunet_ssl.trainers.out_of_memory import say_what_helps
@@ -150,7 +150,7 @@ class SSLTrainer(nnUNetTrainer):
         self.together = Together(self.is_ddp)
         if not self.together.all_fine(not compiles) and not compiles:
             self.compiler.join_trial()
-        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print)
+        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print, self.grad_scaler is not None)
         self.was_initialized = True
         self.logger.update_config(
             {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
@@ -294,7 +294,7 @@ class SSLTrainer(nnUNetTrainer):
         if self._bar is not None:
             self._bar.close()
         self._replayed = []
-        epochs.require_progress(self, self.watch.end_epoch())
+        require_progress(self, self.watch.end_epoch(), "ssl")
         epochs.log_results(self, train_outputs, "train")
         self._require_finite_weights()
 
@@ -306,7 +306,8 @@ class SSLTrainer(nnUNetTrainer):
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
         stop_if_asked(self)
         compute = partial(stepping.run_batch, self, batch, VALIDATION, self._iteration)
-        output = self.compiler.attempt(False, compute, compute)
+        # Sharded, processes exchange weights in the midst of it: none can do it again alone.
+        output = compute() if self.settings.shard else self.compiler.attempt(False, compute, compute)
         if self._iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
         self._iteration += 1

@@ -97,6 +97,8 @@ def _choose_paths(trainer: SSLTrainer, part: Mapping[str, Tensor]) -> dict[str, 
 
 def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
     if torch.is_grad_enabled():
+        # Where a loss is not finite, no gradient is, whatever it depends on: all processes see that, and leave the step out.
+        loss = loss * (loss.detach() * 0 + 1)
         with region("backward"):
             (loss if trainer.grad_scaler is None else trainer.grad_scaler.scale(loss)).backward()
 
