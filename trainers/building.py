@@ -37,10 +37,12 @@ def build_method(
     )
     backbone = wrap_network(network, views.network_size, method_class.crop_setting)
     channels_last = channels_last and backbone.kind == "unet"
-    if channels_last:  # before a method that replaces the forward passes of layers, as spark3d does, has seen them
+    # Before a method that replaces the forward passes of layers, as spark3d does, has seen them.
+    compute_by_product(network)
+    if channels_last:
         use_channels_last(network)
     method = method_class(backbone, config)
-    compute_by_product(method)
+    compute_by_product(method)  # of the method's own heads
     keep_layout(method)
     if channels_last:
         leave_biases_out(method)
