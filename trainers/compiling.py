@@ -29,8 +29,8 @@ T = TypeVar("T")
 class Compiler:
     """Compiles functions when they are first called; where that fails, they and all others run as they are from then on.
 
-    What fails while it is compiled has not run anything, and is simply called again. What fails when it runs, forward or
-    backward, fails in the first steps: these are a trial, see `attempt`.
+    What fails while it is compiled is called again as it is. What fails when it runs, forward or backward, fails in the first
+    steps: these are a trial, see `attempt`.
 
     on: whether to compile at all. log: is told in one line why it failed. recompute: whether blocks are computed again in
     the backward pass. graphs: whether the kernels of a pass are recorded and started as one (CUDA graphs), for networks of so
@@ -47,8 +47,9 @@ class Compiler:
         **options: Any,
     ) -> None:
         self.on, self.log, self.options, self.graphs = on, log, options, graphs
-        self._trials = {True: TRIALS, False: TRIALS}  # left, of steps with gradients and of those without
-        self._announced = False
+        self._trials = dict.fromkeys((True, False), TRIALS if on else 0)  # left, of steps with gradients and without
+        self._trying = False  # whether a step is under way that can be done again
+        self._announced = self._gave_up = False
         if not on:
             return
         functorch: Any = torch._functorch.config
@@ -79,6 +80,10 @@ class Compiler:
                 try:
                     return compiled(*inputs, **options)
                 except TorchDynamoException as error:
+                    if (
+                        self._trying
+                    ):  # a part may have run already and drawn random numbers; and all processes are to know
+                        raise
                     self._give_up(cause(error))
             return function(*inputs, **options)
 
@@ -99,15 +104,22 @@ class Compiler:
             self.on = before
 
     def on_trial(self, gradients: bool) -> bool:
-        """Whether the next step, with or without gradients, is one of the first."""
-        return self.on and self._trials[gradients] > 0
+        """Whether the next step, with or without gradients, is one of the first.
+
+        With several processes the same in all of them, although one may already run everything as it is.
+        """
+        return self._trials[gradients] > 0
+
+    def join_trial(self) -> None:
+        """Take part in the trial of the first steps, as other processes compile, although this one does not."""
+        self._trials = {True: TRIALS, False: 0}
 
     def attempt(
         self,
         gradients: bool,
         step: Callable[[], T],
         again: Callable[[], T],
-        agree: Callable[[bool], bool] = bool,
+        agree: Callable[[bool], bool] | None = None,
         settle: Callable[[], object] = bool,
     ) -> T:
         """The result of a step; of `again` where the step is one of the first and any compiled code fails in it.
@@ -118,25 +130,34 @@ class Compiler:
         """
         if self.on and self.graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        if not self.on_trial(gradients):
+        if not self.on_trial(gradients) or (agree is None and not self.on):
             result = step()
             settle()
             return result
-        self._announce()
-        began, reason, everybody = perf_counter(), None, None
+        if self.on:
+            self._announce()
+        began, reason, everybody, shared = perf_counter(), None, None, None
+        self._trying = True
         try:
             result = step()
         except Elsewhere:
             everybody = False
+        except NotCompiled as error:
+            shared = error.__cause__
         except Exception as error:
             reason = cause(error)
+        finally:
+            self._trying = False
+        if shared is not None:
+            raise shared
         if everybody is None:
-            everybody = agree(reason is None)
+            fine = reason is None
+            everybody = fine if agree is None else agree(fine)
         if everybody:
             settle()
             self._count(gradients, perf_counter() - began)
             return result
-        self.on, result = False, None  # type: ignore[assignment]
+        self.on, self._trials[gradients], result = False, 0, None  # type: ignore[assignment]
         free_memory()  # that the error or the result held
         result = again()
         self._give_up(reason or "in another process")
@@ -158,6 +179,9 @@ class Compiler:
 
     def _give_up(self, reason: str) -> None:
         self.on = False
+        if self._gave_up:
+            return
+        self._gave_up = True
         self.log(
             f"WARNING: torch.compile failed ({reason}). The training goes on without it: the same result, only "
             f"slower. To leave it out from the start: export {VARIABLE}=0"
@@ -166,6 +190,10 @@ class Compiler:
 
 class Elsewhere(Exception):
     """Another process did not get through its part of a step; nobody waits for it."""
+
+
+class NotCompiled(Exception):
+    """Stands for its cause, an error where processes exchange something and nothing is compiled: others wait in there."""
 
 
 def free_memory() -> None:

@@ -56,16 +56,6 @@ def log_results(trainer: SSLTrainer, results: Sequence[Mapping[str, Any]], kind:
         trainer.logger.log(f"{kind}_{name}", value, trainer.current_epoch)
 
 
-def require_progress(trainer: SSLTrainer, left_out: int) -> None:
-    """Raise RuntimeError when most steps of an epoch were left out, because their loss or gradients were not finite."""
-    if left_out > trainer.num_iterations_per_epoch / 2:
-        raise RuntimeError(
-            f"{left_out} of {trainer.num_iterations_per_epoch} steps of epoch {trainer.current_epoch} had a loss or gradients "
-            "that are not finite and were left out. The last checkpoint is from before. Lower the learning rate "
-            f'("initial_lr" in the plans\' ssl block, now {trainer.initial_lr}) and continue.'
-        )
-
-
 def finish_epoch(trainer: SSLTrainer) -> None:
     """Write the epoch's log lines, its checkpoints and its pictures."""
     trainer.logger.log("epoch_end_timestamps", time(), trainer.current_epoch)
@@ -82,7 +72,8 @@ def finish_epoch(trainer: SSLTrainer) -> None:
     if due and not last:
         save_unless_disk_is_full(trainer, "checkpoint_latest.pth")
     # Early in a training nearly every epoch is the best so far, and a large checkpoint costs a few percent of an epoch.
-    if (due or last) and (trainer._best_ema is None or log["val_losses"] < trainer._best_ema):
+    best = trainer._best_ema
+    if (due or last) and math.isfinite(log["val_losses"]) and not (best is not None and log["val_losses"] >= best):
         trainer._best_ema = log["val_losses"]
         save_unless_disk_is_full(trainer, "checkpoint_best.pth")
     if trainer.local_rank == 0:

@@ -26,7 +26,7 @@ from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import keep_freed_memory, require_device
-from nnunet_ssl.trainers.finite import require_finite
+from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.precision import run_in_autocast
 
 
@@ -62,6 +62,8 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         self.weight_decay = self.recipe.weight_decay
         self.schedule = make_schedule(self.schedule_name, self.recipe, self.settings)
         self._announced: Phase | None = None  # the phase the log already tells of
+        self._iteration = 0  # within the epoch
+        self.watch = Watch(self.print_to_log_file, self.grad_scaler is not None)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.enable_deep_supervision = not primus
@@ -141,6 +143,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         """Enter the epoch's phase, and say so where one begins or the training goes on."""
         self._use_phase(self.lr_scheduler.enter(self.current_epoch))
         super().on_train_epoch_start()
+        self._iteration = 0
         self.lr_scheduler.set_modes()
         phase = self.schedule.phase(self.current_epoch)
         if phase is not self._announced:
@@ -179,8 +182,20 @@ class SSLFinetuneTrainer(nnUNetTrainer):
             )
         return split
 
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step; what is left out of the training, because it is not finite, is said at once."""
+        self.lr_scheduler.fine = torch.tensor(False)  # a GradScaler may leave out the optimiser and what looks at gradients
+        result = super().train_step(batch)
+        # Nothing is left to wait for: nnU-Net has asked the device for the loss.
+        loss, fine = torch.as_tensor(result["loss"]), self.lr_scheduler.fine.cpu()
+        place = f"epoch {self.current_epoch}, iteration {self._iteration}"
+        self.watch.note(place, loss, fine, batch.get("keys", ()))
+        self._iteration += 1
+        return result
+
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log as nnU-Net does; end the run when the weights are not finite any more, before they replace good ones."""
+        require_progress(self, self.watch.end_epoch(), "finetune")
         super().on_train_epoch_end(train_outputs)
         self._require_finite_weights()
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+if TYPE_CHECKING:
+    from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
+    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 LINES = 5  # about steps of one epoch; more are counted
 
@@ -70,11 +75,30 @@ def require_finite(tensors: Iterable[Tensor], lr: float, last: str) -> None:
         )
 
 
-class Watch:
-    """Says in the log which steps had a loss or gradients that are not finite, as soon as that is known without waiting."""
+def require_progress(trainer: SSLTrainer | SSLFinetuneTrainer, left_out: int, block: str) -> None:
+    """Raise RuntimeError when most steps of an epoch were left out, because their loss or gradients were not finite.
 
-    def __init__(self, say: Callable[[str], object]) -> None:
-        self.say = say
+    block: of the plans, which holds the trainer's settings. A GradScaler begins with a scale that may be too large and halves
+    it with every step that it leaves out: a short first epoch may consist of these.
+    """
+    scaler, steps = trainer.grad_scaler, trainer.num_iterations_per_epoch
+    if left_out <= steps / 2 or (scaler is not None and scaler.get_scale() >= 1):
+        return
+    raise RuntimeError(
+        f"{left_out} of {steps} steps of epoch {trainer.current_epoch} had a loss or gradients that are not finite and were "
+        f'left out. The last checkpoint is from before. Lower the learning rate ("initial_lr" in the plans\' {block} block, '
+        f"now {trainer.initial_lr}) and continue."
+    )
+
+
+class Watch:
+    """Says in the log which steps had a loss or gradients that are not finite, as soon as that is known without waiting.
+
+    say: is told each line. scaled: whether a GradScaler multiplies the gradients, and halves its scale when they overflow.
+    """
+
+    def __init__(self, say: Callable[[str], object], scaled: bool = False) -> None:
+        self.say, self.scaled = say, scaled
         self.count = 0  # of this epoch
         self._pending: deque[tuple[str, Sequence[str], Tensor, torch.cuda.Event | None]] = deque()
 
@@ -113,7 +137,8 @@ class Watch:
         self.count += 1
         if self.count <= LINES:
             are = "are" if what == "gradients" else "is"
+            scale = "; the scale of the gradients is halved" if self.scaled and what == "gradients" else ""
             self.say(
-                f"WARNING: {place}: the {what} {are} not finite, so this step is left out and the weights stay as they are. "
-                f"Images: {', '.join(images)}"
+                f"WARNING: {place}: the {what} {are} not finite, so this step is left out and the weights stay as they "
+                f"are{scale}. Images: {', '.join(images)}"
             )

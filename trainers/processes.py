@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.methods import Method
 from nnunet_ssl.trainers import sharding
-from nnunet_ssl.trainers.compiling import Compiler, Elsewhere
+from nnunet_ssl.trainers.compiling import Compiler, Elsewhere, NotCompiled
 from nnunet_ssl.trainers.epochs import mean_over_processes
 
 if TYPE_CHECKING:
@@ -123,10 +123,18 @@ class Together:
         dist.all_reduce(failed, dist.ReduceOp.MAX, self.group)
         return not failed.item()
 
-    def meet(self) -> None:
-        """Raise Elsewhere where another process did not get here."""
+    @contextmanager
+    def meet(self) -> Iterator[None]:
+        """Context of what all processes do together and nobody compiles; raise Elsewhere where another one did not get here.
+
+        An error in it becomes NotCompiled: the others wait in there and cannot be asked whether to do the step again.
+        """
         if not self.all_fine(True):
             raise Elsewhere
+        try:
+            yield
+        except Exception as error:
+            raise NotCompiled from error
 
     def finish(self) -> None:
         """Take note of the last answers and wait until all processes are here."""

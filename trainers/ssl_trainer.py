@@ -33,7 +33,7 @@ from nnunet_ssl.trainers.compiling import Compiler
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
 from nnunet_ssl.trainers.determinism import deterministic
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
-from nnunet_ssl.trainers.finite import Watch, require_finite
+from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.interruption import Interruption
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
 from nnunet_ssl.trainers.out_of_memory import say_what_helps
@@ -148,7 +148,9 @@ class SSLTrainer(nnUNetTrainer):
         self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
         self.together = Together(self.is_ddp)
-        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print)
+        if not self.together.all_fine(not compiles) and not compiles:
+            self.compiler.join_trial()
+        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print, self.grad_scaler is not None)
         self.was_initialized = True
         self.logger.update_config(
             {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
@@ -269,24 +271,30 @@ class SSLTrainer(nnUNetTrainer):
     def _step(self, batch: dict[str, Any], step: int) -> MethodOutput:
         """Loss and gradients of a batch; done again without compiling where one of the first steps fails when compiled."""
 
-        def compute(meet: stepping.Meeting | None = None) -> MethodOutput:
+        def compute() -> MethodOutput:
             self.optimizer.zero_grad(set_to_none=True)
-            return stepping.run_batch(self, batch, TRAINING, step, meet)
+            return stepping.run_batch(self, batch, TRAINING, step)
 
         if self.settings.shard:  # processes exchange weights in the midst of compiled code: none can do it again alone
             return compute()
         if not self.is_ddp or not self.compiler.on_trial(gradients=True):
             return self.compiler.attempt(True, compute, compute)
+        # Where preparing fails, others wait for this process in what follows: it is not part of the attempt.
+        run = stepping.prepare_batch(self, batch, TRAINING, step)
+
+        def attempt(meet: stepping.Meeting | None) -> MethodOutput:
+            self.optimizer.zero_grad(set_to_none=True)
+            return run(meet)
+
+        alone, together = partial(attempt, self.together.meet), partial(attempt, None)
         settle = partial(stepping.average_gradients, self.method)
-        return self.compiler.attempt(
-            True, partial(compute, self.together.meet), compute, self.together.all_fine, settle
-        )
+        return self.compiler.attempt(True, alone, together, self.together.all_fine, settle)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         if self._bar is not None:
             self._bar.close()
         self._replayed = []
-        epochs.require_progress(self, self.watch.end_epoch())
+        require_progress(self, self.watch.end_epoch(), "ssl")
         epochs.log_results(self, train_outputs, "train")
         self._require_finite_weights()
 
@@ -298,7 +306,8 @@ class SSLTrainer(nnUNetTrainer):
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
         stop_if_asked(self)
         compute = partial(stepping.run_batch, self, batch, VALIDATION, self._iteration)
-        output = self.compiler.attempt(False, compute, compute)
+        # Sharded, processes exchange weights in the midst of it: none can do it again alone.
+        output = compute() if self.settings.shard else self.compiler.attempt(False, compute, compute)
         if self._iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
         self._iteration += 1

@@ -102,11 +102,20 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
     }
 
 
-def contiguous(part: Any) -> Any:
-    """Nested dictionaries with all tensors in the order of their axes: a file does not depend on what a GPU wants."""
+def contiguous(part: Any, made: dict[tuple[Any, ...], torch.Tensor] | None = None) -> Any:
+    """Nested dictionaries with all tensors in the order of their axes: a file does not depend on what a GPU wants.
+
+    made: of which memory there is one already. nnU-Net's networks have up to four names for a weight; it is written once.
+    """
+    made = {} if made is None else made
     if isinstance(part, dict):
-        return {key: contiguous(value) for key, value in part.items()}
-    return part.contiguous() if isinstance(part, torch.Tensor) else part
+        return {key: contiguous(value, made) for key, value in part.items()}
+    if not isinstance(part, torch.Tensor) or part.is_contiguous():
+        return part
+    memory = (part.data_ptr(), part.dtype, part.shape, part.stride())
+    if memory not in made:
+        made[memory] = part.contiguous()
+    return made[memory]
 
 
 def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,14 +36,22 @@ from nnunet_ssl.views.draws import ImageGenerator
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
-Meeting = Callable[[], object]
+Meeting = Callable[[], AbstractContextManager[object]]
 IMAGE_KEYS = "image_keys"  # entry of the inputs, on the host: which image has which random numbers
 
 
-def run_batch(
-    trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int, meet: Meeting | None = None
-) -> MethodOutput:
-    """Run the method on a batch of the loader, with the random numbers that belong to this step. meet: see `run_prepared`."""
+def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
+    """Run the method on a batch of the loader, with the random numbers that belong to this step."""
+    return prepare_batch(trainer, batch, stream, step)(None)
+
+
+def prepare_batch(
+    trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int
+) -> Callable[[Meeting | None], MethodOutput]:
+    """Bring a batch of the loader to the device and do to it what the method does, with this step's random numbers.
+
+    Returns what runs the method on it, the same each time it is called; for its argument see `run_prepared`.
+    """
     rank = dist.get_rank() if trainer.is_ddp else 0
     seed = derive_seed(trainer.settings.seed, stream, step, 1)
     with region("transfer"):
@@ -58,7 +67,7 @@ def run_batch(
         trainer.warn_once(str(warning.message))
     inputs = {**inputs, IMAGE_KEYS: generator.keys}
     own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
-    return run_prepared(trainer, inputs, images, trainer.settings.accumulate, own_seed, meet)
+    return partial(run_prepared, trainer, inputs, images, trainer.settings.accumulate, own_seed)
 
 
 def run_prepared(
@@ -67,7 +76,7 @@ def run_prepared(
     """Loss of prepared inputs, computed in equal parts; adds gradients to the weights where gradients are wanted.
 
     With `meet`, processes that share the batch keep their gradients to themselves, and everything that the compiler made runs
-    before or after what they exchange; `meet` is called in between, and may raise.
+    before or after what they exchange; that happens in the context `meet()`, which may raise.
     """
     method: Method = trainer.method
     counts = method.counts(inputs)
@@ -88,6 +97,8 @@ def _choose_paths(trainer: SSLTrainer, part: Mapping[str, Tensor]) -> dict[str, 
 
 def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
     if torch.is_grad_enabled():
+        # Where a loss is not finite, no gradient is, whatever it depends on: all processes see that, and leave the step out.
+        loss = loss * (loss.detach() * 0 + 1)
         with region("backward"):
             (loss if trainer.grad_scaler is None else trainer.grad_scaler.scale(loss)).backward()
 
@@ -121,13 +132,12 @@ def _compare_parts(
     with region("forward"), torch.set_grad_enabled(train and len(parts) == 1), autocast(trainer.device):
         first = [_encode(trainer, part) for part in parts]
     encoded = {k: v.detach().requires_grad_(train) for k, v in merge_encoded(first, images).items()}
-    if meet is not None:
-        meet()
-    with region("forward"), autocast(trainer.device):
-        output = trainer.compare(encoded, inputs)
-    if not train:
-        return output
-    _backward(trainer, output.loss)
+    with nullcontext() if meet is None else meet():
+        with region("forward"), autocast(trainer.device):
+            output = trainer.compare(encoded, inputs)
+        if not train:
+            return output
+        _backward(trainer, output.loss)
     gradients = {k: v.grad for k, v in encoded.items() if v.grad is not None}
     torch.manual_seed(seed)  # the same dropout as in the first pass
     for part, gradient in zip(parts, split_inputs(gradients, images, len(parts), ()), strict=True):

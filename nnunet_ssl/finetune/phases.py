@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_ssl.finetune.parts import encoder_modules, encoder_parameters, layers
@@ -35,6 +35,7 @@ class Phases:
     """
 
     optimizer: Optimizer
+    fine: Tensor  # whether the gradients of the last step were finite, bool on their device
 
     def __init__(self, network: nn.Module, recipe: Recipe, schedule: Schedule, fresh: Sequence[str] = ()) -> None:
         self.network = network
@@ -137,10 +138,10 @@ class Phases:
 
         Without a GradScaler nobody else looks at that: on a CPU such gradients would become weights.
         """
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip)
-        self._looked = not hasattr(optimizer, "found_inf")
+        self.fine = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip).isfinite()
+        self._looked = not hasattr(optimizer, "found_inf") and bool(optimizer.param_groups[0].get("fused"))
         if self._looked:
-            optimizer.found_inf = (~norm.isfinite()).float()
+            optimizer.found_inf = (~self.fine).float()
 
     def _forget(self, optimizer: Any, *_: object) -> None:
         if self._looked:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -132,6 +135,28 @@ def preprocessed_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (base / "dataset.json").write_text(json.dumps(DATASET_JSON))
     (base / "dataset_fingerprint.json").write_text("{}")
     return tmp_path
+
+
+@pytest.fixture
+def in_processes(preprocessed_dataset, dataset_json, tmp_path):
+    """Function (what of `trained_by_many`, number of processes, cases): lets so many processes do it together."""
+    folder = str(Path(__file__).parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # child processes import it by name
+    environment = {k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}
+    context = multiprocessing.get_context("forkserver")  # imports everything once, not once per process
+    context.set_forkserver_preload(["trained_by_many"])
+
+    def run(work, world, cases):
+        arguments = (world, str(tmp_path), environment, cases, deepcopy(dataset_json))
+        started = [context.Process(target=work, args=(rank, *arguments)) for rank in range(world)]
+        for process in started:
+            process.start()
+        for process in started:
+            process.join(timeout=200)
+            assert process.exitcode == 0
+
+    return run
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -29,25 +28,6 @@ SGD = {
     "num_epochs": 2,
     "batch_size": 4,
 }  # AdamW blows up the smallest difference
-
-
-@pytest.fixture
-def in_processes(preprocessed_dataset, dataset_json, tmp_path):
-    """Function (what of `trained_by_many`, number of processes, cases): lets so many processes do it together."""
-    environment = {k: v for k, v in os.environ.items() if k.startswith("nnUNet_")}
-    context = multiprocessing.get_context("forkserver")  # imports everything once, not once per process
-    context.set_forkserver_preload(["trained_by_many"])
-
-    def run(work, world, cases):
-        arguments = (world, str(tmp_path), environment, cases, deepcopy(dataset_json))
-        started = [context.Process(target=work, args=(rank, *arguments)) for rank in range(world)]
-        for process in started:
-            process.start()
-        for process in started:
-            process.join(timeout=200)
-            assert process.exitcode == 0
-
-    return run
 
 
 @pytest.fixture

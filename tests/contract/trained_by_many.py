@@ -6,6 +6,7 @@ As a script under torchrun: python -m torch.distributed.run ... trained_by_many.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -16,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from failing_compilers import compiling
 from torch import distributed as dist
 
+from nnunet_ssl.methods.mae import MAE
+from nnunet_ssl.methods.simclr import SimCLR
 from nnunet_ssl.trainers import launch, loading, stepping, validation
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
@@ -48,6 +52,92 @@ def train_in_float32(rank: int, world: int, folder: str, environment: dict, case
         torch.save(results, f"{folder}/{world}.pt")
     if world > 1:
         dist.barrier()
+    os._exit(0)  # gloo's threads do not always survive an orderly exit
+
+
+def train_with_failures(rank: int, world: int, folder: str, environment: dict, cases: dict, dataset_json: dict) -> None:
+    """Train every case without compiling, and again compiled, where the compiler of the last process fails as the case says.
+
+    "alone": it does not compile at all. Every process writes {case: (expected weights, weights, log)} to failures_RANK.pt.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    stepping.autocast = lambda device: nullcontext()  # type: ignore[assignment]
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_failures", rank=rank, world_size=world)
+
+    def train(method: str, plans: dict, failure: str | None, place: Path) -> tuple[dict, str]:
+        plans, device = {**deepcopy(plans), "continue_training": False}, torch.device("cpu")
+        place.mkdir(exist_ok=True)
+        with compiling(failure):
+            trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
+            trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")
+            trainer.run_training()
+        weights = {k: v.detach().clone() for k, v in trainer.method.state_dict().items()}
+        return weights, (place / "log.txt").read_text() if rank == 0 else ""
+
+    results: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
+    for name, (method, plans, failure) in cases.items():
+        own = "none" if rank < world - 1 else None if failure == "alone" else failure
+        same = json.dumps([method, plans])
+        if same not in expected:
+            expected[same] = train(method, plans, None, Path(folder) / f"{name}_plain")[0]
+        results[name] = (expected[same], *train(method, plans, own, Path(folder) / name))
+    torch.save(results, f"{folder}/failures_{rank}.pt")
+    dist.barrier()
+    os._exit(0)  # gloo's threads do not always survive an orderly exit
+
+
+class Poison:
+    """Makes of the loss of training step number `step` (0, 1, ...) something that is not finite."""
+
+    def __init__(self, kind: str, steps: tuple[int, ...]) -> None:
+        self.kind, self.steps, self.count = kind, steps, 0
+
+    def __call__(self, loss: torch.Tensor) -> torch.Tensor:
+        number, self.count = self.count, self.count + loss.requires_grad
+        if not loss.requires_grad or number not in self.steps:
+            return loss
+        if self.kind == "loss":
+            return loss + math.inf  # whose gradients are those of any other
+        if self.kind == "both":
+            return loss * math.nan
+        loss.register_hook(lambda gradient: gradient * math.nan)
+        return loss * 1
+
+
+def train_poisoned(rank: int, world: int, folder: str, environment: dict, cases: dict, dataset_json: dict) -> None:
+    """Train every case (method, plans, kind of poison); the last process' losses of the steps 0 and 4 are poisoned.
+
+    Every process writes {case: [weights at the start, after the first step, ...]} to poisoned_RANK.pt.
+    """
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting_poisoned", rank=rank, world_size=world)
+    results: dict[str, Any] = {}
+    step, forward, compared = SSLTrainer.train_step, MAE.forward, SimCLR.forward
+    for name, (method, plans, kind) in cases.items():
+        poison = Poison(kind, (0, 4) if rank == world - 1 else ())
+        MAE.forward = lambda self, x, p=poison: (o := forward(self, x))._replace(loss=p(o.loss))  # type: ignore
+        SimCLR.forward = lambda self, x, p=poison: (o := compared(self, x))._replace(loss=p(o.loss))  # type: ignore
+        device, plans = torch.device("cpu"), {**deepcopy(plans), "continue_training": False}
+        trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
+        place = Path(folder) / f"poisoned_{name}"
+        place.mkdir(exist_ok=True)
+        trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")
+        trainer.initialize()
+        kept = [[p.detach().clone() for p in trainer.network.parameters()]]
+
+        def train_step(batch: Any, kept: Any = kept, trainer: Any = trainer) -> Any:
+            result = step(trainer, batch)
+            kept.append([p.detach().clone() for p in trainer.network.parameters()])
+            return result
+
+        trainer.train_step = train_step
+        trainer.run_training()
+        results[name] = kept
+    torch.save(results, f"{folder}/poisoned_{rank}.pt")
+    dist.barrier()
     os._exit(0)  # gloo's threads do not always survive an orderly exit
 
 
