@@ -141,8 +141,8 @@ def one(args: argparse.Namespace) -> None:
         wait()
         train = (time.perf_counter() - start) / args.repeats * 1e3  # steps queued one behind the other, as in training
         row = {
-            "setting": args.one, "ms": train, "ms_alone": statistics.median(milliseconds), "host_ms": statistics.median(host) * 1e3,
-            "first_s": first, "compiled": compiler.on, "loss": float(loss), "patch": args.patch,
+            "setting": args.one, "ms": train, "ms_alone": statistics.median(milliseconds),
+            "host_ms": statistics.median(host) * 1e3, "first_s": first, "compiled": compiler.on, "loss": float(loss), "patch": args.patch,
             "allocated_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
             "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0,
             "card": torch.cuda.get_device_name(0) if cuda else "cpu", "torch": torch.__version__, "nnunetv2": version("nnunetv2"),
@@ -180,7 +180,16 @@ def main() -> None:
         logs.mkdir(parents=True, exist_ok=True)
         running = {}
         for setting in args.settings:
-            command = [sys.executable, os.path.abspath(__file__), "--one", setting, "--folder", folder, "-device", args.device]
+            command = [
+                sys.executable,
+                os.path.abspath(__file__),
+                "--one",
+                setting,
+                "--folder",
+                folder,
+                "-device",
+                args.device,
+            ]
             command += ["--patch", str(args.patch), "--repeats", str(args.repeats)]
             log = open(logs / f"{setting.replace(':', '_')}.log", "w")  # noqa: SIM115  # the child's, until it ends
             environment = {**os.environ, "OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "2"}

@@ -111,7 +111,14 @@ def _takes_pairs(conv: Any) -> bool:
     """Whether pairs are wanted and a convolution has a kernel of three, keeps the size, and has few output channels."""
     three = all(k == 3 for k in conv.kernel_size)
     plain = set(conv.stride) == {1} and set(conv.dilation) == {1} and set(conv.padding) == {1}
-    return wanted("pairs") and three and plain and conv.padding_mode == "zeros" and conv.in_channels >= 8 and conv.out_channels <= NARROW
+    return (
+        wanted("pairs")
+        and three
+        and plain
+        and conv.padding_mode == "zeros"
+        and conv.in_channels >= 8
+        and conv.out_channels <= NARROW
+    )
 
 
 def convolve_pairs(conv: Any, x: Tensor) -> Tensor:
