@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from nnunet_ssl.backbones.unmeasured import wanted
+
 VARIABLE = "nnUNet_compile"
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 TRIALS = 5  # steps after which compiled code is trusted; a CUDA graph is recorded in the second and replayed from the third on
 # Inductor's limits on how much it fuses: the gradient of a feature map with a skip connection has more than its eight reads,
-# and would be written in float32 and read again (benchmarks/LOG.md: a tenth of the memory traffic of a U-Net's step).
+# and would be written in float32 and read again: a tenth of the memory traffic of a U-Net's step, by its generated code.
 FUSE_MORE = {"realize_opcount_threshold": 200, "realize_acc_reads_threshold": 32, "realize_reads_threshold": 8}
 GRAPHS = {"triton.cudagraphs": True}
 T = TypeVar("T")
@@ -63,9 +65,9 @@ class Compiler:
         """As networks of a kind ("unet", "primus") are compiled for a GPU; alone: with nothing but one pass between two steps."""
         keep_compiled_code()
         if kind == "primus":
-            graphs = alone
+            graphs = alone and wanted("graphs")
             return cls(True, log, recompute, graphs, options=GRAPHS if graphs else {})
-        return cls(True, log, recompute, options=FUSE_MORE)
+        return cls(True, log, recompute, options=FUSE_MORE if wanted("fusion") else {})
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, compiled as long as that works."""
@@ -222,4 +224,6 @@ def cause(error: BaseException) -> str:
         error = inner
         seen.add(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].endswith(":"):  # an error of another process, whose traceback ends in what it is about
+        lines[0] = f"{lines[0]} {lines[-1]}"
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -2,16 +2,16 @@
 
 In channels_last the same convolutions run 1.3 to 1.5 times as fast and nothing has to be turned round before and after them.
 Only when everything keeps it: so pooling, upsampling and output layers, which give the layout up, are written as what they are,
-sums and products. A convolution of few channels does not fill a GPU's matrix units; pairs of neighbouring voxels taken as one
-with twice the channels do, although a quarter of the numbers multiplied is then zero. And a bias in front of an instance norm
-changes nothing: it is neither added nor does the compiler sum up a gradient that is zero.
+sums and products. A bias in front of an instance norm changes nothing: it is neither added nor does the compiler sum up a
+gradient that is zero. And, where asked for (`unmeasured`): a convolution of few channels does not fill a GPU's matrix units;
+pairs of neighbouring voxels taken as one with twice the channels do, although a quarter of the numbers multiplied is then zero.
 
 Not compiled, all modules do what they did. Weights, names and results stay, but for rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from nnunet_ssl.backbones.blockwise import CONVOLUTIONS, TRANSPOSED, is_blockwise, transpose_by_product
 from nnunet_ssl.backbones.norms import OURS
+from nnunet_ssl.backbones.unmeasured import wanted
 
 POOLS = (nn.AvgPool2d, nn.AvgPool3d)
 NARROW = 32  # channels up to which convolutions do not fill the matrix units
@@ -36,7 +37,7 @@ def use_channels_last(network: nn.Module) -> None:
         elif isinstance(module, POOLS) and _tiles(module):
             _replace(module, _average_blocks)
         elif isinstance(module, CONVOLUTIONS) and module.groups == 1:
-            if _is_narrow(module):
+            if _takes_pairs(module):
                 _replace(module, convolve_pairs)
             elif set(module.kernel_size) == {1} and set(module.stride) == {1} and module.out_channels <= FEW:
                 _replace(module, _project)
@@ -62,7 +63,7 @@ def leave_biases_out(module: nn.Module) -> None:
         norm: Any = getattr(block, "norm", None)
         if type(norm) in OURS.values() and "forward" not in norm.__dict__ and conv.bias is not None:
             conv.leaves_bias_to_norm = True
-            if not _is_narrow(conv):
+            if not _takes_pairs(conv):
                 _replace(conv, _convolve_without_bias)
             norm.unseen = (conv.bias,)  # in a tuple, or it would be registered twice
 
@@ -99,34 +100,25 @@ def _average_blocks(pool: Any, x: Tensor) -> Tensor:
     return means.permute(0, -1, *range(1, 1 + axes))
 
 
-class _WeightedSum(torch.autograd.Function):
-    """Sum over channels of x [B, C, *spatial] times weight [C], in float32; gradients in the precision of what they are of."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return (x.float() * weight.view(1, -1, *(1,) * (x.ndim - 2))).sum(1)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        gradient = gradients[0].unsqueeze(1)
-        of_x = (gradient * weight.view(1, -1, *(1,) * (x.ndim - 2))).to(x.dtype)
-        return of_x, (gradient * x).sum((0, *range(2, x.ndim)))
-
-
 def _project(conv: Any, x: Tensor) -> Tensor:
-    """A convolution of one voxel into few channels, as a sum over channels."""
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
-    out = torch.stack([_WeightedSum.apply(x, row) for row in conv.weight.flatten(1)], 1)
-    return (out if conv.bias is None else out + conv.bias.view(1, -1, *(1,) * (x.ndim - 2))).to(dtype)
+    """A convolution of one voxel into few channels, as a sum over channels in float32."""
+    voxel = (1, -1, *(1,) * (x.ndim - 2))
+    out = torch.stack([(x.float() * row.view(voxel)).sum(1) for row in conv.weight.flatten(1)], 1)
+    return (out if conv.bias is None else out + conv.bias.view(voxel)).to(x.dtype)
 
 
-def _is_narrow(conv: Any) -> bool:
-    """Whether a convolution has a kernel of three, keeps the size, and has few output channels of an even number of inputs."""
+def _takes_pairs(conv: Any) -> bool:
+    """Whether pairs are wanted and a convolution has a kernel of three, keeps the size, and has few output channels."""
     three = all(k == 3 for k in conv.kernel_size)
     plain = set(conv.stride) == {1} and set(conv.dilation) == {1} and set(conv.padding) == {1}
-    return three and plain and conv.padding_mode == "zeros" and conv.in_channels >= 8 and conv.out_channels <= NARROW
+    return (
+        wanted("pairs")
+        and three
+        and plain
+        and conv.padding_mode == "zeros"
+        and conv.in_channels >= 8
+        and conv.out_channels <= NARROW
+    )
 
 
 def convolve_pairs(conv: Any, x: Tensor) -> Tensor:
@@ -152,48 +144,10 @@ def convolve_pairs(conv: Any, x: Tensor) -> Tensor:
     )
     convolve = F.conv2d if x.ndim == 4 else F.conv3d
     doubled = None if bias is None else torch.cat([bias, bias])
-    out = convolve(_Join.apply(x), to_channels_last(pairs), doubled, padding=1)  # [B, 2 * C_out, ..., W / 2 + 1]
-    return _Part.apply(out)
-
-
-def _lying(channels: int, spatial: Sequence[int]) -> list[int]:
-    """Strides of [B, channels, *spatial] in channels_last."""
-    strides, width = [1], channels
-    for size in reversed(spatial):
-        strides.insert(1, width)
-        width *= size
-    return [width, *strides]
-
-
-class _Join(torch.autograd.Function):
-    """[B, C, ..., W] as [B, 2C, ..., W / 2]: the same memory in channels_last, and so are the gradients."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = to_channels_last(x)
-        spatial = [*x.shape[2:-1], x.shape[-1] // 2]
-        return x.as_strided((len(x), 2 * x.shape[1], *spatial), _lying(2 * x.shape[1], spatial))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = to_channels_last(gradients[0])
-        spatial, channels = [*gradient.shape[2:-1], 2 * gradient.shape[-1]], gradient.shape[1] // 2
-        return gradient.as_strided((len(gradient), channels, *spatial), _lying(channels, spatial))
-
-
-class _Part(torch.autograd.Function):
-    """[B, 2C, ..., N] as the voxels [B, C, ..., 2N - 2] that are left without the first and the last one."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = to_channels_last(x)
-        channels, spatial = x.shape[1] // 2, [*x.shape[2:-1], 2 * x.shape[-1]]
-        inner = [*spatial[:-1], spatial[-1] - 2]
-        return x.as_strided((len(x), channels, *inner), _lying(channels, spatial), x.storage_offset() + channels)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        gradient = gradients[0]
-        moved = F.pad(gradient.permute(0, *range(2, gradient.ndim), 1), (0, 0, 1, 1))  # [B, ..., W + 2, C]
-        pairs = moved.reshape(*moved.shape[:-2], moved.shape[-2] // 2, 2 * moved.shape[-1])
-        return pairs.permute(0, -1, *range(1, pairs.ndim - 1))
+    moved = x.permute(0, *range(2, x.ndim), 1)  # [B, ..., W, C], as it lies
+    joined = moved.reshape(*moved.shape[:-2], x.shape[-1] // 2, 2 * x.shape[1])
+    joined = joined.permute(0, -1, *range(1, joined.ndim - 1))
+    out = convolve(joined, to_channels_last(pairs), doubled, padding=1)  # [B, 2 * C_out, ..., W / 2 + 1]
+    out = out.permute(0, *range(2, out.ndim), 1)
+    out = out.reshape(*out.shape[:-2], 2 * out.shape[-2], conv.out_channels)
+    return out.narrow(-2, 1, x.shape[-1]).permute(0, -1, *range(1, out.ndim - 1))

@@ -15,39 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-class _Normalise(torch.autograd.Function):
-    """Instance norm of [B, C, *spatial] from sums over the spatial axes, for compilers, which make two kernels of it each way.
+def _for_compilers(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, unseen: Tensor | None = None
+) -> Tensor:
+    """Instance norm of [B, C, *spatial] from sums over the spatial axes, of which a compiler makes two kernels each way.
 
-    Statistics are float32 whatever the input's precision. The gradients of weight and bias are sums of those that the input's
-    gradient needs anyway, so the backward pass reads the map twice and not three times.
+    Statistics are float32 whatever the input's precision. Weight and bias are spread over the images, so that their gradients
+    are sums over the spatial axes as well, which the same kernel makes.
     """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, unseen: Tensor | None
-    ) -> Tensor:
-        axes, channels = tuple(range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
-        variance, mean = torch.var_mean(x.float(), axes, correction=0, keepdim=True)
-        inverse = (variance + eps).rsqrt()
-        normal = (x.float() - mean) * inverse
-        if weight is not None and bias is not None:
-            normal = normal * weight.view(channels) + bias.view(channels)
-        ctx.save_for_backward(x, mean, inverse, weight)
-        ctx.unseen = None if unseen is None else (unseen.shape, unseen.dtype)
-        return normal.to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, mean, inverse, weight = ctx.saved_tensors
-        axes, channels = tuple(range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
-        gradient, normal, voxels = gradients[0].float(), (x.float() - mean) * inverse, x[0, 0].numel()
-        total = gradient.sum(axes, keepdim=True)
-        aligned = (gradient * normal).sum(axes, keepdim=True)
-        scale = inverse if weight is None else inverse * weight.view(channels)
-        down = scale * (gradient - total / voxels - normal * (aligned / voxels))
-        of_weight, of_bias = (None, None) if weight is None else (aligned.sum(0).flatten(), total.sum(0).flatten())
-        of_unseen = None if ctx.unseen is None else x.new_zeros(ctx.unseen[0], dtype=ctx.unseen[1])
-        return down.to(x.dtype), of_weight, of_bias, None, of_unseen
+    axes, each = tuple(range(2, x.ndim)), (len(x), x.shape[1], *(1,) * (x.ndim - 2))
+    variance, mean = torch.var_mean(x.float(), axes, correction=0, keepdim=True)
+    normal = (x.float() - mean) * (variance + eps).rsqrt()
+    if weight is not None and bias is not None:
+        shift = bias if unseen is None else bias + (unseen - unseen)  # a gradient of exactly zero
+        normal = normal * weight.view(1, *each[1:]).expand(each) + shift.view(1, *each[1:]).expand(each)
+    return normal.to(x.dtype)
 
 
 def instance_norm(
@@ -58,7 +40,7 @@ def instance_norm(
     unseen: what was left out of x because the norm takes it away again, see `channels_last`; its gradient is zero.
     """
     if torch.compiler.is_compiling():
-        return _Normalise.apply(x, weight, bias, eps, unseen)
+        return _for_compilers(x, weight, bias, eps, unseen)
     number = len(x)
     # What F.instance_norm does, but for the view at its end.
     repeated = [None if p is None else p.repeat(number) for p in (weight, bias)]

@@ -111,8 +111,10 @@ class SparseEncoder:
         output = forward(x)
         if self.hidden is None:
             return output
-        # In place: a convolution's gradient does not ask for its output.
-        return output.masked_fill_(self.hidden.at(output.shape[2:])[0], 0)
+        mask = self.hidden.at(output.shape[2:])[0]
+        # In place: a convolution's gradient does not ask for its output. A compiler decides that for itself, and its output may
+        # be a view that cannot be changed in place (`channels_last`).
+        return output.masked_fill(mask, 0) if torch.compiler.is_compiling() else output.masked_fill_(mask, 0)
 
     def _normalise(self, norm: Any, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if self.hidden is None:
