@@ -5,8 +5,9 @@
 
 norms: instance norms whose output may be changed in place, in a U-Net. embedding, decoder, patches: Primus' patch embedding,
 its patch decoder, or both, as matrix products, alone and in a step of the whole network. Forward and backward pass, not
-compiled, in the device's best precision. Both ways take turns in one process; printed are the median of the seconds of each,
-their ratio with its range, and the most bytes that tensors hold (on a GPU: that its allocator gave out).
+compiled, in the device's best precision. Both ways take turns in one process; printed are the median of the seconds of each
+(of a CPU's time, on a CPU), their ratio with its range, and the most bytes that tensors hold (on a GPU: that its allocator
+gave out).
 """
 
 from __future__ import annotations
@@ -58,13 +59,14 @@ def step(module: nn.Module, image: torch.Tensor) -> None:
 
 
 def seconds(module: nn.Module, image: torch.Tensor) -> float:
-    """Of a step."""
-    wait = torch.cuda.synchronize if image.device.type == "cuda" else lambda: None
+    """Of a step; those of all its threads on a CPU, which others may use as well."""
+    cuda = image.device.type == "cuda"
+    wait, now = (torch.cuda.synchronize, time.perf_counter) if cuda else (lambda: None, time.process_time)
     wait()
-    began = time.perf_counter()
+    began = now()
     step(module, image)
     wait()
-    return time.perf_counter() - began
+    return now() - began
 
 
 def peak(module: nn.Module, image: torch.Tensor) -> float:
