@@ -22,10 +22,11 @@ def build_method(
     channels: int,
     views: Views,
     channels_last: bool = False,
+    plain: bool = False,
 ) -> Method:
     """A method around the network of the plans, with fresh weights, for images of so many channels.
 
-    channels_last: whether it is going to be compiled for a GPU. Raises BackboneError for patches that do not fit the network
+    channels_last: whether it is going to be compiled for a GPU. plain: layers compute as they are, not as is cheapest. Raises BackboneError for patches that do not fit the network
     or the method.
     """
     network = build_network(
@@ -40,8 +41,9 @@ def build_method(
     if channels_last:  # before a method that replaces the forward passes of layers, as spark3d does, has seen them
         use_channels_last(network)
     method = method_class(backbone, config)
-    compute_by_product(method)
-    keep_layout(method)
+    if not plain:
+        compute_by_product(method)
+        keep_layout(method)
     if channels_last:
         leave_biases_out(method)
     return method
