@@ -172,8 +172,8 @@ class Compiler:
     def compare(self, parameters: Iterable[nn.Parameter], again: Callable[[], T]) -> T | None:
         """Do a step again without compiling; returns its result where the compiled one had other gradients, else None.
 
-        Compiling is off then, for good. Otherwise the compiled gradients are back afterwards. Compilers have given wrong gradients
-        without an error (torch 2.11 for a `torch.autograd.Function`, benchmarks/LOG.md); what half precision makes of them is
+        Compiling is off then, for good. Otherwise the compiled gradients are back afterwards. Compilers have given wrong
+        gradients without an error (torch 2.11 for a `torch.autograd.Function`, benchmarks/LOG.md); what half precision makes of them is
         much less than `DIFFERENT`. again: from the same weights and random numbers, beginning with no gradients.
         """
         weights = list(parameters)

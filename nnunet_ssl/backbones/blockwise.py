@@ -94,25 +94,34 @@ def _decodes_blocks(decoder: PatchDecode) -> bool:
     )
 
 
+def _decode_stage(stage: Any, tokens: Tensor) -> Tensor:
+    """A stage of the patch decoder on tokens [B, N, C_in]: [B, N * prod(kernel), C_out]."""
+    conv, norm, activation = stage
+    tokens = split_tokens(conv, tokens).flatten(1, 2)
+    return activation(F.layer_norm(tokens, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+
+
 def _decode_blocks(decoder: Any, x: Tensor) -> Tensor:
     """Primus' patch decoder on a map [B, C, *grid]; tokens stay tokens until they are voxels."""
     tokens, sizes = x.flatten(2).transpose(1, 2), [tuple(x.shape[2:])]
-    for stage in decoder.decode:
-        conv: Any
-        rest: Any
-        conv, *rest = stage if isinstance(stage, nn.Sequential) else (stage,)
-        tokens = split_tokens(conv, tokens).flatten(1, 2)
-        sizes.append(conv.kernel_size)
-        if rest:
-            norm, activation = rest
-            tokens = activation(F.layer_norm(tokens, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    return assemble(tokens, sizes)
+    *stages, last = decoder.decode
+    for stage in stages:
+        tokens = stage(tokens)  # its `forward`, which is what `recompute` computes again
+        sizes.append(stage[0].kernel_size)
+    return assemble(split_tokens(last, tokens).flatten(1, 2), [*sizes, last.kernel_size])
 
 
 def compute_by_product(module: nn.Module) -> None:
-    """From now on, patch embeddings and decoders in `module` are matrix products; modules and weights stay what they are."""
+    """From now on, patch embeddings and decoders in `module` are matrix products; modules and weights stay what they are.
+
+    What has a forward pass of its own by now, as the layers of a sparse encoder, keeps it.
+    """
     for part in module.modules():
+        if "forward" in part.__dict__:
+            continue
         if isinstance(part, CONVOLUTIONS) and is_blockwise(part):
             part.forward = partial(_as_convolution, part)  # type: ignore[method-assign]
         elif isinstance(part, PatchDecode) and _decodes_blocks(part):
+            for stage in part.decode[:-1]:
+                stage.forward = partial(_decode_stage, stage)
             part.forward = partial(_decode_blocks, part)

@@ -13,7 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError
 
+from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.backbones.drop_path import ImageDropPath, drop_by_image
+from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.methods import get_method
@@ -88,6 +90,8 @@ def pair(make):
 
             for block in method.backbone.network.eva.blocks:
                 block.drop_path1, block.drop_path2 = DropPath(0.4), DropPath(0.4)
+        compute_by_product(method)
+        keep_layout(method)
         drop_by_image(method)
         keep_thin_in_float32(method)
         frugal = copy.deepcopy(method)
