@@ -173,8 +173,8 @@ class Compiler:
         """Do a step again without compiling; returns its result where the compiled one had other gradients, else None.
 
         Compiling is off then, for good. Otherwise the compiled gradients are back afterwards. Compilers have given wrong
-        gradients without an error (torch 2.11 for a `torch.autograd.Function`, benchmarks/LOG.md); what half precision makes of them is
-        much less than `DIFFERENT`. again: from the same weights and random numbers, beginning with no gradients.
+        gradients without an error (torch 2.11 for a `torch.autograd.Function`, benchmarks/LOG.md); what half precision makes
+        of them is much less than `DIFFERENT`. again: from the same weights and random numbers, beginning with no gradients.
         """
         weights = list(parameters)
         compiled = [p.grad for p in weights]

@@ -48,7 +48,8 @@ class CountedStep:
     """The training step of a method with the network of these plans, in bfloat16 as on a GPU, ready to be counted.
 
     Everything is computed, dropped paths too, as in compiled code; norms are torch's own, because compiled code, which keeps
-    more than the norms that spare copies, takes as much (benchmarks/LOG.md). recompute: activations are forgotten and computed again.
+    more than the norms that spare copies, takes as much (benchmarks/LOG.md). recompute: activations are forgotten and computed
+    again.
     Raises BackboneError and SettingsError as the training itself would.
     """
 
