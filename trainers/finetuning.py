@@ -184,9 +184,8 @@ class SSLFinetuneTrainer(nnUNetTrainer):
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step; what is left out of the training, because it is not finite, is said at once."""
-        self.lr_scheduler.fine = torch.tensor(
-            False
-        )  # a GradScaler may leave out the optimiser and what looks at gradients
+        # A GradScaler may leave out the optimiser, and with it what looks at the gradients.
+        self.lr_scheduler.fine = torch.tensor(False)
         result = super().train_step(batch)
         # Nothing is left to wait for: nnU-Net has asked the device for the loss.
         loss, fine = torch.as_tensor(result["loss"]), self.lr_scheduler.fine.cpu()

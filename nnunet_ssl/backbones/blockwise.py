@@ -64,9 +64,7 @@ def assemble(tokens: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:
     axes, levels = len(sizes[0]), len(sizes)
     nested = tokens.unflatten(1, [n for level in sizes for n in level])
     order = [1 + axis + level * axes for axis in range(axes) for level in range(levels)]
-    spatial = [
-        prod([level[axis] for level in sizes]) for axis in range(axes)
-    ]  # no generator: dynamo cannot pass one on
+    spatial = [prod([level[axis] for level in sizes]) for axis in range(axes)]  # no generator: dynamo passes none on
     image = nested.permute(0, *order, 1 + axes * levels).reshape(len(tokens), *spatial, tokens.shape[-1])
     return image.permute(0, -1, *range(1, 1 + axes))
 
