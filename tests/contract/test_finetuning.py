@@ -272,6 +272,28 @@ def targets(trainer):
     return [torch.zeros(2, 1, *(round(n * f) for n, f in zip((16, 24, 16), s, strict=True))) for s in scales]
 
 
+def test_patches_of_a_primus_are_products_of_the_same_value(make_trainer, plans_for):
+    """On a volume of one token too, where some CPUs read what nobody wrote when these are convolutions."""
+    plans = plans_for("primus")
+    plans["configurations"]["3d_fullres"]["patch_size"] = [16, 24, 8]
+    trainer = make_trainer(SSLScratchTrainer, plans)
+    trainer.initialize()
+    network = trainer.network
+    plain = trainer.build_network_architecture(trainer.plans_manager, trainer.configuration_manager, 1, 2, False)
+    plain.load_state_dict(network.state_dict())
+    embed, decoder = network.down_projection.proj, network.up_projection
+    assert "forward" in embed.__dict__
+    assert "forward" in decoder.__dict__
+    image, feature_map = torch.randn(2, 1, 16, 24, 8), torch.randn(2, 72, 2, 3, 1)
+    for one, other, x in ((embed, plain.down_projection.proj, image), (decoder, plain.up_projection, feature_map)):
+        torch.testing.assert_close(one(x), other(x), rtol=1e-4, atol=1e-5)
+    network.eval()
+    plain.eval()
+    found, expected = network(image), plain(image)
+    scale = expected.abs().max().item()  # the whole network computes in bfloat16 where the CPU has it
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.05 * scale)
+
+
 def test_frozen_encoder_needs_a_checkpoint_too(make_trainer, plans_for):
     with pytest.raises(RuntimeError, match="SSLFinetuneFrozenTrainer starts from pre-trained weights"):
         make_trainer(SSLFinetuneFrozenTrainer, plans_for("unet")).run_training()

@@ -91,7 +91,7 @@ CASES = [  # plain, axes, outputs, images, size; the last axis is halved twice
 ]
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 @pytest.mark.parametrize(("plain", "axes", "out", "images", "size"), CASES)
 def test_compiled_it_is_the_plain_network(backend, plain, axes, out, images, size, pairs, monkeypatch):
@@ -217,7 +217,7 @@ def ready(make_last):
     return method
 
 
-@pytest.mark.parametrize("pairs", [False, True])
+@pytest.mark.parametrize("pairs", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("backend", ["aot_eager", INDUCTOR])
 def test_sparse_encoder_masks_in_channels_last(backend, pairs, monkeypatch):
     monkeypatch.setenv(VARIABLE, "pairs" if pairs else "")
