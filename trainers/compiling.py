@@ -82,9 +82,7 @@ class Compiler:
                 try:
                     return compiled(*inputs, **options)
                 except TorchDynamoException as error:
-                    if (
-                        self._trying
-                    ):  # a part may have run already and drawn random numbers; and all processes are to know
+                    if self._trying:  # a part may have run and drawn random numbers; and all processes are to know
                         raise
                     self._give_up(cause(error))
             return function(*inputs, **options)
