@@ -22,11 +22,12 @@ def build_method(
     channels: int,
     views: Views,
     channels_last: bool = False,
+    plain: bool = False,
 ) -> Method:
     """A method around the network of the plans, with fresh weights, for images of so many channels.
 
-    channels_last: whether it is going to be compiled for a GPU. Raises BackboneError for patches that do not fit the network
-    or the method.
+    channels_last: whether it is going to be compiled for a GPU. plain: layers compute as they are, not as is cheapest. Raises
+    BackboneError for patches that do not fit the network or the method.
     """
     network = build_network(
         configuration,
@@ -38,12 +39,14 @@ def build_method(
     backbone = wrap_network(network, views.network_size, method_class.crop_setting)
     channels_last = channels_last and backbone.kind == "unet"
     # Before a method that replaces the forward passes of layers, as spark3d does, has seen them.
-    compute_by_product(network)
+    if not plain:
+        compute_by_product(network)
     if channels_last:
         use_channels_last(network)
     method = method_class(backbone, config)
-    compute_by_product(method)  # of the method's own heads
-    keep_layout(method)
+    if not plain:
+        compute_by_product(method)  # of the method's own heads
+        keep_layout(method)
     if channels_last:
         leave_biases_out(method)
     return method

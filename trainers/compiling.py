@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from os.path import expanduser, join
 from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
 from nnunet_ssl.backbones.unmeasured import wanted
+from nnunet_ssl.trainers.memory import is_out_of_memory
 
 VARIABLE = "nnUNet_compile"
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
+DIFFERENT = 0.5  # of the norm of all gradients, between compiled code and the same not compiled
 TRIALS = 5  # steps after which compiled code is trusted; a CUDA graph is recorded in the second and replayed from the third on
 # Inductor's limits on how much it fuses: the gradient of a feature map with a skip connection has more than its eight reads,
 # and would be written in float32 and read again: a tenth of the memory traffic of a U-Net's step, by its generated code.
@@ -80,9 +82,7 @@ class Compiler:
                 try:
                     return compiled(*inputs, **options)
                 except TorchDynamoException as error:
-                    if (
-                        self._trying
-                    ):  # a part may have run already and drawn random numbers; and all processes are to know
+                    if self._trying:  # a part may have run and drawn random numbers; and all processes are to know
                         raise
                     self._give_up(cause(error))
             return function(*inputs, **options)
@@ -163,6 +163,40 @@ class Compiler:
         self._give_up(reason or "in another process")
         return result
 
+    def first(self) -> bool:
+        """Whether no step with gradients has run compiled yet."""
+        return self.on and self._trials[True] == TRIALS
+
+    def compare(self, parameters: Iterable[nn.Parameter], again: Callable[[], T]) -> T | None:
+        """Do a step again without compiling; returns its result where the compiled one had other gradients, else None.
+
+        Compiling is off then, for good. Otherwise the compiled gradients are back afterwards. Compilers have given wrong
+        gradients without an error (torch 2.11 for a `torch.autograd.Function`, benchmarks/LOG.md); what half precision makes
+        of them is much less than `DIFFERENT`. again: from the same weights and random numbers, beginning with no gradients.
+        """
+        weights = list(parameters)
+        compiled = [p.grad for p in weights]
+        for parameter in weights:
+            parameter.grad = None
+        plain: T | None = None
+        try:
+            with self.switched_off():
+                plain = again()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        if plain is None:
+            free_memory()
+            self.log("The first step was not compared with one that is not compiled: there is no memory for that.")
+        else:
+            difference = relative_difference([p.grad for p in weights], compiled)
+            if difference > DIFFERENT:
+                self._give_up(f"its gradients differ by {difference:.0%} from those computed without it")
+                return plain
+        for parameter, gradient in zip(weights, compiled, strict=True):
+            parameter.grad = gradient
+        return None
+
     def _announce(self) -> None:
         if not self._announced:
             self._announced = True
@@ -190,6 +224,27 @@ class Compiler:
 
 class Elsewhere(Exception):
     """Another process did not get through its part of a step; nobody waits for it."""
+
+
+def relative_difference(expected: Sequence[Tensor | None], found: Sequence[Tensor | None]) -> float:
+    """L2 norm of the difference of all gradients by that of the expected ones; 0 where those are not finite, which says nothing.
+
+    No gradient is one of zero.
+    """
+    norms, off = [], []
+    for one, other in zip(expected, found, strict=True):
+        if one is None and other is None:
+            continue
+        a = torch.zeros_like(other) if one is None and other is not None else one
+        b = torch.zeros_like(one) if other is None and one is not None else other
+        norms.append(a.float().norm())  # type: ignore[union-attr]
+        off.append((a.float() - b.float()).norm())  # type: ignore[union-attr]
+    if not norms:
+        return 0.0
+    length, difference = torch.stack(norms).norm(), torch.stack(off).norm()
+    if not bool(length.isfinite() & difference.isfinite()):
+        return 0.0
+    return float(difference / length.clamp(min=1e-12))
 
 
 class NotCompiled(Exception):

@@ -47,7 +47,9 @@ class CannotCount(RuntimeError):
 class CountedStep:
     """The training step of a method with the network of these plans, in bfloat16 as on a GPU, ready to be counted.
 
-    Everything is computed, dropped paths too, as in compiled code. recompute: activations are forgotten and computed again.
+    Everything is computed, dropped paths too, as in compiled code; norms are torch's own, because compiled code, which keeps
+    more than the norms that spare copies, takes as much (benchmarks/LOG.md). recompute: activations are forgotten and computed
+    again.
     Raises BackboneError and SettingsError as the training itself would.
     """
 
@@ -63,7 +65,7 @@ class CountedStep:
         self.fake, self.memory = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False), LiveMemory()
         self.sample = ((views.regions,) if views.regions > 1 else ()), channels, views.region_size
         with self._counted(), _NoValues():
-            self.method = build_method(method_class, config, manager, channels, views).train()
+            self.method = build_method(method_class, config, manager, channels, views, plain=True).train()
         with self._counted():
             drop_by_image(self.method)  # without keys: it then computes everything
             if recomputing:

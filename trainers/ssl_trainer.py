@@ -277,7 +277,12 @@ class SSLTrainer(nnUNetTrainer):
 
         if self.settings.shard:  # processes exchange weights in the midst of compiled code: none can do it again alone
             return compute()
-        if not self.is_ddp or not self.compiler.on_trial(gradients=True):
+        if not self.is_ddp:
+            first = self.compiler.first()
+            output = self.compiler.attempt(True, compute, compute)
+            other = self.compiler.compare(self.network.parameters(), compute) if first and self.compiler.on else None
+            return output if other is None else other
+        if not self.compiler.on_trial(gradients=True):
             return self.compiler.attempt(True, compute, compute)
         # Where preparing fails, others wait for this process in what follows: it is not part of the attempt.
         run = stepping.prepare_batch(self, batch, TRAINING, step)

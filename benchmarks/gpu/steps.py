@@ -142,7 +142,8 @@ def one(args: argparse.Namespace) -> None:
         train = (time.perf_counter() - start) / args.repeats * 1e3  # steps queued one behind the other, as in training
         row = {
             "setting": args.one, "ms": train, "ms_alone": statistics.median(milliseconds),
-            "host_ms": statistics.median(host) * 1e3, "first_s": first, "compiled": compiler.on, "loss": float(loss), "patch": args.patch,
+            "host_ms": statistics.median(host) * 1e3, "first_s": first, "compiled": compiler.on,
+            "loss": float(loss), "patch": args.patch,
             "allocated_gib": torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0,
             "reserved_gib": torch.cuda.max_memory_reserved() / 2**30 if cuda else 0.0,
             "card": torch.cuda.get_device_name(0) if cuda else "cpu", "torch": torch.__version__, "nnunetv2": version("nnunetv2"),

@@ -227,3 +227,74 @@ def test_switched_off_for_a_while():
     assert not compiled_graphs
     module(torch.randn(2, 3))
     assert len(compiled_graphs) == 1
+
+
+def lying(factor):
+    """A back end whose gradients are those of the graph times `factor`, without an error."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    def backward(graph, _inputs):
+        def run(*given):
+            return [None if g is None else g * factor for g in graph.forward(*given)]
+
+        return make_boxed_func(run)
+
+    def forward(graph, _inputs):
+        return make_boxed_func(graph.forward)
+
+    return aot_autograd(fw_compiler=forward, bw_compiler=backward)
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, 1.01])
+def test_gradients_that_are_wrong_without_an_error_are_found_in_the_first_step(factor):
+    said: list[str] = []
+    plain = Small()
+    module = copy.deepcopy(plain)
+    compiler = Compiler(True, said.append, backend=lying(factor))
+    compiler.compile_forward(module)
+    x = torch.randn(2, 3)
+
+    def step():
+        module.zero_grad(set_to_none=True)
+        loss = module(x)
+        loss.backward()
+        return loss
+
+    assert compiler.first()
+    compiler.attempt(True, step, step)
+    assert not compiler.first()
+    found = module.layer.weight.grad.clone()
+    other = compiler.compare(module.parameters(), step)
+    plain(x).backward()
+    expected = plain.layer.weight.grad
+    torch.testing.assert_close(found, factor * expected)
+    warnings = [line for line in said if line.startswith("WARNING")]
+    if factor > 1:  # what rounding may do: the compiled gradients stay
+        assert other is None
+        assert compiler.on
+        assert not warnings
+        assert torch.equal(module.layer.weight.grad, found)
+    else:
+        assert other is not None
+        assert not compiler.on
+        assert len(warnings) == 1
+        assert "gradients differ by" in warnings[0]
+        assert torch.equal(module.layer.weight.grad, expected)
+
+
+def test_a_comparison_that_finds_no_memory_is_left_out():
+    said: list[str] = []
+    module = Small()
+    compiler = Compiler(True, said.append, backend="eager")
+    compiler.compile_forward(module)
+    module(torch.randn(2, 3)).backward()
+    before = module.layer.weight.grad.clone()
+
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    assert compiler.compare(module.parameters(), too_large) is None
+    assert compiler.on
+    assert torch.equal(module.layer.weight.grad, before)
+    assert len(said) == 1
