@@ -335,3 +335,37 @@ def test_endless_names_are_refused() -> None:
 def test_descriptions_that_make_no_sense(block: dict[str, Any], match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         adapt_checkpoint({"network_weights": plain_unet().state_dict(), **block}, plain_unet(1))
+
+
+def test_safetensors_headers_of_every_length_are_no_pickles(tmp_path: Path) -> None:
+    """The first bytes of a file say how long its header is, and each of them is an operation to a reader of pickles."""
+    data = struct.pack("<8f", *range(8)) + b"\0" * 24 + b"\n\n"  # lines of text, to such a reader
+    for length in [*range(70, 70 + 256), *(0x100 * high + low for high in b"ci\x93(R" for low in b"ci\x93(R")]:
+        header = json.dumps({"a": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).ljust(length)
+        safetensors(tmp_path / "a.safetensors", header.encode(), data)
+        assert set(read_checkpoint(tmp_path / "a.safetensors")) == {"a"}
+
+
+@pytest.mark.parametrize("what", ["a pickle", "a zip archive", "a tar archive"])
+def test_safetensors_that_are_something_else_as_well(what: str, tmp_path: Path) -> None:
+    path, witness = tmp_path / "a.safetensors", tmp_path / "exploded"
+    header = {"V" * 517: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}
+    if what == "a pickle":  # see tests/integration/test_foreign_files.py
+        data = b"\n0" + pickle.dumps(Bomb(witness), protocol=0)
+        length = ord("X") + (517 << 8)
+    elif what == "a zip archive":
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as written:
+            written.writestr("a/data.pkl", pickle.dumps(Bomb(witness), protocol=2))
+        data, length = archive.getvalue(), 1000
+    else:
+        data, length = b"", 1000
+    header["V" * 517].update(shape=[len(data)], data_offsets=[0, len(data)])
+    text = json.dumps(header).ljust(length)
+    if what == "a tar archive":  # numbers of blanks are zero there; only the checksum has to be right
+        text = text.replace("V" * 517, "V" + " " * 516)
+        total = sum((struct.pack("<Q", length) + text.encode())[:512])
+        text = f"{text[:140]}{total:06o}  {text[148:]}"
+    safetensors(path, text.encode(), data)
+    refuse(path, f"a safetensors file and {what} at once")
+    assert not witness.exists()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import json
 import struct
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.checkpoints.screening.ambiguity import Bounded, also_something_else, is_tar
 from nnunet_ssl.checkpoints.screening.pickle_screen import DamagedError, PickleScreen, ScreenError
 
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
@@ -29,7 +29,13 @@ def is_safetensors(path: Path) -> bool:
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise ScreenError for a header that names a tensor twice, nests too deep, or holds types that are no weights."""
+    """Raise ScreenError for a header that names a tensor twice, nests too deep, or holds types that are no weights.
+
+    And for a file that is something else as well, which another reader would open in its place.
+    """
+    other = also_something_else(path)
+    if other is not None:
+        raise ScreenError(f"is a safetensors file and {other} at once: readers understand it differently")
     with path.open("rb") as file:
         header = file.read(struct.unpack("<Q", file.read(8))[0])
     try:
@@ -52,41 +58,20 @@ def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _Bounded(io.FileIO):
-    """A file that, asked for more bytes than it has left, does not set memory aside for them first."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._end = path.stat().st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """At most what is left."""
-        left = self._end - self.tell()
-        return super().read(left if size is None or size < 0 else min(size, left)) or b""
-
-
 def check_torch(path: Path) -> None:
     """Raise ScreenError for a torch file that must not be opened, DamagedError for one that cannot be followed."""
     if zipfile.is_zipfile(path):
         _check_zip(path)
         return
-    if _is_tar(path):
+    if is_tar(path):
         raise ScreenError("is a tar archive. Unpack it first if there are checkpoints in it")
     size = path.stat().st_size
     screen = PickleScreen(lambda key: size, size)
-    with _Bounded(path) as file:
+    with Bounded(path) as file:
         for part in range(5):  # magic number, version, system, content, keys of the storages
             if screen.screen(file) != TORCH_MAGIC and part == 0:
                 raise DamagedError("it does not begin as torch's files do")
         screen.check_total()
-
-
-def _is_tar(path: Path) -> bool:
-    try:
-        with tarfile.open(path, mode="r:"):
-            return True
-    except (tarfile.TarError, OSError, ValueError, EOFError):
-        return False
 
 
 def _check_zip(path: Path) -> None:
