@@ -30,6 +30,13 @@ def load_weights(stock: Callable[..., None], network: Any, fname: str, verbose: 
     load(network, fname, verbose, stock)
 
 
+def build_network(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """nnU-Net's networks from plans, with a word about what would be imported by name."""
+    from nnunet_ssl.integration.architecture import build_for_stock
+
+    return build_for_stock(stock, *args, **kwargs)
+
+
 class Torch(ModuleType):
     """`torch` as the modules of nnU-Net see it that open checkpoints: all of it but `load` is torch's own."""
 
@@ -50,6 +57,7 @@ class Torch(ModuleType):
 REPLACEMENTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "nnunetv2.utilities.find_class_by_name": ("recursive_find_python_class", find_class),
     "nnunetv2.run.load_pretrained_weights": ("load_pretrained_weights", load_weights),
+    "nnunetv2.utilities.get_network_from_plans": ("get_network_from_plans", build_network),
 }
 OPENERS = (
     "nnunetv2.run.load_pretrained_weights",

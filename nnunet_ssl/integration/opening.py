@@ -19,7 +19,7 @@ from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.integration.class_lookup import find_registered
 
 SWITCH = "NNUNET_SSL_REFUSE_UNSAFE"  # set to 1: nothing is ever unpickled unseen, stock trainers' files included
-_warned = False
+_warned = set[str]()
 
 
 class Opened(str):
@@ -55,9 +55,7 @@ def load(file: Any, *args: Any, **kwargs: Any) -> Any:
     except CheckpointError as error:
         if refuses_unsafe() or _is_of_ours(Path(file)):
             raise
-        _warn_once(
-            f"nnU-Net unpickles {file}, which holds more than data and can run code ({error}) Do so only with files you trust."
-        )
+        warn_once(f"nnU-Net unpickles {file}, which holds more than data and can run code ({error})")
         return torch.load(file, *args, **kwargs)
 
 
@@ -72,8 +70,9 @@ def _is_of_ours(path: Path) -> bool:
     return any(base.__module__.startswith("nnunet_ssl.") for base in getattr(trainer, "__mro__", ()))
 
 
-def _warn_once(text: str) -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        print(f"WARNING: {text} {SWITCH}=1 refuses them.", file=sys.stderr)
+def warn_once(text: str) -> None:
+    """Say once per process, and per kind of warning, what nnU-Net is about to do with a file."""
+    kind = " ".join(text.split()[:2])
+    if kind not in _warned:
+        _warned.add(kind)
+        print(f"WARNING: {text} Do so only with files you trust; {SWITCH}=1 refuses them.", file=sys.stderr)
