@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.screening.container import check_safetensors, check_torch, is_safetensors
+from nnunet_ssl.checkpoints.screening.container import check_safetensors, check_torch, is_safetensors, is_zip
 from nnunet_ssl.checkpoints.screening.content import why_refused
 from nnunet_ssl.checkpoints.screening.diagnosis import checkpoints_near, why_not_opened, why_unreadable
 from nnunet_ssl.checkpoints.screening.numpy_scalars import safe_numpy_scalars
@@ -147,7 +146,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 def _read_torch(path: Path, mapped: bool) -> Any:
     # Windows cannot replace a file that is still mapped, so the next save would fail there.
-    mmap = mapped and zipfile.is_zipfile(path) and os.name == "posix"
+    mmap = mapped and is_zip(path) and os.name == "posix"
     try:
         with torch.serialization.safe_globals(safe_numpy_scalars()), warnings.catch_warnings():
             # on pickle protocols and TorchScript: refused below in our words

@@ -32,7 +32,7 @@ def also_something_else(path: Path) -> str | None:
         return "a pickle"
     if is_tar(path):
         return "a tar archive"
-    return "a zip archive" if _ends_as_zip(path) else None
+    return "a zip archive" if ends_as_zip(path) else None
 
 
 def runs_as_pickle(path: Path) -> bool:
@@ -59,7 +59,7 @@ def is_tar(path: Path) -> bool:
         return False
 
 
-def _ends_as_zip(path: Path) -> bool:
+def ends_as_zip(path: Path) -> bool:
     """Whether a table of contents lies at the end, and not just its four magic bytes among the numbers of a tensor."""
     try:
         with zipfile.ZipFile(path) as archive:

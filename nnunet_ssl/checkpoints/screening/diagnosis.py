@@ -93,7 +93,8 @@ def _forbidden_name(path: Path, message: str) -> str | None:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                return next(_foreign_globals(archive.read(name)), None)
+                with archive.open(name) as record:  # which may expand to anything
+                    return next(_foreign_globals(record.read(min(SEARCHED, path.stat().st_size))), None)
         with path.open("rb") as file:
             return next(_foreign_globals(file.read(SEARCHED)), None)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, MemoryError):
