@@ -17,10 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
-from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
+from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
@@ -157,11 +157,13 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         """Load as nnU-Net does, into the optimiser of the phase in which the checkpoint was written."""
         if not self.was_initialized:
             self.initialize()
-        saved = filename_or_checkpoint
-        if not isinstance(saved, dict):
-            saved = read_checkpoint(saved)
+        if isinstance(filename_or_checkpoint, dict):
+            opened = Opened("the given checkpoint", filename_or_checkpoint)
+        else:
+            opened = Opened(filename_or_checkpoint)
+        saved = opened.checkpoint
         self._use_phase(self.lr_scheduler.resume(saved["current_epoch"], saved["optimizer_state"]["param_groups"]))
-        super().load_checkpoint(filename_or_checkpoint)
+        super().load_checkpoint(opened)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""

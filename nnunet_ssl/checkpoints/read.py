@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.screening.container import check_safetensors, check_torch, is_safetensors
+from nnunet_ssl.checkpoints.screening.container import check_safetensors, check_torch, is_safetensors, is_zip
 from nnunet_ssl.checkpoints.screening.content import why_refused
 from nnunet_ssl.checkpoints.screening.diagnosis import checkpoints_near, why_not_opened, why_unreadable
 from nnunet_ssl.checkpoints.screening.numpy_scalars import safe_numpy_scalars
@@ -32,18 +31,18 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be read, written or put into a network."""
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], *, mapped: bool = True) -> dict[str, Any]:
     """Content of a checkpoint file on the CPU: nnU-Net's, nnssl's, ours, a bare state dict, or a .safetensors file.
 
     The format is told by the content, not by the name. Only tensors, plain Python types and the numpy scalars of stock
     nnU-Net's log are accepted; nothing else in the file is ever unpickled, nothing is imported, nothing written, and
-    nothing is allocated that the file does not hold. Where the system allows it the tensors stay on the disk until they
-    are used: do not change the file meanwhile. Raises CheckpointError for a missing, empty, truncated, foreign or
+    nothing is allocated that the file does not hold. With `mapped`, and where the system allows it, the tensors stay on the
+    disk until they are used: do not change the file meanwhile. Raises CheckpointError for a missing, empty, truncated, foreign or
     forbidden file.
     """
     path = Path(path)
     _check_is_file(path)
-    content = _open(path)
+    content = _open(path, mapped)
     if not isinstance(content, dict):
         shape = f" of shape {tuple(content.shape)}" if isinstance(content, Tensor) else ""
         raise CheckpointError(
@@ -53,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(dict.items(content))
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path, mapped: bool) -> Any:
     try:
         size, safetensors = path.stat().st_size, is_safetensors(path) or path.suffix == ".safetensors"
         if safetensors and is_safetensors(path):
@@ -66,7 +65,7 @@ def _open(path: Path) -> Any:
         raise CheckpointError(why_not_opened(path, str(refusal), refusal.forbidden)) from refusal
     except DamagedError as damage:
         raise CheckpointError(why_unreadable(path, damage)) from damage
-    content = _read_safetensors(path) if safetensors else _read_torch(path)
+    content = _read_safetensors(path) if safetensors else _read_torch(path, mapped)
     reason = why_refused(content, size)
     if reason:
         raise CheckpointError(why_not_opened(path, f"cannot be a checkpoint: {reason}"))
@@ -145,9 +144,9 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, mapped: bool) -> Any:
     # Windows cannot replace a file that is still mapped, so the next save would fail there.
-    mmap = zipfile.is_zipfile(path) and os.name == "posix"
+    mmap = mapped and is_zip(path) and os.name == "posix"
     try:
         with torch.serialization.safe_globals(safe_numpy_scalars()), warnings.catch_warnings():
             # on pickle protocols and TorchScript: refused below in our words

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
@@ -19,6 +21,19 @@ GROUPS = {
     "nnunetv2.preprocessing.resampling": "nnunetv2.resampling",
     "nnunetv2.imageio": "nnunetv2.imageio",
 }
+
+# What plans and dataset.json may name in these places -> the class it must be made of. nnU-Net takes whatever stands in the
+# module under that name, the functions and modules it imports included, and calls it.
+KINDS = {
+    "nnunetv2.preprocessing": ("nnunetv2.preprocessing.preprocessors.default_preprocessor", "DefaultPreprocessor"),
+    "nnunetv2.preprocessing.normalization": (
+        "nnunetv2.preprocessing.normalization.default_normalization_schemes",
+        "ImageNormalization",
+    ),
+    "nnunetv2.imageio": ("nnunetv2.imageio.base_reader_writer", "BaseReaderWriter"),
+    "nnunetv2.utilities.label_handling": ("nnunetv2.utilities.label_handling.label_handling", "LabelManager"),
+}
+RESAMPLING = "nnunetv2.preprocessing.resampling"
 
 
 def find(
@@ -40,7 +55,31 @@ def find(
             print(CURE, file=sys.stderr)
         raise
     group = GROUPS.get(current_module or "")
-    return find_registered(group, class_name) if found is None and group is not None else found
+    if found is None:
+        return find_registered(group, class_name) if group is not None else None
+    require_kind(found, class_name, current_module or "")
+    return found
+
+
+def require_kind(found: Any, name: str, module: str) -> None:
+    """Raise LookupError when what nnU-Net found by a name from a file is not of the kind that belongs there."""
+    if module == RESAMPLING:
+        # Functions have no common base: those defined there, and others that take what resampling is given.
+        fits = inspect.isfunction(found) and (
+            found.__module__.startswith(module) or "new_shape" in inspect.signature(found).parameters
+        )
+        expected = "a resampling function"
+    elif module in KINDS:
+        place, expected = KINDS[module]
+        base = getattr(importlib.import_module(place), expected)
+        fits = isinstance(found, type) and issubclass(found, base)
+    else:
+        return
+    if not fits:
+        raise LookupError(
+            f"{str(name)[:100]!r} was named where nnU-Net expects {expected} of {module}, and is something else there. "
+            "Name one that nnU-Net or an installed package brings; files of others name what they like."
+        )
 
 
 def find_registered(group: str, name: str) -> Any:

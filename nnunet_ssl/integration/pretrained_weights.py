@@ -18,6 +18,7 @@ from nnunet_ssl.checkpoints.adaptation.report import TransferReport
 from nnunet_ssl.checkpoints.hub.resolve import LocalCheckpoint, Origin, resolve_source
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.token_order import needs_conversion
+from nnunet_ssl.integration.opening import Opened
 
 
 def load(network: nn.Module, fname: str, verbose: bool, stock: Callable[[nn.Module, str, bool], None]) -> None:
@@ -37,7 +38,7 @@ def load(network: nn.Module, fname: str, verbose: bool, stock: Callable[[nn.Modu
     if not wants_adaptation(net) and can_stock_load(net, checkpoint, path):
         if first and source.origin.repo_id is not None:
             print(f"Pre-trained weights: {source.origin}")
-        stock(network, path, verbose)
+        stock(network, Opened(path, checkpoint), verbose)
         return
     report = put_into(net, checkpoint, source.origin)
     if first:

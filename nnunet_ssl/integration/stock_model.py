@@ -21,7 +21,7 @@ from torch import nn
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS
 from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError
-from nnunet_ssl.integration.architecture import is_primus
+from nnunet_ssl.integration.architecture import is_primus, spec_of
 
 OUR_BLOCKS = ("ssl", "finetune")
 EQUIVALENT = {"SSLPreprocessor": "DefaultPreprocessor"}  # the same for prediction, see its docstring
@@ -70,10 +70,13 @@ def stock_trainer(plans: Mapping[str, Any], configuration: str) -> str:
 def stock_plans(plans: Mapping[str, Any], scrub: Scrubber) -> dict[str, Any]:
     """The plans with nothing in them that stock nnU-Net does not know.
 
-    Our blocks go, our preprocessor becomes nnU-Net's. Raises CheckpointError naming whatever else is not nnU-Net's.
+    Our blocks go, our preprocessor becomes nnU-Net's. Raises CheckpointError naming whatever else is not nnU-Net's, and for
+    networks that are not on the list of nnunet_ssl/checkpoints/networks: before anything is built from these plans.
     """
     clean: dict[str, Any] = scrub(plans, "plans")
+    manager = PlansManager(deepcopy(clean))
     for name, configuration in clean["configurations"].items():
+        spec_of(manager.get_configuration(name).configuration, f"{name} of the plans")
         for block in OUR_BLOCKS:
             if configuration.pop(block, None) is not None:
                 scrub.removed.append(f'plans["configurations"]["{name}"]["{block}"]')

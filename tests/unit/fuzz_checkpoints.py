@@ -2,7 +2,8 @@
 
     python tests/unit/fuzz_checkpoints.py FOLDER COUNT SEED
 
-prints the outcomes as JSON; the same COUNT and SEED repeat a run.
+prints the outcomes as JSON; the same COUNT and SEED repeat a run. What our reader accepts is read by others as well
+(Python's zipfile, torch without mapped memory, a reader of safetensors in ten lines), which must find the same.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import struct
 import sys
 import time
 import traceback
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +32,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 SECONDS_PER_CASE = 5
+MEMORY = 1 << 30  # bytes of addresses beyond what the program has when it begins
+EACH = ("content", "bytes", "zip", "container", "old", "safetensors", "header")
 
 
 def unet(channels: int = 1) -> nn.Module:
@@ -178,6 +182,46 @@ def rezip(path: Path, dice: random.Random) -> None:
             archive.writestr(name, content)
 
 
+RECORDS = {b"PK\x03\x04": 30, b"PK\x01\x02": 46, b"PK\x05\x06": 22, b"PK\x06\x06": 56, b"PK\x06\x07": 20}
+
+
+def recontain(path: Path, dice: random.Random) -> None:
+    """Change a zip file's own records, so that readers may disagree on what is in it."""
+    content = path.read_bytes()
+    table = content.index(b"PK\x01\x02")
+    how = dice.random()
+    if how < 0.5:  # one or two numbers in one or two records
+        data = bytearray(content)
+        for _ in range(dice.randint(1, 2)):
+            magic, length = dice.choice(list(RECORDS.items()))
+            places = [i for i in range(len(data)) if data[i : i + 4] == magic]
+            where = dice.choice(places) + dice.randrange(0, length, 2) if places else 0
+            value = dice.choice([0, 1, 8, 0xFFFF, 0xFFFFFFFF, len(data), table, dice.randrange(len(data))])
+            data[where : where + 4] = struct.pack("<I", value)
+        content = bytes(data)
+    elif how < 0.6:  # a second table
+        other = bytearray(content[table:])
+        for _ in range(3):
+            other[dice.randrange(len(other))] = dice.randrange(256)
+        content = content + bytes(other)
+    elif how < 0.7:  # a second archive
+        content = content + content if dice.random() < 0.5 else content[:table] + content
+    elif how < 0.8:  # something around it
+        more = bytes(dice.randrange(256) for _ in range(dice.randint(1, 40)))
+        content = dice.choice([more + content, content + more, content[:table] + more + content[table:]])
+    else:  # twins
+        path.write_bytes(content)
+        with zipfile.ZipFile(path, "a") as archive:
+            name = dice.choice(archive.namelist())
+            twin = dice.choice(
+                [name.upper(), name.title(), name.replace("/", "\\"), f"./{name}", f"x/{name}", name + "\0x"]
+            )
+            if twin not in archive.namelist():
+                archive.writestr(twin, dice.choice([b"", archive.read(name), garble(archive.read(name) + b"x", dice)]))
+        return
+    path.write_bytes(content)
+
+
 def reheader(path: Path, dice: random.Random) -> None:
     """Change one entry of a safetensors header."""
     content = path.read_bytes()
@@ -199,7 +243,7 @@ def write_case(path: Path, originals: dict[str, dict[str, Any]], dice: random.Ra
     name = dice.choice(list(originals))
     checkpoint, how = (
         deepcopy(originals[name]),
-        dice.choice(["content", "bytes", "zip", "old", "safetensors", "header"]),
+        dice.choice(EACH),
     )
     if how in ("safetensors", "header"):
         weights = checkpoint.get("network_weights", checkpoint)
@@ -214,9 +258,71 @@ def write_case(path: Path, originals: dict[str, dict[str, Any]], dice: random.Ra
     torch.save(checkpoint, path, _use_new_zipfile_serialization=how != "old")
     if how == "zip":
         rezip(path, dice)
+    elif how == "container":
+        recontain(path, dice)
     elif how != "content":
         path.write_bytes(garble(path.read_bytes(), dice))
     return f"{name}, {how}"
+
+
+class DifferenceError(AssertionError):
+    """Another reader finds something else in a file that ours accepted."""
+
+
+def compare_readers(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Raise DifferenceError where another reader finds something else in a file than ours did."""
+    start = path.read_bytes()[:9]
+    if start[:4] == b"PK\x03\x04":
+        theirs = torch._C.PyTorchFileReader(str(path))
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            root = names[0].partition("/")[0]
+            found = {name: stored(archive, name) for name in names}
+        if sorted(theirs.get_all_records()) != sorted(name.removeprefix(f"{root}/") for name in names):
+            raise DifferenceError("torch's reader finds other members")
+        for name, content in found.items():
+            if theirs.get_record(name.removeprefix(f"{root}/")) != content:
+                raise DifferenceError(f"torch's reader finds other bytes in {name}")
+    if start[8:] == b"{":
+        return compare_safetensors(path, checkpoint)
+    from nnunet_ssl.checkpoints.screening.numpy_scalars import safe_numpy_scalars
+
+    with torch.serialization.safe_globals(safe_numpy_scalars()):
+        other = torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+    if fingerprint(other) != fingerprint(checkpoint):
+        raise DifferenceError("torch reads other values without mapped memory")
+    return None
+
+
+def stored(archive: zipfile.ZipFile, name: str) -> bytes:
+    """A member's bytes; torch does not compare the checksums of tensors, and can be told not to write any."""
+    with archive.open(name) as member:
+        member._expected_crc = None  # type: ignore[attr-defined]
+        return member.read()
+
+
+def compare_safetensors(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Read as the format's page says, and compare the tensors' bytes."""
+    content = path.read_bytes()
+    length = struct.unpack("<Q", content[:8])[0]
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    header.pop("__metadata__", None)
+    if set(header) != set(checkpoint):
+        raise DifferenceError("another reader of safetensors finds other tensors")
+    for name, tensor in checkpoint.items():
+        first, last = header[name]["data_offsets"]
+        if list(tensor.shape) != header[name]["shape"] or fingerprint(tensor)[-1] != data[first:last]:
+            raise DifferenceError(f"another reader of safetensors finds other values in {name}")
+
+
+def fingerprint(value: Any) -> Any:
+    """A nested structure as text and bytes, which also compare where there is NaN."""
+    if isinstance(value, torch.Tensor):
+        values = value.detach().contiguous().flatten().view(torch.uint8) if value.numel() else torch.zeros(0)
+        return str(value.dtype), tuple(value.shape), values.numpy().tobytes()
+    if isinstance(value, dict):
+        return [(repr(key), fingerprint(item)) for key, item in value.items()]
+    return [fingerprint(item) for item in value] if isinstance(value, (list, tuple)) else repr(value)
 
 
 def refused(when: str, error: Exception) -> str:
@@ -234,6 +340,7 @@ def load_into(path: Path, targets: list[nn.Module]) -> str:
         checkpoint = read_checkpoint(path)
     except CheckpointError as error:
         return refused("on reading", error)
+    compare_readers(path, checkpoint)
     outcome = "refused on adapting"
     for target in targets:
         for channels in ("repeat", "by_name") if target is targets[0] else ("mean",):
@@ -265,9 +372,15 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
     """Try `count` files; the outcomes, and every failure with what was done and where it went wrong."""
     originals, targets = good_checkpoints(), [unet(), primus(6)]
     good = {name: load_good(checkpoint, folder / "case.pth", targets) for name, checkpoint in originals.items()}
-    path, outcomes, failures = folder / "case.pth", Counter[str](), list[str]()
+    path, outcomes, failures, differences = folder / "case.pth", Counter[str](), list[str](), 0
+    warnings.filterwarnings("ignore", "Duplicate name")
     started, memory = time.process_time(), 0
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, resource.RLIM_INFINITY))
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        if sys.platform == "linux"
+        else 15 << 30
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, resource.RLIM_INFINITY))
 
     def too_slow(*_: object) -> None:
         raise TimeoutError(f"longer than {SECONDS_PER_CASE} s")
@@ -280,7 +393,8 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
         signal.alarm(SECONDS_PER_CASE)
         try:
             outcomes[load_into(path, targets)] += 1
-        except BaseException:
+        except BaseException as error:
+            differences += isinstance(error, DifferenceError)
             failures.append(f"case {number} ({what}):\n{traceback.format_exc()[-1500:]}")
         finally:
             signal.alarm(0)
@@ -290,6 +404,7 @@ def fuzz(folder: Path, count: int, seed: int) -> dict[str, Any]:
         "outcomes": outcomes,
         "failures": failures[:5],
         "failed": len(failures),
+        "differences": differences,
         "written": sorted(p.name for p in folder.iterdir() if p != path),
         "growth": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) // 1024,
         "seconds": time.process_time() - started,

@@ -28,6 +28,7 @@ def run(folder: Path, count: int, seed: int) -> dict[str, Any]:
 def check(result: dict[str, Any], count: int) -> None:
     assert all(set(outcomes) == {"loaded"} for outcomes in result["unchanged"].values()), result["unchanged"]
     assert not result["failed"], f"{result['failed']} of {count}:\n" + "\n".join(result["failures"])
+    assert result["differences"] == 0
     assert sum(result["outcomes"].values()) == count
     assert result["written"] == [], "something was written beside the file"
     assert result["growth"] < GROWTH, f"memory grew by {result['growth']} MiB"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import resource
 import struct
 import sys
@@ -138,7 +139,16 @@ HOSTILE_PICKLES: dict[str, tuple[bytes, str]] = {
     "negative storage": (entry(tensor(-1, (1,), (1,))), "in a way torch never writes"),
     "expanded to a TB": (entry(tensor(4, (10**6, 10**6), (0, 0))), r"shape \(1000000, 1000000\), more values"),
     "shape larger than its storage": (entry(tensor(4, (100,), (1,))), "damaged|more values|bounds|storage"),
-    "negative shape": (entry(tensor(4, (-2,), (1,))), "damaged"),
+    "negative shape": (entry(tensor(4, (-2,), (1,))), "in a way torch never writes"),
+    "outside of its storage": (entry(tensor(4, (2, 2), (2, 2))), "lies outside of its storage"),
+    "shape as a list": (entry(tensor(4, (4,), (1,)).replace(b"(\x8a\x01\x04t", b"](\x8a\x01\x04e")), "never writes"),
+    "shape by a call": (
+        entry(tensor(4, (4,), (1,)).replace(b"(\x8a\x01\x04t", b"ctorch\nSize\n(\x8a\x01\x04t\x85R")),
+        "in a way torch never writes",
+    ),
+    "another storage as a state": (entry(tensor(4, (4,), (1,)) + b")b"), "gives a state to something"),
+    "65 axes": (entry(tensor(4, (1,) * 65, (1,) * 65)), "65 axes, more than 32"),
+    "100,000 axes": (entry(tensor(4, (1,) * 10**5, (1,) * 10**5)), "100,000 axes, more than 32"),
     "quantised": (entry(tensor(4, (4,), (1,), "QInt8Storage")), r"holds torch\.QInt8Storage"),
     "unknown storage": (entry(tensor(4, (4,), (1,), "NoStorage")), r"holds torch\.NoStorage"),
     "sparse": (entry(b"ctorch._utils\n_rebuild_sparse_tensor\n)R"), "_rebuild_sparse_tensor, which is no plain tensor"),
@@ -195,6 +205,25 @@ def test_old_format_declaring_more_than_it_holds(tmp_path: Path) -> None:
     refuse(path, "declares 4,000,000,000,000 bytes")
 
 
+@pytest.mark.parametrize("what", ["a storage not listed", "bytes missing", "bytes behind", "fewer values"])
+def test_old_format_without_the_bytes_of_its_tensors(what: str, tmp_path: Path) -> None:
+    """torch leaves such a tensor as it finds it: it holds whatever lay in the memory."""
+    path = tmp_path / "a.pth"
+    torch.save(WEIGHTS, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    (key,) = re.findall(rb"]q\x00(X.{4}\d+q\x01a)\.", content, re.DOTALL)
+    before, _, after = content.rpartition(key)
+    path.write_bytes(
+        {
+            "a storage not listed": before + after,
+            "bytes missing": content[:-4],
+            "bytes behind": content + b"1234",
+            "fewer values": content.replace(struct.pack("<Q", 12), struct.pack("<Q", 11))[:-4],
+        }[what]
+    )
+    refuse(path, "does not list the bytes|not all there")
+
+
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "..\\outside", "C:outside"])
 def test_members_that_point_outside(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
@@ -213,6 +242,70 @@ def test_archives_that_expand_or_repeat(tmp_path: Path) -> None:
     refuse(tmp_path / "twice.pth", "names a member twice")
 
 
+def copy_of(path: Path, members: Mapping[str, bytes]) -> bytes:
+    zip_with(path, members)
+    content = path.read_bytes()
+    path.unlink()
+    return content
+
+
+GOOD = {"a/data.pkl": entry(b"K\x07"), "a/version": b"3\n"}
+EVIL = {"a/data.pkl": entry(b"K\x08"), "a/version": b"3\n"}
+SIGNATURE = {"table": b"PK\x01\x02", "end": b"PK\x05\x06", "first": b"PK\x03\x04"}
+
+
+def changed(content: bytes, part: str, place: int, value: bytes) -> bytes:
+    """An archive with other bytes so far into one of its records."""
+    start = content.rindex(SIGNATURE[part]) if part == "end" else content.index(SIGNATURE[part])
+    return content[: start + place] + value + content[start + place + len(value) :]
+
+
+ARCHIVES: dict[str, tuple[Callable[[Callable[[Mapping[str, bytes]], bytes]], bytes], str]] = {
+    "two, one after the other": (lambda zipped: zipped(GOOD) + zipped(EVIL), "understand differently"),
+    "a second table": (
+        lambda zipped: zipped(GOOD) + zipped(EVIL)[zipped(EVIL).index(SIGNATURE["table"]) :],
+        "understand differently",
+    ),
+    "something before it": (lambda zipped: b"x" * 64 + zipped(GOOD), "something before it"),
+    "something behind it": (lambda zipped: zipped(GOOD) + b"x" * 64, "damaged"),
+    "a comment": (lambda zipped: changed(zipped(GOOD), "end", 20, b"\x05\0") + b"hello", "damaged"),
+    "other case": (lambda zipped: zipped({**GOOD, "a/DATA.PKL": entry(b"N")}), "names a member twice"),
+    "other folder": (lambda zipped: zipped({**GOOD, "b/data/0": b"1"}), "beside the folder torch writes"),
+    "pickle below": (lambda zipped: zipped({**GOOD, "a/a/data.pkl": b"1"}), "beside the folder torch writes"),
+    "a name with a zero": (
+        lambda zipped: zipped({**GOOD, "a/xy": b"1"}).replace(b"a/xy", b"a/\0y"),
+        "unprintable name",
+    ),
+    "compressed in one header": (lambda zipped: changed(zipped(GOOD), "first", 8, b"\x08\0"), "says something else"),
+    "other size in one header": (lambda zipped: changed(zipped(GOOD), "first", 22, b"\x01"), "says something else"),
+    "other name in one header": (lambda zipped: changed(zipped(GOOD), "first", 30, b"b"), "says something else"),
+    "a member in another": (lambda zipped: changed(zipped(GOOD), "table", 42, b"\x01"), "overlap or leave gaps"),
+    "more members than entries": (lambda zipped: changed(zipped(GOOD), "end", 8, b"\x03\0\x03\0"), "cut|does not lie"),
+    "marked as a folder": (lambda zipped: changed(zipped(GOOD), "table", 38, b"\x10"), "understand differently"),
+    "of a version to come": (lambda zipped: changed(zipped(GOOD), "table", 6, b"\xff"), "understand differently"),
+    "encrypted": (lambda zipped: changed(zipped(GOOD), "table", 8, b"\x01"), "is encrypted"),
+}
+
+
+@pytest.mark.parametrize("what", ARCHIVES)
+def test_archives_in_which_readers_find_different_files(what: str, tmp_path: Path) -> None:
+    build, match = ARCHIVES[what]
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.pth").write_bytes(build(lambda members: copy_of(tmp_path / "a.zip", members)))
+    refuse(tmp_path / "files" / "a.pth", match)
+
+
+def test_archives_as_torch_and_python_write_them_are_read(tmp_path: Path) -> None:
+    """Otherwise the changes above would prove nothing."""
+    (tmp_path / "a.pth").write_bytes(copy_of(tmp_path / "a.zip", GOOD))
+    assert read_checkpoint(tmp_path / "a.pth") == {"a": 7}
+    with (tmp_path / "b.pth").open("wb") as file:
+        torch.save(WEIGHTS, file)
+    torch.save(WEIGHTS, tmp_path / "weights of étienne.pth")
+    for name in ("b.pth", "weights of étienne.pth"):
+        assert torch.equal(read_checkpoint(tmp_path / name)["encoder.weight"], WEIGHTS["encoder.weight"])
+
+
 def test_pickle_whose_checksum_is_wrong_is_not_opened_unseen(tmp_path: Path) -> None:
     """torch's reader does not look at it, so what it would open could not be looked through before."""
     path = tmp_path / "a.pth"
@@ -227,6 +320,8 @@ def safetensors(path: Path, header: Any, data: bytes = b"") -> None:
 
 
 HEADERS: dict[str, tuple[Any, str]] = {
+    "65 axes": ({"a": {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}}, "65 axes, more than 32"),
+    "20 MB": (b'{"__metadata__":{"a":"' + b"x" * 20_000_000 + b'"}}', "header of 20,000,0.. bytes"),
     "4 TB": ({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, "damaged or no safetensors"),
     "overflowing shape": ({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, "overflow"),
     "overlapping": (
@@ -335,3 +430,37 @@ def test_endless_names_are_refused() -> None:
 def test_descriptions_that_make_no_sense(block: dict[str, Any], match: str) -> None:
     with pytest.raises(CheckpointError, match=match):
         adapt_checkpoint({"network_weights": plain_unet().state_dict(), **block}, plain_unet(1))
+
+
+def test_safetensors_headers_of_every_length_are_no_pickles(tmp_path: Path) -> None:
+    """The first bytes of a file say how long its header is, and each of them is an operation to a reader of pickles."""
+    data = struct.pack("<8f", *range(8)) + b"\0" * 24 + b"\n\n"  # lines of text, to such a reader
+    for length in [*range(70, 70 + 256), *(0x100 * high + low for high in b"ci\x93(R" for low in b"ci\x93(R")]:
+        header = json.dumps({"a": {"dtype": "U8", "shape": [len(data)], "data_offsets": [0, len(data)]}}).ljust(length)
+        safetensors(tmp_path / "a.safetensors", header.encode(), data)
+        assert set(read_checkpoint(tmp_path / "a.safetensors")) == {"a"}
+
+
+@pytest.mark.parametrize("what", ["a pickle", "a zip archive", "a tar archive"])
+def test_safetensors_that_are_something_else_as_well(what: str, tmp_path: Path) -> None:
+    path, witness = tmp_path / "a.safetensors", tmp_path / "exploded"
+    header = {"V" * 517: {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}}
+    if what == "a pickle":  # see tests/integration/test_foreign_files.py
+        data = b"\n0" + pickle.dumps(Bomb(witness), protocol=0)
+        length = ord("X") + (517 << 8)
+    elif what == "a zip archive":
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as written:
+            written.writestr("a/data.pkl", pickle.dumps(Bomb(witness), protocol=2))
+        data, length = archive.getvalue(), 1000
+    else:
+        data, length = b"", 1000
+    header["V" * 517].update(shape=[len(data)], data_offsets=[0, len(data)])
+    text = json.dumps(header).ljust(length)
+    if what == "a tar archive":  # numbers of blanks are zero there; only the checksum has to be right
+        text = text.replace("V" * 517, "V" + " " * 516)
+        total = sum((struct.pack("<Q", length) + text.encode())[:512])
+        text = f"{text[:140]}{total:06o}  {text[148:]}"
+    safetensors(path, text.encode(), data)
+    refuse(path, f"a safetensors file and {what} at once")
+    assert not witness.exists()

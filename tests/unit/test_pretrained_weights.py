@@ -57,6 +57,9 @@ def test_a_file_that_fits_is_nnunets_own_business(stock: Stock, tmp_path: Path, 
     file, target = write(tmp_path / "a.pth", network(classes=3), **further), network(seed=1)
     load(target, file, True, stock)
     assert stock.calls == [(target, file, True)]
+    (handed,) = (call[1] for call in stock.calls)
+    assert torch.equal(first_kernel(target), first_kernel(network(seed=1)))  # by us, nothing was loaded
+    assert set(handed.checkpoint) == {"network_weights", *further}  # read once, and by us
 
 
 def test_nnunets_function_really_loads_ours(tmp_path: Path) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+import pickletools
 import struct
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from nnunet_ssl.checkpoints.screening.pickle_screen import DamagedError, PickleScreen, ScreenError
+from nnunet_ssl.checkpoints.screening.ambiguity import Bounded, also_something_else, ends_as_zip, is_tar
+from nnunet_ssl.checkpoints.screening.pickle_screen import MOST_AXES, STRINGS, DamagedError, PickleScreen, ScreenError
+from nnunet_ssl.checkpoints.screening.zip_directory import MAGIC, read_members
 
+# the operations that make a list of texts
+KEY_LIST = frozenset({"PROTO", "EMPTY_LIST", "BINPUT", "LONG_BINPUT", "MARK", "APPEND", "APPENDS", "STOP"}) | STRINGS
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
-LONGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
+LONGEST_HEADER = 10_000_000  # bytes; some hundred per tensor, and a log, are a hundredth of it
+LONGEST_PICKLE = 256_000_000  # bytes, without the tensors
 SAFETENSORS_TYPES = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 
 
@@ -25,13 +28,22 @@ def is_safetensors(path: Path) -> bool:
         start = file.read(9)
     if len(start) < 9 or start[8:] != b"{":
         return False
-    return int(struct.unpack("<Q", start[:8])[0]) <= min(LONGEST_HEADER, path.stat().st_size - 8)
+    return int(struct.unpack("<Q", start[:8])[0]) <= path.stat().st_size - 8
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise ScreenError for a header that names a tensor twice, nests too deep, or holds types that are no weights."""
+    """Raise ScreenError for a header that names a tensor twice, nests too deep, or holds types that are no weights.
+
+    And for a file that is something else as well, which another reader would open in its place.
+    """
+    other = also_something_else(path)
+    if other is not None:
+        raise ScreenError(f"is a safetensors file and {other} at once: readers understand it differently")
     with path.open("rb") as file:
-        header = file.read(struct.unpack("<Q", file.read(8))[0])
+        length = struct.unpack("<Q", file.read(8))[0]
+        if length > LONGEST_HEADER:
+            raise ScreenError(f"has a header of {length:,} bytes, more than a checkpoint needs")
+        header = file.read(length)
     try:
         tensors = json.loads(header, object_pairs_hook=_without_repetition)
     except RecursionError as error:
@@ -42,6 +54,9 @@ def check_safetensors(path: Path) -> None:
         kind = description.get("dtype") if isinstance(description, dict) else None
         if name != "__metadata__" and kind not in SAFETENSORS_TYPES:
             raise ScreenError(f"holds values of type {kind!r} in {name[:200]}, expected {', '.join(SAFETENSORS_TYPES)}")
+        axes = description.get("shape") if name != "__metadata__" else None
+        if isinstance(axes, list) and len(axes) > MOST_AXES:
+            raise ScreenError(f"declares a tensor with {len(axes):,} axes, more than {MOST_AXES}, {name[:200]}")
 
 
 def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
@@ -52,78 +67,70 @@ def _without_repetition(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-class _Bounded(io.FileIO):
-    """A file that, asked for more bytes than it has left, does not set memory aside for them first."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self._end = path.stat().st_size
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        """At most what is left."""
-        left = self._end - self.tell()
-        return super().read(left if size is None or size < 0 else min(size, left)) or b""
+def is_zip(path: Path) -> bool:
+    """Whether torch takes a file for a zip archive: by its first bytes, not by what lies at its end."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def check_torch(path: Path) -> None:
     """Raise ScreenError for a torch file that must not be opened, DamagedError for one that cannot be followed."""
-    if zipfile.is_zipfile(path):
+    if is_zip(path):
         _check_zip(path)
         return
-    if _is_tar(path):
+    if is_tar(path):
         raise ScreenError("is a tar archive. Unpack it first if there are checkpoints in it")
+    if ends_as_zip(path):
+        raise ScreenError("is a zip archive with something before it: readers understand it differently")
     size = path.stat().st_size
     screen = PickleScreen(lambda key: size, size)
-    with _Bounded(path) as file:
-        for part in range(5):  # magic number, version, system, content, keys of the storages
+    with Bounded(path) as file:
+        for part in range(4):  # magic number, version, system, content
             if screen.screen(file) != TORCH_MAGIC and part == 0:
                 raise DamagedError("it does not begin as torch's files do")
         screen.check_total()
+        _check_storages(file, screen.storages, size)
 
 
-def _is_tar(path: Path) -> bool:
+def _check_storages(file: IO[bytes], storages: Mapping[str, int], size: int) -> None:
+    """Raise DamagedError unless the keys of all storages, and their bytes, follow to the end of an old file.
+
+    torch leaves a tensor whose bytes are not there as it finds it in the memory.
+    """
     try:
-        with tarfile.open(path, mode="r:"):
-            return True
-    except (tarfile.TarError, OSError, ValueError, EOFError):
-        return False
+        operations = [(opcode.name, argument) for opcode, argument, _ in pickletools.genops(file)]
+    except (ValueError, OverflowError) as error:
+        raise DamagedError(str(error)[:200]) from error
+    keys = [str(argument) for name, argument in operations if name in STRINGS]
+    if {name for name, _ in operations} - KEY_LIST or sorted(keys) != sorted(storages):
+        raise DamagedError("it does not list the bytes of its tensors")
+    if file.tell() + sum(8 + storages[key] for key in keys) != size:
+        raise DamagedError("the bytes of its tensors are not all there, or followed by others")
 
 
 def _check_zip(path: Path) -> None:
-    """Members must be stored as they are, once, inside the file: torch writes them so, and nothing then can expand."""
-    size = path.stat().st_size
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            record = _check_members(members, size)
-            content = archive.read(record) if record else None
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DamagedError(str(error)[:200]) from error
-    if record is None or content is None:
-        return  # no file of torch: its reader says so
-    root = record.filename.removesuffix("data.pkl")
-    held = {member.filename: member.file_size for member in members}
-    screen = PickleScreen(lambda key: held.get(f"{root}data/{key}", 0), size)
-    screen.screen(io.BytesIO(content))
-    screen.check_total()
-
-
-def _check_members(members: Sequence[zipfile.ZipInfo], size: int) -> zipfile.ZipInfo | None:
-    """The member with the pickle, None where there is not exactly one."""
-    if len({member.filename for member in members}) < len(members):
-        raise ScreenError("names a member twice in its table of contents")
-    for member in members:
-        name = member.filename
+    """Members must be stored as they are, once, in one folder, inside the file: torch writes them so."""
+    members = {member.name: member for member in read_members(path)}
+    for name in members:
         if name.startswith(("/", "\\")) or ":" in name or ".." in name.replace("\\", "/").split("/"):
             raise ScreenError(f"has a member that points outside of the archive, {name[:200]!r}")
-    records = [member for member in members if member.filename.endswith("/data.pkl")]
-    if len(records) != 1:
-        return None
-    for member in members:
-        if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise ScreenError(f"has a compressed member, {member.filename[:200]}; torch never compresses")
-        if member.flag_bits & 1:
-            raise ScreenError("is encrypted")
-    if sum(member.file_size for member in members) > size:
-        raise ScreenError("declares more bytes than the file has")
-    return records[0]
+    records = [name for name in members if name.endswith("/data.pkl")]
+    roots = {name.partition("/")[0] for name in members}
+    if not records:
+        raise DamagedError("there is no data.pkl in it")
+    if len(roots) != 1 or records != [f"{next(iter(roots))}/data.pkl"]:
+        raise ScreenError(
+            "has members beside the folder torch writes, or pickles below it: readers take different ones"
+        )
+    (root,), (record,) = roots, records
+    if members[record].size > LONGEST_PICKLE:
+        raise ScreenError(f"describes its tensors in {members[record].size:,} bytes, more than a checkpoint needs")
+    size = path.stat().st_size
+
+    def bytes_of(key: str) -> int:
+        member = members.get(f"{root}/data/{key}")
+        return 0 if member is None else member.size
+
+    screen = PickleScreen(bytes_of, size, exact=True)
+    screen.screen(io.BytesIO(members[record].read(path)))
+    screen.check_total()

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nnunet_ssl.checkpoints.screening.pickle_screen import MOST_AXES
+
 MOST_REPEATS = 200_000
 DEEPEST = 64
 PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.device, torch.dtype, torch.layout)
@@ -59,6 +61,8 @@ def _tensor(tensor: Tensor, file_size: int) -> str | None:
         return f"is quantised ({tensor.dtype})"
     if tensor.device.type != "cpu":
         return f"is on the device {tensor.device}, without values"
+    if tensor.ndim > MOST_AXES:
+        return f"is a tensor with {tensor.ndim:,} axes, more than {MOST_AXES}"
     if tensor.numel() > 1 and tensor.numel() * tensor.element_size() > file_size:
         return f"declares shape {tuple(tensor.shape)}, more values than the file holds"
     return None

@@ -39,12 +39,13 @@ def checkpoints_near(path: Path) -> str:
 
 def why_not_opened(path: Path, reason: str, forbidden: str | None = None) -> str:
     """Why a file was refused before or after torch opened it: for the name it would import, or for `reason`."""
-    forbidden = forbidden or _forbidden_name(path, "")
+    first = ""
+    if forbidden is None:
+        forbidden, first = _forbidden_name(path, ""), f"{reason}; it " if reason else ""
     if forbidden is None:
         return f"{path} {reason}. It was refused, and nothing of it was run. {EXPECTED}"
-    if forbidden.startswith("torch."):
-        return f"{path} holds {forbidden}, which is no plain tensor, so it was refused and nothing of it was run. {EXPECTED}"
-    return f"{path} holds {forbidden}, which could run code on loading, so it was refused and nothing of it was run. {EXPECTED}"
+    how = "is no plain tensor" if forbidden.startswith("torch.") else "could run code on loading"
+    return f"{path} {first}holds {forbidden}, which {how}, so it was refused and nothing of it was run. {EXPECTED}"
 
 
 def why_unreadable(path: Path, error: Exception) -> str:
@@ -92,7 +93,8 @@ def _forbidden_name(path: Path, message: str) -> str | None:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
-                return next(_foreign_globals(archive.read(name)), None)
+                with archive.open(name) as record:  # which may expand to anything
+                    return next(_foreign_globals(record.read(min(SEARCHED, path.stat().st_size))), None)
         with path.open("rb") as file:
             return next(_foreign_globals(file.read(SEARCHED)), None)
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError, MemoryError):

@@ -15,6 +15,7 @@ from typing import IO, Any
 
 import torch
 
+MOST_AXES = 32  # of a tensor; numpy knows no more, and weights have six at most
 DEPTH = 64  # nested tuples; hashing one of some 100,000 levels ends the interpreter
 CALLABLES = frozenset(
     {
@@ -55,31 +56,44 @@ class DamagedError(Exception):
     """A file's container or pickle cannot be followed to its end."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Name:
     """Stands for something imported."""
 
     path: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Tuple:
     depth: int
-    items: tuple[Any, ...]
+    items: tuple[Any, ...]  # of long ones, which mean nothing here, none
+    length: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Storage:
     bytes_per_value: int
+    values: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """Stands for what a call gave."""
+
+    by: str
+
+
+EMPTY = _Tuple(1, (), 0)
 OTHER = object()  # stands for whatever need not be known: numbers with a point, lists, dictionaries, tensors
 MARK = object()
 PLAIN_PUSHES = frozenset({"NONE", "NEWTRUE", "NEWFALSE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET", "BINFLOAT"})
 INTEGERS = frozenset({"BININT", "BININT1", "BININT2", "LONG1"})
 STRINGS = frozenset({"BINUNICODE", "SHORT_BINSTRING"})
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-POPS = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
+POPS = {"APPEND": 1, "SETITEM": 2}
+TENSORS = frozenset({f"torch._utils._rebuild_tensor{version}" for version in ("", "_v2", "_v3")})
+# What torch writes a state for. Given one, a tensor would take another storage and shape, unseen.
+STATEFUL = frozenset({"collections.OrderedDict", "numpy.dtype"})
 
 
 @dataclass
@@ -88,6 +102,7 @@ class PickleScreen:
 
     bytes_of: Callable[[str], int]
     allowed_bytes: int  # of all storages together
+    exact: bool = False  # whether a storage must be as large as `bytes_of` says, and not just fit in there
     stack: list[Any] = field(default_factory=list)
     memo: dict[int, Any] = field(default_factory=dict)
     storages: dict[str, int] = field(default_factory=dict)  # key -> bytes
@@ -126,7 +141,7 @@ class PickleScreen:
         elif name == "TUPLE":
             stack.append(_tuple(self._since_mark()))
         elif name == "EMPTY_TUPLE":
-            stack.append(_Tuple(1, ()))
+            stack.append(EMPTY)
         elif name in ("APPENDS", "SETITEMS"):
             self._since_mark()
         elif name in POPS:
@@ -135,8 +150,11 @@ class PickleScreen:
             stack.append(_imported(argument))
         elif name == "REDUCE":
             arguments = stack.pop()
-            self._check_call(stack[-1], arguments)
-            stack[-1] = OTHER
+            stack[-1] = self._check_call(stack[-1], arguments)
+        elif name == "BUILD":
+            stack.pop()
+            if not isinstance(stack[-1], _Made) or stack[-1].by not in STATEFUL:
+                raise ScreenError("gives a state to something that has none, which torch never writes")
         elif name == "BINPERSID":
             stack.append(self._storage(stack.pop()))
         elif name == "STACK_GLOBAL":
@@ -151,17 +169,36 @@ class PickleScreen:
             items.append(item)
         return items[::-1]
 
-    def _check_call(self, function: Any, arguments: Any) -> None:
+    def _check_call(self, function: Any, arguments: Any) -> _Made:
         path = function.path if isinstance(function, _Name) else ""
         if path not in CALLABLES:
             raise ScreenError(f"calls {path or 'something it did not import'}", path or None)
         items = arguments.items if isinstance(arguments, _Tuple) else ()
         if path == "_codecs.encode" and (len(items) != 2 or items[1] != "latin1"):
             raise ScreenError("encodes text in a way torch never writes")
-        if len(items) > 2 and isinstance(items[0], _Storage) and isinstance(items[2], _Tuple):
-            sizes = [size if isinstance(size, int) else 1 for size in items[2].items]
-            if prod(sizes) > 1 and prod(sizes) * items[0].bytes_per_value > self.allowed_bytes:
-                raise ScreenError(f"declares a tensor of shape {tuple(sizes)}, more values than the file holds")
+        if path in TENSORS:
+            self._check_tensor(items)
+        return _Made(path)
+
+    def _check_tensor(self, items: tuple[Any, ...]) -> None:
+        """Raise ScreenError unless a tensor lies within its storage: torch would make the storage larger."""
+        storage, offset, sizes, strides = items[:4] if len(items) > 3 else (None,) * 4
+        if not (isinstance(storage, _Storage) and isinstance(sizes, _Tuple) and isinstance(strides, _Tuple)):
+            raise ScreenError("describes a tensor in a way torch never writes")
+        if max(sizes.length, strides.length) > MOST_AXES:
+            raise ScreenError(f"declares a tensor with {sizes.length:,} axes, more than {MOST_AXES}")
+        numbers = (offset, *sizes.items, *strides.items)
+        if not all(type(number) is int and number >= 0 for number in numbers) or sizes.length != strides.length:
+            raise ScreenError("describes a tensor in a way torch never writes")
+        if prod(sizes.items) > 1 and prod(sizes.items) * storage.bytes_per_value > self.allowed_bytes:
+            raise ScreenError(f"declares a tensor of shape {sizes.items}, more values than the file holds")
+        values = storage.values
+        if len(items) > 6 and isinstance(items[6], _Name):  # the third way to write one: bytes, and a type of their own
+            dtype = getattr(torch, items[6].path.removeprefix("torch."), None)
+            values = values * storage.bytes_per_value // dtype.itemsize if isinstance(dtype, torch.dtype) else 0
+        last = offset + sum((n - 1) * step for n, step in zip(sizes.items, strides.items, strict=True))
+        if prod(sizes.items) > 0 and last >= values:
+            raise ScreenError(f"declares a tensor of shape {sizes.items} that lies outside of its storage")
 
     def _storage(self, identity: Any) -> _Storage:
         items = identity.items if isinstance(identity, _Tuple) else ()
@@ -175,12 +212,14 @@ class PickleScreen:
         held = self.bytes_of(key)
         if numel * size > held:
             raise ScreenError(f"declares {numel * size:,} bytes for a tensor, of which the file holds {held:,}")
+        if self.exact and numel * size < held:  # torch reads such a file or does not, depending on how it is asked to
+            raise ScreenError(f"holds {held:,} bytes for a tensor that declares {numel * size:,}")
         self.storages[key] = max(numel * size, self.storages.get(key, 0))
         view = items[5] if len(items) > 5 else OTHER
         for number in view.items[1:] if isinstance(view, _Tuple) else ():
             if not isinstance(number, int) or not 0 <= number <= numel:
                 raise ScreenError("describes a part of a tensor's storage that lies outside of it")
-        return _Storage(size)
+        return _Storage(size, numel)
 
     def check_total(self) -> None:
         """Raise ScreenError when all storages together are larger than the file; storages are counted once."""
@@ -195,7 +234,7 @@ def _tuple(items: list[Any]) -> _Tuple:
     depth = 1 + max((item.depth for item in items if isinstance(item, _Tuple)), default=0)
     if depth > DEPTH:
         raise ScreenError(f"nests tuples more than {DEPTH} levels deep")
-    return _Tuple(depth, tuple(items) if len(items) < 8 else ())
+    return _Tuple(depth, tuple(items) if len(items) <= MOST_AXES else (), len(items))
 
 
 def _imported(argument: str) -> _Name:
