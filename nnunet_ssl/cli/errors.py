@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+from nnunet_ssl.quoting import printable, printing_what_is_printable
+
 
 def raised_by_us(traceback: TracebackType | None) -> bool:
     """Whether the innermost frame of a traceback is code of this package."""
@@ -18,14 +20,15 @@ def raised_by_us(traceback: TracebackType | None) -> bool:
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """Print an error this package raised on purpose as `command: message` and exit with 1.
+    """Print an error this package raised on purpose as `command: message` and exit with 1; print what is printable alone.
 
     Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set.
     """
     try:
-        yield
+        with printing_what_is_printable():
+            yield
     except Exception as error:
         if os.environ.get("NNUNET_SSL_TRACEBACK") or not raised_by_us(error.__traceback__):
             raise
-        print(f"{command}: {error}", file=sys.stderr)
+        print(printable(f"{command}: {error}"), file=sys.stderr)
         sys.exit(1)

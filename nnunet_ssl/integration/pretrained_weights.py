@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.fit import as_type
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.adaptation.report import TransferReport
 from nnunet_ssl.checkpoints.hub.resolve import LocalCheckpoint, Origin, resolve_source
@@ -38,6 +39,10 @@ def load(network: nn.Module, fname: str, verbose: bool, stock: Callable[[nn.Modu
     if not wants_adaptation(net) and can_stock_load(net, checkpoint, path):
         if first and source.origin.repo_id is not None:
             print(f"Pre-trained weights: {source.origin}")
+        state = net.state_dict()
+        for name, value in checkpoint["network_weights"].items():
+            if name in state and isinstance(value, Tensor) and value.shape == state[name].shape:
+                as_type(value, state[name].dtype, name)  # nnU-Net would load infinite weights
         stock(network, Opened(path, checkpoint), verbose)
         return
     report = put_into(net, checkpoint, source.origin)

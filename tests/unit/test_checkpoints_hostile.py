@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
+from nnunet_ssl.checkpoints.adaptation.position_embedding import grid_of
 from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4)}
@@ -464,3 +465,7 @@ def test_safetensors_that_are_something_else_as_well(what: str, tmp_path: Path) 
     safetensors(path, text.encode(), data)
     refuse(path, f"a safetensors file and {what} at once")
     assert not witness.exists()
+
+
+def test_tokens_of_no_voxels() -> None:
+    assert grid_of((16, 16, 16), (8, 0, 8)) is None

@@ -77,7 +77,7 @@ class Fit:
             fitted = self._convolution(entry, entry.module, value)
         else:
             raise DoesNotFitError(_shapes_differ(value, entry.tensor))
-        return fitted.to(entry.tensor.dtype), fitted is not value
+        return as_type(fitted, entry.tensor.dtype, entry.name), fitted is not value
 
     def _check_wanted(self, entry: Entry) -> None:
         if any(".seg_layers." in name for name in entry.names):
@@ -186,6 +186,17 @@ class Fit:
                 f"{self.target_patch_size}. Expected target_patch_size: the voxels the network was built for."
             )
         return grid
+
+
+def as_type(value: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """The values as another type; raises CheckpointError where they are too large for it, and would become infinite."""
+    converted = value.to(dtype)
+    if value.dtype != dtype and torch.isfinite(value).all() and not torch.isfinite(converted).all():
+        raise CheckpointError(
+            f"{name} in the checkpoint holds values beyond the range of {dtype}, up to {value.abs().max():.3g}: no "
+            "training leaves such weights. The file is damaged; download or export it again."
+        )
+    return converted
 
 
 def _shapes_differ(have: Tensor, wanted: Tensor) -> str:

@@ -12,8 +12,8 @@ LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 def grid_of(patch_size: Sequence[int] | None, token_size: Sequence[int] | None) -> tuple[int, ...] | None:
-    """Tokens per axis of a patch (voxels) cut into tokens (voxels); None where unknown or of unequal rank."""
-    if patch_size is None or token_size is None or len(patch_size) != len(token_size):
+    """Tokens per axis of a patch (voxels) cut into tokens (voxels); None where unknown, of unequal rank or empty."""
+    if patch_size is None or token_size is None or len(patch_size) != len(token_size) or 0 in token_size:
         return None
     return tuple(int(p) // int(t) for p, t in zip(patch_size, token_size, strict=True))
 

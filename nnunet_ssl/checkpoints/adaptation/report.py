@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunet_ssl.checkpoints.networks.architecture import FAMILIES, Architecture, differences
 from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.quoting import printable
 
 GROUPS = ("stem", "encoder", "position embedding", "decoder", "heads")
 ENCODER_GROUPS = ("stem", "encoder", "position embedding")
@@ -102,7 +103,7 @@ class TransferReport:
         ]
         if self.encoder_fraction < MINIMUM_FRACTION:
             lines.append(f"What to do: {self.next_step()}")
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain data for json.dump."""

@@ -109,7 +109,7 @@ def describe(
     except CheckpointError as error:
         problem = str(error)
     own = {own_name(name): tensor for name, tensor in weights.items()}
-    broken = [name for name, tensor in own.items() if tensor.is_floating_point() and not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in own.items() if tensor.is_floating_point() and not _is_finite(tensor)]
     if broken and problem is None:
         problem = f"{len(broken)} tensors hold NaN or infinite values, e.g. {broken[0]}: that training had diverged."
     try:
@@ -157,6 +157,11 @@ def describe(
         problem=problem,
         uses=_uses(checkpoint, path, conventions, typed or str(path), problem is None),
     )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are, also as the network's: some of float64 are infinite there."""
+    return bool(torch.isfinite(tensor.float() if tensor.dtype == torch.float64 else tensor).all())
 
 
 def count_parameters(weights: Mapping[str, Tensor], spec: NetworkSpec | None) -> dict[str, int]:

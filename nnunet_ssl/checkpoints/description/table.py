@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nnunet_ssl.quoting import cell, printable
+
 if TYPE_CHECKING:
     from nnunet_ssl.checkpoints.description.describe import Description
 
@@ -40,13 +42,13 @@ def table(d: Description) -> str:
         *(("", citation) for citation in d.citations[1:]),
     ]
     width = max(len(label) for label, _ in rows)
-    lines = [f"{label.ljust(width)}  {value}" for label, value in rows]
+    lines = [f"{label.ljust(width)}  {cell(value)}" for label, value in rows]
     if d.notes:
-        lines += ["", *(f"- {note}" for note in d.notes)]
+        lines += ["", *(f"- {cell(note)}" for note in d.notes)]
     if d.problem is not None:
-        lines += ["", f"It cannot be fine-tuned from: {d.problem}"]
+        lines += ["", f"It cannot be fine-tuned from: {printable(d.problem)}"]
     for purpose, command in d.uses:
-        lines += ["", f"{purpose}:", f"  {command}"]
+        lines += ["", f"{purpose}:", f"  {cell(command)}"]
     return "\n".join(lines)
 
 

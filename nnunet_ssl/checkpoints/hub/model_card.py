@@ -13,6 +13,7 @@ from typing import Any
 from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.quoting import code, markdown
 
 PROJECT_CITATIONS = (
     "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, Nature "
@@ -85,8 +86,12 @@ def card_text(facts: Mapping[str, Any], names: Sequence[str], repo_id: str, lice
         "## Use\n\n" + (_use_for_segmentation(names, repo_id) if segments else _use_pretrained(names, repo_id, ssl)),
         f"## Intended use and limits\n\n{INTENDED[not segments]}",
         "## Licence\n\n"
-        + (f"{licence}." if licence else "None was stated: without one nobody else may use the weights. Add one here."),
-        "## Cite\n\n" + "\n".join(f"- {text}" for text in _citations(facts, ssl)),
+        + (
+            f"{markdown(licence)}."
+            if licence
+            else "None was stated: without one nobody else may use the weights. Add one here."
+        ),
+        "## Cite\n\n" + "\n".join(f"- {markdown(text)}" for text in _citations(facts, ssl)),
     ]
     return "\n\n".join(section.rstrip() for section in sections) + "\n"
 
@@ -111,13 +116,13 @@ def front_matter(ssl: Mapping[str, Any], segments: bool, licence: str | None) ->
 
 def _summary(facts: Mapping[str, Any], ssl: Mapping[str, Any], segments: bool) -> str:
     nnunet, version = "[nnU-Net](https://github.com/MIC-DKFZ/nnUNet)", _part(ssl, "versions").get("nnunet_ssl")
-    trainer = f" (`{facts['trainer_name']}`)" if facts.get("trainer_name") else ""
+    trainer = f" ({code(facts['trainer_name'])})" if facts.get("trainer_name") else ""
     written = f"This file was written by nnunet_ssl {__version__}, a plugin of {nnunet}."
     if segments:
         return f"A segmentation model of {nnunet}{trainer}. {written}"
     kind = {"unet": "U-Net", "primus": "Primus transformer"}.get(str(ssl.get("backbone")), "network")
-    how = f"`{ssl['method']}`" if ssl.get("method") else "a method that is not named"
-    made = f"It was made with nnunet_ssl {version}, a plugin of {nnunet}." if version else ""
+    how = code(ssl["method"]) if ssl.get("method") else "a method that is not named"
+    made = f"It was made with nnunet_ssl {markdown(version)}, a plugin of {nnunet}." if version else ""
     other = f"It was trained by another program{trainer}. {written}"
     return f"A {kind} pre-trained without labels by {how}. {made or other}"
 
@@ -144,7 +149,7 @@ def _recipe(facts: Mapping[str, Any], ssl: Mapping[str, Any]) -> dict[str, Any]:
         "trainer": facts.get("trainer_name"),
         "epochs done": facts.get("current_epoch"),
         "iterations per epoch": settings.get("num_iterations_per_epoch"),
-        **{key.replace("_", " "): value for key, value in recipe.items()},
+        **{markdown(key.replace("_", " ")).replace("|", ""): value for key, value in recipe.items()},
         "batch size": settings.get("batch_size") or recipe.get("batch_size"),
         "seed": settings.get("seed"),
         "versions": [f"{name} {version}" for name, version in _part(ssl, "versions").items()],
@@ -154,7 +159,7 @@ def _recipe(facts: Mapping[str, Any], ssl: Mapping[str, Any]) -> dict[str, Any]:
 def _method_config(ssl: Mapping[str, Any]) -> str:
     if not ssl.get("config"):
         return ""
-    return f"\n\nSettings of `{ssl.get('method')}`:\n\n```json\n{json.dumps(ssl['config'], indent=2)}\n```"
+    return f"\n\nSettings of {code(ssl.get('method'))}:\n\n```json\n{json.dumps(ssl['config'], indent=2)}\n```"
 
 
 def _last_losses(logging: Mapping[str, Any]) -> str:
@@ -237,7 +242,7 @@ def _citations(facts: Mapping[str, Any], ssl: Mapping[str, Any]) -> list[str]:
 def _table(rows: Mapping[str, Any]) -> str:
     def shown(value: Any) -> str:
         text = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        return text.replace("|", "\\|").replace("\n", " ")
+        return markdown(text).replace("|", "\\|")
 
     lines = [f"| {name} | {shown(value)} |" for name, value in rows.items() if value not in (None, "", [], {})]
     return "\n".join(["| | |", "|---|---|", *lines])

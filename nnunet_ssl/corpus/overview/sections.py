@@ -11,6 +11,7 @@ import pandas as pd
 from nnunet_ssl.corpus.check import MIN_VOXELS, shape_text
 from nnunet_ssl.corpus.overview.samples import Sample
 from nnunet_ssl.corpus.table import SHAPE, SPACING
+from nnunet_ssl.quoting import cell as one_line
 
 MAX_ROWS = 15
 MAX_GROUPS, MAX_NAMED = 50, 5  # of duplicates, and cases of one of them
@@ -58,7 +59,7 @@ def as_text(sections: Sequence[Section]) -> str:
     """The sections for a terminal."""
     blocks = []
     for section in sections:
-        cells = [[str(cell) for cell in row] for row in (section.header, *section.rows)]
+        cells = [[one_line(cell) for cell in row] for row in (section.header, *section.rows)]
         widths = [max(len(row[i]) for row in cells) for i in range(len(section.header))]
         lines = [
             "  " + "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
