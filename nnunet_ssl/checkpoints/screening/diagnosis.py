@@ -48,19 +48,11 @@ def why_not_opened(path: Path, reason: str, forbidden: str | None = None) -> str
     return f"{path} {first}holds {forbidden}, which {how}, so it was refused and nothing of it was run. {EXPECTED}"
 
 
-def is_whole_zip(path: Path) -> bool:
-    """Whether a file is a zip archive with its directory at the end; damaged ones make Python's own answer an error."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return False
-
-
 def why_unreadable(path: Path, error: Exception) -> str:
     """What is wrong with a file that cannot be followed, or that torch's safe loader refused with `error`."""
     with path.open("rb") as file:
         start = file.read(4)
-    whole_zip = is_whole_zip(path)
+    whole_zip = zipfile.is_zipfile(path)
     forbidden = _forbidden_name(path, str(error))
     if forbidden is not None:
         return why_not_opened(path, "", forbidden)
