@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import time
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.checkpoints.screening.ambiguity import has_table
 
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 STALE_SECONDS = 3600.0  # a temporary file nobody wrote to for this long belongs to a killed run
@@ -139,7 +139,7 @@ def bytes_needed(content: Any) -> int:
 
 
 def _keep_previous(path: Path) -> None:
-    if not zipfile.is_zipfile(path):
+    if not has_table(path):
         return  # missing, or damaged from outside: not worth replacing an older good one
     previous = path.with_name(f"{path.stem}_previous{path.suffix}")
     link = path.with_name(f".{previous.name}.{socket.gethostname()}-{os.getpid()}.tmp")

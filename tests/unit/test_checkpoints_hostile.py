@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.adaptation.position_embedding import grid_of
 from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint
+from nnunet_ssl.checkpoints.write import save_checkpoint
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4)}
 
@@ -294,6 +295,18 @@ def test_archives_in_which_readers_find_different_files(what: str, tmp_path: Pat
     (tmp_path / "files").mkdir()
     (tmp_path / "files" / "a.pth").write_bytes(build(lambda members: copy_of(tmp_path / "a.zip", members)))
     refuse(tmp_path / "files" / "a.pth", match)
+
+
+def test_an_archive_on_several_disks_is_damaged_for_reading_and_for_the_next_save(tmp_path: Path) -> None:
+    """Python's zipfile raises when it is asked whether such a file is an archive."""
+    path = tmp_path / "a.pth"
+    torch.save(WEIGHTS, path)
+    content = path.read_bytes()
+    locator = content.rindex(b"PK\x06\x07")
+    path.write_bytes(content[: locator + 16] + struct.pack("<L", 2) + content[locator + 20 :])
+    refuse(path, "understand differently|damaged|truncated")
+    save_checkpoint(WEIGHTS, path, keep_previous=True)
+    assert torch.equal(read_checkpoint(path)["encoder.weight"], WEIGHTS["encoder.weight"])
 
 
 def test_archives_as_torch_and_python_write_them_are_read(tmp_path: Path) -> None:

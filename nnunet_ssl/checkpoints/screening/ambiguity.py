@@ -59,6 +59,14 @@ def is_tar(path: Path) -> bool:
         return False
 
 
+def has_table(path: Path) -> bool:
+    """Whether a zip archive's end record lies near the end of a file; Python's own question raises for some damaged ones."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
+
+
 def ends_as_zip(path: Path) -> bool:
     """Whether a table of contents lies at the end, and not just its four magic bytes among the numbers of a tensor."""
     try:

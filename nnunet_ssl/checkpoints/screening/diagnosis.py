@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunet_ssl.checkpoints.screening.ambiguity import has_table
+
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 ZIP_MAGIC = b"PK\x03\x04"
 SEARCHED = 1 << 26  # bytes at the beginning of an old file in which a forbidden name is looked for
@@ -52,7 +54,7 @@ def why_unreadable(path: Path, error: Exception) -> str:
     """What is wrong with a file that cannot be followed, or that torch's safe loader refused with `error`."""
     with path.open("rb") as file:
         start = file.read(4)
-    whole_zip = zipfile.is_zipfile(path)
+    whole_zip = has_table(path)
     forbidden = _forbidden_name(path, str(error))
     if forbidden is not None:
         return why_not_opened(path, "", forbidden)
@@ -90,7 +92,7 @@ def _forbidden_name(path: Path, message: str) -> str | None:
     if found:
         return found.group(1)
     try:
-        if zipfile.is_zipfile(path):
+        if has_table(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
                 with archive.open(name) as record:  # which may expand to anything
