@@ -195,6 +195,10 @@ class Compiler:
                 return plain
         for parameter, gradient in zip(weights, compiled, strict=True):
             parameter.grad = gradient
+        plain = None
+        free_memory()  # what compiled code needs less stays free, and is not taken for the training's own peak
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         return None
 
     def _announce(self) -> None:
