@@ -11,7 +11,7 @@ from os.path import isdir, isfile, join
 from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.planners.shards import alone, living
 
 # A folder, because nnU-Net tells its data formats apart by the endings of the files beside the cases.
