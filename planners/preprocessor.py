@@ -171,6 +171,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         if bad:
             print(f"{len(bad)} cases are left out as before. To try them again, remove their entries from {folder}.")
         with Shard(state_folder(output)) as shard:
+            shard.forget_claims(but=set(todo))
             distribution = Distribution(shard, output, folder, cases, todo, step)
             shared = (plans_manager, configuration, dataset_json, output)
             self._work_off(distribution, len(todo), num_processes, shared)
