@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import re
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,9 @@ def save_dicom(
         image.SetMetaData("0020|0013", str(number))
         target = folder / f"{series.replace('.', '')}_{(number * 7) % 31}.dcm"
         writer.SetFileName(str(target))
+        before = locale.setlocale(locale.LC_CTYPE)
         writer.Execute(image)
+        locale.setlocale(locale.LC_CTYPE, before)  # GDCM, writing, leaves the process in the locale "C"
         target.rename(target.with_suffix(""))
 
 
