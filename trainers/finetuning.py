@@ -84,11 +84,13 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         seed_everything(derive_seed(self.settings.seed))
         super().initialize()
         network = unwrap(self.network)
+        channels = channels_of_dataset(self.dataset_json.get("channel_names"))
         network.nnunet_ssl_transfer = TransferOptions(
             transfer=self.settings.transfer,
             channels=self.settings.channels,
             target_patch_size=tuple(self.configuration_manager.patch_size),
-            target_channel_names=tuple(channels_of_dataset(self.dataset_json.get("channel_names")) or ()) or None,
+            target_channel_names=tuple(channels or ()) or None,
+            image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),
         )
         compute_by_product(network)
         run_in_autocast(network, self.device)

@@ -94,6 +94,7 @@ def list_images(raw_folder: str, dataset_json: Mapping[str, Any]) -> dict[str, d
             '"dataset": {"case": {"images": ["/path/to/image.nii.gz"]}}'
         )
     _require_same_number_of_channels(raw_folder, cases)
+    _require_named_channels(raw_folder, cases, dataset_json.get("channel_names") or dataset_json.get("modality"))
     return cases
 
 
@@ -164,6 +165,23 @@ def _require_same_number_of_channels(folder: str, cases: Mapping[str, Mapping[st
             "All cases of one dataset have the same channels. Put the others into a dataset of their own; several "
             "datasets can be pre-trained on together: nnUNetv2_pretrain ID ID"
         )
+
+
+def _require_named_channels(folder: str, cases: Mapping[str, Mapping[str, Any]], names: Any) -> None:
+    """Raise CorpusError where dataset.json names more or fewer channels than a case has files."""
+    example, case = next(iter(cases.items()))
+    found = len(case["images"])
+    if not isinstance(names, Mapping) or len(names) == found:
+        return
+    numbers = ", ".join(f"_{number:04d}" for number in range(found))
+    suffixes = f" ({numbers})" if found <= 4 else ""
+    named = ", ".join(map(str, names.values()))
+    wanted = json.dumps({str(n): str(names.get(str(n), f"channel {n}")) for n in range(found)})
+    raise CorpusError(
+        f"{found} file{'s' * (found != 1)} per case{suffixes}, e.g. {example}, but {join(folder, 'dataset.json')} names "
+        f'{len(names)} channel{"s" * (len(names) != 1)} ({named}). Either write "channel_names": {wanted}, or take the files '
+        "that are too many out of the folder."
+    )
 
 
 def shortened(lines: list[str]) -> str:
