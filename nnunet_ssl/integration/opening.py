@@ -65,7 +65,7 @@ def load(file: Any, *args: Any, **kwargs: Any) -> Any:
 def _refuse_pretraining(checkpoint: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
     """Raise CheckpointError where nnU-Net would predict with, or go on from, a pre-training: ours never come this way."""
     trainer = find_registered("nnunetv2.trainers", str(checkpoint.get("trainer_name")))
-    if "ssl" in checkpoint and hasattr(trainer, "method_class"):
+    if "ssl" in checkpoint and hasattr(trainer, "method_name"):
         path = shlex.quote(os.fspath(file))
         raise CheckpointError(
             f"{file} is a pre-training ({trainer.__name__}), which has learned no labels and "
