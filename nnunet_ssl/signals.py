@@ -1,9 +1,9 @@
 """Signals, and the child processes that they reach as well.
 
-What signals mean to a training is said in `trainers/interruption.py`, to other commands in `cli/errors.py`. Children that read or
-preprocess for a parent are left alone by them until it has saved, and end with it. `timeout`, `kill -- -GROUP`, `scancel` and
-Ctrl-C reach a whole process group: a child that died of it would take the parent's data away before the parent has saved, and a
-child that waits for a parent that is gone would wait for ever.
+What signals mean to a training is said in `trainers/interruption.py`; other commands stop where they are, see `Stopped`.
+Children that read or preprocess for a parent are left alone by them until it has saved, and end with it. `timeout`,
+`kill -- -GROUP`, `scancel` and Ctrl-C reach a whole process group: a child that died of it would take the parent's data away
+before the parent has saved, and a child that waits for a parent that is gone would wait for ever.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from types import FrameType
 
 AT_ONCE = tuple(getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n))
 AFTER_EPOCH = tuple(getattr(signal, n) for n in ("SIGUSR2",) if hasattr(signal, n))
@@ -26,9 +27,48 @@ _guarding: int | None = None  # the process whose forks are guarded
 _obeying = False
 
 
+class Stopped(BaseException):
+    """A signal asked the command to stop. Whatever unfinished files it has are removed on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"{signal.Signals(number).name} received")
+        self.number = number
+
+
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Signals of the block arrive after it; children that begin in it hold them back until they say otherwise."""
+def stopping_on_signals() -> Iterator[None]:
+    """In the block, a signal raises Stopped where the program is; a second Ctrl-C ends the process at once.
+
+    A training puts its own handlers in their place, see `trainers/interruption.py`.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    process, since = os.getpid(), 0.0
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal since
+        if os.getpid() != process:  # a forked child has inherited the handler and must die of the signal
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif not since:
+            since = time.monotonic()
+            raise Stopped(number)
+        elif number == signal.SIGINT and time.monotonic() - since > SAME_TOUCH:
+            os._exit(128 + number)
+
+    before = {number: signal.signal(number, stop) for number in AT_ONCE}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with suppress(TypeError):  # None: a handler that Python did not install
+                signal.signal(number, handler)
+
+
+@contextmanager
+def children_hold_back() -> Iterator[None]:
+    """Children that begin in the block hold signals back until they say otherwise; so none is lost while they begin."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -46,7 +86,7 @@ def guarded_forks() -> Iterator[None]:
     global _guarding
     before, _guarding = _guarding, os.getpid()
     try:
-        with held_back():
+        with children_hold_back():
             yield
     finally:
         _guarding = before

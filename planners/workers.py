@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.signals import held_back, obey
+from nnunet_ssl.signals import children_hold_back, obey
 
 READY = "ready"
 POLL = 1.0  # seconds between two questions for more work
@@ -149,7 +149,7 @@ class _Crew:
         ours, theirs = self.context.Pipe()
         arguments = (os.getpid(), theirs, self.function, self.shared)
         process = self.context.Process(target=_serve, args=arguments, daemon=True)
-        with held_back():
+        with children_hold_back():
             process.start()
         theirs.close()  # so that its death is the end of the connection
         self.workers.append(_Worker(process, ours))

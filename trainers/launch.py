@@ -24,7 +24,7 @@ from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
-from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, held_back
+from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
 from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.interruption import leave_with
 from nnunet_ssl.trainers.processes import patient_group, wait_for_all
@@ -117,7 +117,7 @@ def launch(run: Run, num_processes: int) -> None:
         )
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
-    with held_back():
+    with children_hold_back():
         context = mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=False)
     with pass_signals_on(context) as received:
         wait_for(context, received)

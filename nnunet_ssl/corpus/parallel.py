@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.signals import held_back, obey
+from nnunet_ssl.signals import children_hold_back, obey
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ def _results(
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=obey, initargs=(os.getpid(),))
     try:
-        with held_back():
+        with children_hold_back():
             futures = {pool.submit(function, *arguments): case for case, arguments in tasks.items()}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
