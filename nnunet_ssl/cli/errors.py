@@ -1,14 +1,18 @@
-"""Errors as a user wants to read them."""
+"""Errors and signals as a user wants to read them."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
 from nnunet_ssl.quoting import printable, printing_what_is_printable
+from nnunet_ssl.signals import Stopped, stopping_on_signals
+
+KEPT = "What was done is kept; the same command goes on from there."
 
 
 def raised_by_us(traceback: TracebackType | None) -> bool:
@@ -19,16 +23,22 @@ def raised_by_us(traceback: TracebackType | None) -> bool:
 
 
 @contextmanager
-def one_line_errors(command: str) -> Iterator[None]:
+def one_line_errors(command: str, kept: str = KEPT) -> Iterator[None]:
     """Print an error this package raised on purpose as `command: message` and exit with 1; print what is printable alone.
 
-    Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set.
+    Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set. SIGINT (Ctrl-C), SIGTERM
+    and SIGUSR1 end in one line that says what is `kept` and how to go on, and with exit code 128 + the signal's number.
     """
     try:
-        with printing_what_is_printable():
-            yield
-    except Exception as error:
-        if os.environ.get("NNUNET_SSL_TRACEBACK") or not raised_by_us(error.__traceback__):
-            raise
-        print(printable(f"{command}: {error}"), file=sys.stderr)
-        sys.exit(1)
+        with printing_what_is_printable(), stopping_on_signals():
+            try:
+                yield
+            except Exception as error:
+                if os.environ.get("NNUNET_SSL_TRACEBACK") or not raised_by_us(error.__traceback__):
+                    raise
+                print(printable(f"{command}: {error}"), file=sys.stderr)
+                sys.exit(1)
+    except (Stopped, KeyboardInterrupt) as stopped:
+        number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT
+        print(f"\n{command}: stopped by {signal.Signals(number).name}. {kept}", file=sys.stderr)
+        sys.exit(128 + number)
