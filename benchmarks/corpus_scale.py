@@ -90,8 +90,8 @@ def make_preprocessed(folder: Path) -> None:
 
 def write_fingerprint(folder: Path) -> None:
     """What the fingerprint of all images would be if they were alike."""
-    from nnunet_ssl.corpus.left_out import write_json
     from nnunet_ssl.corpus.table import read_table
+    from nnunet_ssl.files.atomic import write_json
 
     base = folder / "nnUNet_preprocessed" / DATASET
     base.mkdir(parents=True, exist_ok=True)

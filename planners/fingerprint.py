@@ -17,8 +17,9 @@ from tqdm import tqdm
 from nnunet_ssl.corpus.check import check_cropped_shape, check_image
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
-from nnunet_ssl.corpus.left_out import describe, report, update_left_out, write_json
+from nnunet_ssl.corpus.left_out import describe, report, update_left_out
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.planners.cropping import crop_to_nonzero
 from nnunet_ssl.planners.workers import Died, Task, work_off
 

@@ -12,7 +12,7 @@ from os.path import isdir, isfile, join
 from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.shards import certainly_living, living
 

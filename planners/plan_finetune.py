@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import makedirs
@@ -29,7 +28,7 @@ from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import copy_file, write_json
 from nnunet_ssl.planners.datasets import dataset_id, plans_file, require_raw, resolve_datasets
 from nnunet_ssl.planners.finetune_differences import comparison, differences
 from nnunet_ssl.planners.finetune_plans import FinetunePlanner, Wishes
@@ -245,7 +244,7 @@ def preprocess_for(
     for case, label in labels.items():
         copy = target / f"{case}{ending}"
         if not copy.is_file() or copy.stat().st_mtime < getmtime(label):
-            shutil.copy2(label, copy)
+            copy_file(label, copy)
 
 
 def next_commands(

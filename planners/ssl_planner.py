@@ -23,8 +23,9 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
-from nnunet_ssl.corpus.left_out import still_left_out, write_json
+from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 import torch
 
 from nnunet_ssl.corpus.environment import environment
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.planners.patch_size import require_patch_size
 from nnunet_ssl.planners.prepare import find_planner
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION

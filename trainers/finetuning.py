@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import os
 from os.path import isdir, isfile, join
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
+from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
@@ -132,8 +132,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
             report = getattr(unwrap(self.network), "nnunet_ssl_transfer_report", None)
             self._check_start(report)
             if report is not None and self.local_rank == 0:
-                with open(join(self.output_folder, "pretrained_weights.json"), "w") as file:
-                    json.dump(report.to_json(), file, indent=2)
+                write_json(report.to_json(), join(self.output_folder, "pretrained_weights.json"))
                 self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
             self._use_phase(self.lr_scheduler.start_with([] if report is None else report.fresh_in_encoder()))
         super().on_train_start()
@@ -212,14 +211,9 @@ class SSLFinetuneTrainer(nnUNetTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but never leave half a file behind, nor weights that are not finite."""
         self._require_finite_weights()
-        partial = f"{filename}.partial"
-        try:
-            super().save_checkpoint(partial)
-            if isfile(partial):
-                os.replace(partial, filename)
-        finally:
-            if isfile(partial):
-                os.remove(partial)
+        if self.local_rank == 0 and not self.disable_checkpointing:
+            with atomic_path(filename) as temporary:
+                super().save_checkpoint(str(temporary))
 
 
 class SSLFinetuneWarmupTrainer(SSLFinetuneTrainer):

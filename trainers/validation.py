@@ -11,7 +11,7 @@ from zlib import crc32
 import torch
 from torch import distributed as dist
 
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.methods import MethodOutput
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.data import VALIDATION, Corpus, derive_seed

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-import socket
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,9 +15,8 @@ from torch import Tensor
 
 from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.screening.ambiguity import has_table
-
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-STALE_SECONDS = 3600.0  # a temporary file nobody wrote to for this long belongs to a killed run
+from nnunet_ssl.files.atomic import atomic_path, atomic_write
+from nnunet_ssl.files.unwritable import why_unwritable
 
 
 def save_checkpoint(
@@ -34,20 +30,15 @@ def save_checkpoint(
     """
     path = Path(path)
     content = to_plain(checkpoint)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
-        _remove_stale(path)
-        _write_and_sync(content, temporary)
-        if keep_previous:
-            _keep_previous(path)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CheckpointError(_why_unwritable(path, content, error)) from error
-        raise
+        with atomic_write(path) as file:
+            torch.save(content, file)
+            if keep_previous:
+                file.flush()
+                os.fsync(file.fileno())  # a disk that is full says so before anything is given up
+                _keep_previous(path)
+    except OSError as error:
+        raise CheckpointError(_why_unwritable(path, content, error)) from error
 
 
 def to_plain(value: Any) -> Any:
@@ -97,28 +88,6 @@ def _plain_tensor(tensor: Tensor, seen: dict[tuple[Any, ...], Tensor]) -> Tensor
     return seen[key]
 
 
-def _write_and_sync(content: Any, temporary: Path) -> None:
-    with temporary.open("wb") as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:
-            # torch's zip writer hides the failed write in its own error: ask the file system for the real reason
-            raise _os_error_behind(error, temporary.parent, content) or error from error
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _os_error_behind(error: BaseException, folder: Path, content: Any) -> OSError | None:
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError):
-            return chain
-        chain = chain.__cause__ or chain.__context__
-    if shutil.disk_usage(folder).free < bytes_needed(content):
-        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    return None
-
-
 def bytes_needed(content: Any) -> int:
     """Bytes of all tensors in a nested structure, aliased storage once."""
     sizes: dict[int, int] = {}
@@ -142,47 +111,21 @@ def _keep_previous(path: Path) -> None:
     if not has_table(path):
         return  # missing, or damaged from outside: not worth replacing an older good one
     previous = path.with_name(f"{path.stem}_previous{path.suffix}")
-    link = path.with_name(f".{previous.name}.{socket.gethostname()}-{os.getpid()}.tmp")
-    link.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(path, link)
-        except OSError:  # file systems without hard links
-            shutil.copyfile(path, link)
-            with link.open("rb") as file:
-                os.fsync(file.fileno())
-        os.replace(link, previous)
-    finally:
-        link.unlink(missing_ok=True)  # replacing a file by a link to itself leaves the link behind
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what killed runs left of earlier attempts to write this checkpoint."""
-    for left_over in path.parent.glob(f".{path.stem}*{path.suffix}.*.tmp"):
-        with suppress(OSError):
-            if time.time() - left_over.stat().st_mtime > STALE_SECONDS:
-                left_over.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can do that."""
     with suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        if previous.samefile(path):
+            return
+    # In the place of the temporary file lies a link: no byte is copied where the file system knows hard links.
+    with atomic_path(previous) as temporary:
+        temporary.unlink()
         try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def _why_unwritable(path: Path, content: Any, error: OSError) -> str:
-    kept = f"The existing {path.name} is untouched. " if path.exists() else ""
-    if error.errno not in FULL_DISK:
-        return (
-            f"{path} cannot be written: {error.strerror or error}. {kept}Check that its folder exists and is writable."
-        )
-    needed, free = bytes_needed(content), shutil.disk_usage(path.parent).free
-    return (
-        f"{path} cannot be written: {error.strerror or 'no space left'}. The folder {path.parent} has {free:,} bytes "
-        f"free, the checkpoint needs {needed:,} bytes (and the old file stays until the new one is whole). {kept}"
-        "Free space or raise the quota there, or point nnUNet_results to a larger disk, and go on with --c."
+    kept = f" The existing {path.name} is untouched." if path.exists() else ""
+    text = why_unwritable(
+        path, error.__cause__ if isinstance(error.__cause__, OSError) else error, bytes_needed(content)
     )
+    return f"{text}{kept} Then go on with --c."

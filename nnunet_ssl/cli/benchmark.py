@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
 
     from nnunet_ssl.corpus.environment import environment
-    from nnunet_ssl.corpus.left_out import write_json
+    from nnunet_ssl.files.atomic import write_json
     from nnunet_ssl.report.benchmark_table import draw_benchmark, table
     from nnunet_ssl.trainers.devices import require_device
 

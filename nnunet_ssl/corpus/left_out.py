@@ -10,6 +10,7 @@ from typing import Any
 
 from nnunet_ssl.corpus.address import files_of
 from nnunet_ssl.corpus.images import shortened
+from nnunet_ssl.files.atomic import write_json
 
 FILE = "left_out_images.json"
 
@@ -58,17 +59,3 @@ def report(found: Mapping[str, Mapping[str, Any]], num_cases: int, folder: str) 
         return ""
     lines = [f"{case}: {entry['reason']}" for case, entry in sorted(found.items())]
     return f"Left out {len(found)} of {num_cases} cases, listed in {join(folder, FILE)}:\n{shortened(lines)}"
-
-
-def write_json(content: Any, path: str) -> None:
-    """Write JSON so that at every moment the old or the new file is there whole."""
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if isfile(temporary):
-            os.remove(temporary)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from os.path import isfile
 
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 
 # BIDS: sub-<label> in front, possibly after the name of the dataset it came from.
 BIDS_SUBJECT = re.compile(r"^(?:.+?__)?sub-[A-Za-z0-9]+(?=_|$)")

@@ -6,7 +6,6 @@ filters, sampling, splits) works on the table, and none opens an image for it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from os.path import isfile, join
 from typing import Any
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.files.atomic import atomic_write
 
 FILE = "corpus.parquet"
 TEXT, NUMBER, WHOLE = "text", "number", "whole number"
@@ -82,15 +82,9 @@ def read_table(folder: str, columns: Sequence[str] | None = None, *, with_proble
 
 
 def write_table(table: pd.DataFrame, folder: str) -> None:
-    """Write the table so that at every moment the old or the new one is there whole."""
-    path = join(folder, FILE)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        pq.write_table(pa.Table.from_pandas(typed(table), preserve_index=False), temporary, compression="zstd")
-        os.replace(temporary, path)
-    finally:
-        if isfile(temporary):
-            os.remove(temporary)
+    """Write the table."""
+    with atomic_write(join(folder, FILE)) as file:
+        pq.write_table(pa.Table.from_pandas(typed(table), preserve_index=False), file, compression="zstd")
 
 
 def typed(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,7 +9,6 @@ the unlabelled dataset points at them with nnU-Net's own "dataset" key.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_ssl.demo.phantom import make_phantom
+from nnunet_ssl.files.atomic import atomic_path, write_json
 
 UNLABELLED = "Dataset901_DemoUnlabelled"
 LABELLED = "Dataset902_DemoLabelled"
@@ -71,9 +71,14 @@ def write_demo_datasets(
 def _write_case(seed: int, group: str, number: int, image_file: Path, label_file: Path | None) -> None:
     phantom = make_phantom(np.random.default_rng([seed, GROUPS.index(group), number]))
     # Rounded as scanners store them, which also makes the files small.
-    sitk.WriteImage(sitk.GetImageFromArray(phantom.image.round().astype(np.int16)), str(image_file), True)
+    _write_image(phantom.image.round().astype(np.int16), image_file)
     if label_file is not None:
-        sitk.WriteImage(sitk.GetImageFromArray(phantom.labels), str(label_file), True)
+        _write_image(phantom.labels, label_file)
+
+
+def _write_image(voxels: np.ndarray, path: Path) -> None:
+    with atomic_path(path, FILE_ENDING) as temporary:
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(temporary), True)
 
 
 def _write_json(folder: Path, labels: dict[str, int], number: int, **further: Any) -> None:
@@ -84,7 +89,7 @@ def _write_json(folder: Path, labels: dict[str, int], number: int, **further: An
         "file_ending": FILE_ENDING,
         **further,
     }
-    (folder / "dataset.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_json(content, folder / "dataset.json")
 
 
 def main(argv: list[str] | None = None) -> None:

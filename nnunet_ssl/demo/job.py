@@ -9,6 +9,7 @@ from typing import Any
 
 from nnunet_ssl.demo.data import LABELLED, UNLABELLED
 from nnunet_ssl.demo.steps import Step
+from nnunet_ssl.files.atomic import write_json
 
 CONFIGURATION = "3d_fullres"
 PLANNER = "SSLPlannerResEncTiny"
@@ -66,7 +67,7 @@ def demo_steps(scale: Scale, seed: int, device: str) -> list[Step]:
     def shorten_schedule(folder: Path) -> None:
         plans = json.loads((folder / PLANS_FILE).read_text(encoding="utf-8"))
         plans["configurations"][CONFIGURATION].setdefault("finetune", {}).update(block)
-        (folder / PLANS_FILE).write_text(json.dumps(plans, indent=4), encoding="utf-8")
+        write_json(plans, folder / PLANS_FILE, indent=4)
 
     steps = [
         _command(

@@ -18,6 +18,7 @@ from nnunet_ssl.demo.data import SCANS
 from nnunet_ssl.demo.job import FULL, PREDICTIONS, PREPROCESSED, QUICK, RAW, RESULTS, demo_steps
 from nnunet_ssl.demo.report import PICTURES, REPORT, write_report
 from nnunet_ssl.demo.steps import LOGS, DemoError, find_program, run_steps
+from nnunet_ssl.files.atomic import write_text
 
 MARKER = ".nnunet_ssl_demo"
 OWN = (RAW, PREPROCESSED, RESULTS, PREDICTIONS, SCANS, LOGS, PICTURES, REPORT)
@@ -36,7 +37,7 @@ def prepare_folder(folder: Path) -> None:
             f"{folder} holds files that no earlier demo made, so it is left alone. Give a new folder: --output demo"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    marker.write_text("Made by python -m nnunet_ssl.demo.run, which replaces what lies here.\n", encoding="utf-8")
+    write_text("Made by python -m nnunet_ssl.demo.run, which replaces what lies here.\n", marker)
     for name in OWN:
         entry = folder / name
         if entry.is_dir() and not entry.is_symlink():

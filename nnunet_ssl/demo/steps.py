@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_ssl.files.atomic import write_text
+
 LOGS = "logs"
 LAST_LINES = 15
 
@@ -53,7 +55,7 @@ def run_steps(steps: Sequence[Step], folder: Path, environment: Mapping[str, str
         log = folder / LOGS / f"{number:02d}_{step.name}.log"
         if step.edit is not None:
             step.edit(folder)
-            log.write_text("\n".join(step.lines) + "\n", encoding="utf-8")
+            write_text("\n".join(step.lines) + "\n", log)
         else:
             _run_command(step, folder, environment, log, label)
         seconds[step.name] = time.monotonic() - start

@@ -16,7 +16,7 @@ from nnunet_ssl.checkpoints.export.portable import Portable
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, FINGERPRINT, Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.integration.stock_model import check_same_network, stock_plans, stock_trainer
 
 FOLD = re.compile(r"fold_(\d+|all)$")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.overview.sections import Section, as_text
+from nnunet_ssl.files.atomic import atomic_write
 from nnunet_ssl.report.benchmark import PARTS, Benchmark, Estimate, Flops, Memory
 from nnunet_ssl.report.progress import COLOURS
 
@@ -142,7 +143,8 @@ def draw_benchmark(result: Benchmark, path: str | os.PathLike[str]) -> None:
     lower.set_xlabel(f"TFLOP/s on {setting.device}", fontsize=9, color="black")
     for axes in (upper, lower):
         _style(axes)
-    figure.savefig(path, format="png")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _style(axes: Axes) -> None:

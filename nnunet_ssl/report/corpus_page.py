@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from io import BytesIO
 
 import numpy as np
 import pandas as pd
@@ -31,29 +30,30 @@ def write_corpus_page(
     """Write the page on a data set as one HTML file."""
     good = table[table["problem"].isna()]
     page = Page(name, f"{len(good):,} images, {len(table) - len(good):,} bad files left out.")
-    with TemporaryDirectory() as folder:
-        shown = [sample for sample in samples if sample.thumbnail is not None]
-        if shown:
-            page.heading("What the images show")
-            sheet = Path(folder) / "sheet.png"
-            contact_sheet(shown, good).savefig(sheet)
-            page.figure(
-                sheet,
-                f"Mid-slices of {len(shown)} of {len(good):,} images, across the axis with the largest spacing, grouped by "
-                "modality; black and white are the 1st and 99th percentile of each image.",
-            )
-        if good["depth"].notna().any():
-            page.heading("How large they are")
-            picture = Path(folder) / "histograms.png"
-            histograms(good).savefig(picture)
-            page.figure(picture, "Voxels per axis, spacing, slices and size in millimetres of all images.")
-        for section in sections:
-            page.heading(section.title)
-            if section.rows:
-                page.table(section.header, section.rows, section.caption)
-            else:
-                page.paragraph(section.caption)
-        page.write(path)
+    shown = [sample for sample in samples if sample.thumbnail is not None]
+    if shown:
+        page.heading("What the images show")
+        page.figure(
+            _png(contact_sheet(shown, good)),
+            f"Mid-slices of {len(shown)} of {len(good):,} images, across the axis with the largest spacing, grouped by "
+            "modality; black and white are the 1st and 99th percentile of each image.",
+        )
+    if good["depth"].notna().any():
+        page.heading("How large they are")
+        page.figure(_png(histograms(good)), "Voxels per axis, spacing, slices and size in millimetres of all images.")
+    for section in sections:
+        page.heading(section.title)
+        if section.rows:
+            page.table(section.header, section.rows, section.caption)
+        else:
+            page.paragraph(section.caption)
+    page.write(path)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def contact_sheet(samples: Sequence[Sample], table: pd.DataFrame) -> Figure:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from nnunet_ssl.files.atomic import write_text
+
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2430; --soft: #5c6675; --line: #dfe3ea; --back: #ffffff;
   --panel: #f4f6f9; --accent: #0b62a4; }
@@ -76,13 +78,18 @@ class Page:
             f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
-    def figure(self, path: str | os.PathLike[str], caption: str) -> None:
-        """Add a PNG or JPEG file with a caption, which also is its text for screen readers; the page keeps a copy."""
-        path = Path(path)
+    def figure(self, picture: str | os.PathLike[str] | bytes, caption: str) -> None:
+        """Add a PNG or JPEG file, or the bytes of a PNG, with a caption, which also is its text for screen readers."""
+        if isinstance(picture, bytes):
+            self._add_figure(picture, ".png", caption)
+            return
+        path = Path(picture)
         if path.suffix.lower() not in IMAGE_TYPES:
             raise ValueError(f"{path.name} is no picture a page can hold; expected {', '.join(IMAGE_TYPES)}.")
-        data = base64.b64encode(path.read_bytes()).decode("ascii")
-        source = f"data:{IMAGE_TYPES[path.suffix.lower()]};base64,{data}"
+        self._add_figure(path.read_bytes(), path.suffix.lower(), caption)
+
+    def _add_figure(self, content: bytes, suffix: str, caption: str) -> None:
+        source = f"data:{IMAGE_TYPES[suffix]};base64,{base64.b64encode(content).decode('ascii')}"
         self._parts.append(
             f'<figure><img src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
         )
@@ -103,4 +110,4 @@ class Page:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the page to a file."""
-        Path(path).write_text(self.html(), encoding="utf-8")
+        write_text(self.html(), path)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.patches import Patch
 
+from nnunet_ssl.files.atomic import atomic_write
 from nnunet_ssl.report.planes import (
     LABEL_COLOURS,
     Plane,
@@ -71,7 +72,8 @@ def draw_preview(
             _show(axes, plane.cut(views[view][name]), kinds[name], window)
             if name == "masked" and mask is not None:
                 _tint(axes, plane.cut(mask), HIDDEN_COLOUR, 1.0)
-    figure.savefig(path, format="png")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def draw_overlay(
@@ -120,7 +122,8 @@ def draw_overlay(
         handles.append(Patch(facecolor="#999999", edgecolor="white", label=f"white line: {truth_name}"))
     if handles:
         figure.legend(handles=handles, loc="lower center", ncol=len(handles), frameon=False, fontsize=7)
-    figure.savefig(path, format="png")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _first_channel(name: str, value: Any) -> np.ndarray:

@@ -11,6 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nnunet_ssl.files.atomic import atomic_write
+
 OWN_PANELS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 
@@ -87,7 +89,8 @@ def _save(figure: Figure, panels: Sequence[Axes], path: str | os.PathLike[str]) 
     for axes in panels:
         axes.set_xlim(-0.02 * last - 0.5, last + 0.02 * last + 0.5)
     panels[-1].set_xlabel("epoch", fontsize=9, color="black")
-    figure.savefig(path, format="png")
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _cycle(number: int) -> list[str]:

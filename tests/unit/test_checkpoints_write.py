@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections import OrderedDict
 from pathlib import Path
 
@@ -109,7 +108,7 @@ def test_no_space_left_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"nowhere.*folder exists"):
+    with pytest.raises(CheckpointError, match=r"No such file.*Make the folder .*nowhere first"):
         save_checkpoint({}, tmp_path / "nowhere" / "checkpoint.pth")
 
 
@@ -157,16 +156,6 @@ def test_previous_linked_to_the_same_file(tmp_path: Path) -> None:
     save_checkpoint({"epoch": 1}, path, keep_previous=True)
     assert sorted(os.listdir(tmp_path)) == [path.name, previous.name]
     assert read_checkpoint(previous)["epoch"] == 0
-
-
-def test_what_killed_runs_left_is_removed_once_old(tmp_path: Path) -> None:
-    path = tmp_path / "checkpoint_latest.pth"
-    old, young = tmp_path / f".{path.name}.node1-17.tmp", tmp_path / f".{path.name}.node2-18.tmp"
-    for file in (old, young):
-        file.write_bytes(b"half")
-    os.utime(old, (time.time() - 7200,) * 2)
-    save_checkpoint({}, path)
-    assert (old.exists(), young.exists()) == (False, True)
 
 
 def test_plain_content() -> None:

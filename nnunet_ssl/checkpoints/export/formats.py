@@ -14,7 +14,7 @@ from nnunet_ssl.checkpoints.export.portable import ExportOptions, Portable, port
 from nnunet_ssl.checkpoints.export.sidecar import config_of, write_safetensors
 from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.write import save_checkpoint
-from nnunet_ssl.corpus.left_out import write_json
+from nnunet_ssl.files.atomic import write_json
 
 # nnU-Net's development branch downloads exactly the first three from the hub; config.json makes the hub count downloads.
 WEIGHTS, ADAPTATION_PLAN, CONFIG, SAFETENSORS = (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nnunet_ssl.checkpoints.aliases import own_name
 from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.files.atomic import atomic_path
 
 MARK = "nnunet_ssl"  # the metadata entry that says the file is one of ours; its value is the version of the layout
 LAYOUT = "1"
@@ -42,7 +43,8 @@ def write_safetensors(checkpoint: Mapping[str, Any], path: Path) -> None:
         "aliases": json.dumps(aliases),
         "config": json.dumps(config_of(checkpoint), allow_nan=False),
     }
-    save_file(stored, path, metadata)
+    with atomic_path(path) as temporary:
+        save_file(stored, temporary, metadata)
 
 
 def config_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import errno
 
 from nnunet_ssl.checkpoints.hub.address import HubAddress
 from nnunet_ssl.checkpoints.hub.known_models import close_names
-from nnunet_ssl.checkpoints.write import FULL_DISK
+from nnunet_ssl.files.unwritable import FULL
 
 
 def explain(error: BaseException, address: HubAddress) -> str:
@@ -52,7 +52,7 @@ def explain(error: BaseException, address: HubAddress) -> str:
         return f"HF_HUB_OFFLINE is set, and {address} is not in the cache. {_how_to_fill_the_cache(address)}"
     if isinstance(error, HfHubHTTPError) and status is not None:
         return f"{hub} answered with an error ({status}) on {address}: {_first_line(error)} Try again later."
-    if isinstance(error, OSError) and error.errno in (*FULL_DISK, errno.EACCES, errno.EROFS):
+    if isinstance(error, OSError) and error.errno in (*FULL, errno.EACCES, errno.EROFS):
         return (
             f"{address} cannot be stored in the cache {constants.HF_HUB_CACHE}: {error.strerror}. Free space there, or "
             "point HF_HOME to a folder that has some and that you may write to."

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.files.atomic import copy_file, write_text
 from nnunet_ssl.quoting import code, markdown
 
 PROJECT_CITATIONS = (
@@ -58,14 +58,12 @@ def write_model_card(
     if card.exists() and not overwrite:
         raise CheckpointError(f"{card} exists and was left alone. Export into a new folder, or move it away.")
     if progress is not None and Path(progress).is_file():
-        shutil.copyfile(progress, folder / "progress.png")
+        copy_file(progress, folder / "progress.png")
     names = sorted(f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file() and f != card)
     facts = Scrubber()({key: checkpoint[key] for key in TOLD if key in checkpoint})
     facts |= {"trainer_name": checkpoint.get("trainer_name"), "current_epoch": checkpoint.get("current_epoch")}
     licence = licence or _part(facts, "ssl").get("licence")
-    temporary = card.with_name(f".{card.name}.tmp")
-    temporary.write_text(card_text(facts, names, repo_id or "ORG/NAME", licence), encoding="utf-8")
-    os.replace(temporary, card)
+    write_text(card_text(facts, names, repo_id or "ORG/NAME", licence), card)
     return card
 
 

@@ -1,0 +1,65 @@
+"""What to tell a person whose folder is full or must not be written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+# nnU-Net's folders, and what moves them.
+VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+class CannotWrite(OSError):
+    """A file cannot be written; the message is one line that says why, how much room there is, and what to do."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def cannot_write(path: str | os.PathLike[str], error: OSError, needed: int | None = None) -> CannotWrite:
+    """The error to raise when writing `path` failed with `error`; needed: bytes the file takes, where that is known."""
+    return CannotWrite(error.errno, why_unwritable(path, error, needed))
+
+
+def why_unwritable(path: str | os.PathLike[str], error: OSError, needed: int | None = None) -> str:
+    """One line: what cannot be written, why, the bytes free, and the way out."""
+    path = Path(path)
+    folder = path.parent
+    start = f"{path} cannot be written: {error.strerror or error}."
+    if error.errno in FULL:
+        wanted = "" if needed is None else f", {needed:,} bytes are needed"
+        return (
+            f"{start} The folder {folder} has {free_bytes(folder):,} bytes free{wanted}. Free space or raise the quota "
+            f"there{_elsewhere(path)}, and type the same command again."
+        )
+    if error.errno in FORBIDDEN:
+        return (
+            f"{start} The folder {folder} must be writable for this user: change its permissions{_elsewhere(path)}, and type "
+            "the same command again."
+        )
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return f"{start} Make the folder {folder} first (mkdir -p), or name another one."
+    return f"{start} Check the folder {folder}, and type the same command again."
+
+
+def free_bytes(folder: str | os.PathLike[str]) -> int:
+    """Bytes that are free for this user where `folder` is, or would be; 0 where nobody can tell."""
+    for place in (Path(folder), *Path(folder).absolute().parents):
+        with suppress(OSError):
+            return shutil.disk_usage(place).free
+    return 0
+
+
+def _elsewhere(path: Path) -> str:
+    """The setting that would put the file onto another disk, where there is one."""
+    absolute = path.absolute()
+    for variable in VARIABLES:
+        root = os.environ.get(variable)
+        if root and absolute.is_relative_to(Path(root).absolute()):
+            return f", or point {variable} to another disk"
+    return ", or name another folder"
