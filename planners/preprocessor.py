@@ -15,6 +15,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import report
@@ -143,7 +144,7 @@ class SSLPreprocessor(DefaultPreprocessor):
             raise CorpusError(f"There is no {raw}: without raw images nothing can be preprocessed.")
         if not isfile(plans_file):
             raise CorpusError(
-                f"There are no plans {plans_file}. Run nnUNetv2_plan_experiment -d {int(name[7:10])} first."
+                f"There are no plans {plans_file}. Run nnUNetv2_plan_experiment -d {dataset_id(name)} first."
             )
         plans_manager = PlansManager(load_json(plans_file))
         configuration = plans_manager.get_configuration(configuration_name)
