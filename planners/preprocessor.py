@@ -19,7 +19,7 @@ from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import report
-from nnunet_ssl.corpus.reading import describe_failure, read_case
+from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, summary
 from nnunet_ssl.planners.finished import discard, finished_cases, put_in_place, relevant_settings, start_or_continue
@@ -126,6 +126,8 @@ class SSLPreprocessor(DefaultPreprocessor):
         finally:
             self.checks = False
         put_in_place(output, case, work)
+        if NOT_FINITE in properties:
+            print(f"{case}: {properties[NOT_FINITE]} values are NaN or infinite and count as 0.", flush=True)
         return None
 
     def run(
