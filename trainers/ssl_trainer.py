@@ -26,8 +26,8 @@ from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
 from nnunet_ssl.planners.normalization import raw_channels
-from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
-from nnunet_ssl.settings import PretrainBlock, read_config
+from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
+from nnunet_ssl.settings import PretrainBlock
 from nnunet_ssl.trainers import epochs, state, stepping
 from nnunet_ssl.trainers.building import build_method
 from nnunet_ssl.trainers.compiling import Compiler
@@ -77,10 +77,9 @@ class SSLTrainer(nnUNetTrainer):
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
         block = PretrainBlock.read(self.configuration_manager.configuration, method_names(), configuration)
-        self.settings = block.settings
         self.method_class = get_method(self.method_name)
-        where = f'plans["configurations"]["{configuration}"]["ssl"]["{self.method_name}"]'
-        self.method_config: Any = read_config(self.method_class.Config, block.methods.get(self.method_name, {}), where)
+        self.method_config: Any
+        self.settings, self.method_config = block.of(self.method_name, self.method_class.Config)
         self.views = self.method_class.views(self.method_config, self.configuration_manager.patch_size)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
@@ -142,7 +141,7 @@ class SSLTrainer(nnUNetTrainer):
             attend_by_products_when_short(method)
         if self.wants_determinism:
             attend_deterministically(method)
-        self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
+        self.recipe = resolve(pretraining(self.method_name), method.backbone.kind, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self._set_batch_size_and_oversample()

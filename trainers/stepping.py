@@ -173,7 +173,7 @@ def optimiser_step(trainer: SSLTrainer, loss: Tensor | None = None) -> Tensor:
     with region("optimiser"):
         if scaler is not None:
             scaler.unscale_(optimizer)
-        fine = clip_gradients(trainer.network, trainer.recipe.grad_clip).isfinite()
+        fine = clip_gradients(trainer.network, trainer.recipe.max_norm).isfinite()
         if loss is not None:
             fine = fine & loss.isfinite()
         if scaler is None:

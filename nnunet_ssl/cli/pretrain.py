@@ -12,7 +12,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import SAMPLING, PretrainBlock, read_config
+from nnunet_ssl.settings import SAMPLING, PretrainBlock
 
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",
@@ -196,16 +196,20 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.fold != "all" and not args.fold.isdigit():
         raise ValueError(f'-f wants "all" or the number of a fold, found {args.fold!r}.')
     block = PretrainBlock.read({"ssl": flags_as_settings(args)}, method_names(), args.configuration)
-    for name, fields in block.methods.items():
-        read_config(get_method(name).Config, fields, f"the flags of {name}")
+    for name in {args.method, *block.methods}:
+        block.of(name, get_method(name).Config)
 
 
 def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the flags into the plans of this run."""
     configuration = plans["configurations"][args.configuration]
     block = configuration.setdefault("ssl", {})
+    own = block.get(args.method, {})
     for key, value in flags_as_settings(args).items():
-        block[key] = {**block.get(key, {}), **value} if isinstance(value, dict) else value
+        if key in own:  # the plans have a value of this task's own, which would win
+            own[key] = value
+        else:
+            block[key] = {**block.get(key, {}), **value} if isinstance(value, dict) else value
     if args.patch_size is not None:
         axes = len(configuration["patch_size"])
         size = args.patch_size * axes if len(args.patch_size) == 1 else args.patch_size
