@@ -1,34 +1,27 @@
-"""Errors as a user wants to read them."""
+"""Errors of our commands."""
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
-from nnunet_ssl.quoting import printable, printing_what_is_printable
-
-
-def raised_by_us(traceback: TracebackType | None) -> bool:
-    """Whether the innermost frame of a traceback is code of this package."""
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("nnunet_ssl")
+from nnunet_ssl.messages import one_line
+from nnunet_ssl.quoting import printing_what_is_printable
 
 
 @contextmanager
 def one_line_errors(command: str) -> Iterator[None]:
-    """Print an error this package raised on purpose as `command: message` and exit with 1; print what is printable alone.
+    """Print an error that a person can do something about as `command: message` and exit with 1.
 
-    Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set.
+    Errors from elsewhere keep their traceback; see `one_line`. What is printed meanwhile acts on no terminal.
     """
     try:
         with printing_what_is_printable():
             yield
     except Exception as error:
-        if os.environ.get("NNUNET_SSL_TRACEBACK") or not raised_by_us(error.__traceback__):
+        message = one_line(error)
+        if message is None:
             raise
-        print(printable(f"{command}: {error}"), file=sys.stderr)
+        print(f"{command}: {message}", file=sys.stderr)
         sys.exit(1)
