@@ -9,8 +9,9 @@ from os.path import isfile, join
 from typing import Any
 
 from nnunet_ssl.corpus.left_out import FILE, describe, read_left_out, still_left_out, update_left_out
+from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.finished import STATE, is_finished
-from nnunet_ssl.planners.shards import MAX_DEATHS, Shard, alone
+from nnunet_ssl.planners.shards import MAX_DEATHS, Shard
 from nnunet_ssl.planners.workers import Task
 
 LOCK = f"{FILE}.lock"
@@ -25,7 +26,7 @@ def left_out_here(base: str, cases: Mapping[str, Mapping[str, Any]], step: str) 
 def record(base: str, examined: set[str], found: Mapping[str, Mapping[str, Any]]) -> None:
     """Update left_out_images.json while no other process does."""
     if found or isfile(join(base, FILE)):
-        with alone(join(base, LOCK), "writing the list of images that are left out"):
+        with Lock(join(base, LOCK), "writing the list of images that are left out").waiting():
             update_left_out(base, examined, found)
 
 

@@ -7,12 +7,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterable, Mapping
+from glob import escape, glob
 from os.path import isdir, isfile, join
 from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.planners.shards import alone, living
+from nnunet_ssl.files.locks import Lock
+from nnunet_ssl.planners.shards import living
 
 # A folder, because nnU-Net tells its data formats apart by the endings of the files beside the cases.
 STATE = "preprocessing"
@@ -89,7 +91,9 @@ def start_or_continue(folder: str, settings: Mapping[str, Any]) -> None:
 
     Raises CorpusError when another process is making cases with other settings there.
     """
-    with alone(f"{folder}.lock", "preparing the folder of preprocessed images"):
+    with Lock(f"{folder}.lock", "preparing the folder of preprocessed images").waiting():
+        for remains in glob(f"{escape(folder)}.removed-*"):  # of a process that was killed while it removed them
+            shutil.rmtree(remains)
         stored = join(folder, STATE, SETTINGS)
         others = living(join(folder, STATE))
         if isdir(folder):

@@ -14,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import has_table, read_table, write_table
+from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.datasets import (
     dataset_id,
@@ -31,7 +32,6 @@ from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.finished import finished_cases
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
 from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, require_style
-from nnunet_ssl.planners.shards import alone
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
 from nnunet_ssl.planners.storage import STORAGE, require_storage
 
@@ -72,7 +72,7 @@ def prepare_corpus(
     several = len(names) > 1
     base, plans_name = plans_name, joint_plans_name(plans_name, names) if several else plans_name
     makedirs(str(nnUNet_preprocessed), exist_ok=True)
-    with alone(join(nnUNet_preprocessed, f"{min(names)}.planning.lock"), f"planning {min(names)}"):
+    with Lock(join(nnUNet_preprocessed, f"{min(names)}.planning.lock"), f"planning {min(names)}").waiting():
         if several:
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:

@@ -18,7 +18,7 @@ from nnunet_ssl.corpus.check import check_cropped_shape
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import report
-from nnunet_ssl.corpus.reading import damage, describe_failure
+from nnunet_ssl.corpus.reading import describe_failure, read_case
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, summary
 from nnunet_ssl.planners.finished import discard, finished_cases, put_in_place, relevant_settings, start_or_continue
@@ -71,10 +71,6 @@ class SSLPreprocessor(DefaultPreprocessor):
         if not self.checks:
             return super().run_case(image_files, *args, **kwargs)
         try:
-            for path in image_files:
-                reason = damage(path)
-                if reason:
-                    raise UnusableImage(reason)
             return self._read_and_run(image_files, *args, **kwargs)
         except (MemoryError, UnusableImage, CorpusError):
             raise
@@ -90,9 +86,9 @@ class SSLPreprocessor(DefaultPreprocessor):
         dataset_json: dict[str, Any],
         modality: str | None,
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-        reader = plans_manager.image_reader_writer_class()
-        data, properties = reader.read_images(image_files)
-        seg = reader.read_seg(seg_file)[0] if seg_file is not None else None
+        reader = plans_manager.image_reader_writer_class
+        data, properties = read_case(reader, image_files)
+        seg = reader().read_seg(seg_file)[0] if seg_file is not None else None
         if modality is not None:
             properties[MODALITY] = modality
         return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
@@ -175,6 +171,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         if bad:
             print(f"{len(bad)} cases are left out as before. To try them again, remove their entries from {folder}.")
         with Shard(state_folder(output)) as shard:
+            shard.forget_claims(but=set(todo))
             distribution = Distribution(shard, output, folder, cases, todo, step)
             shared = (plans_manager, configuration, dataset_json, output)
             self._work_off(distribution, len(todo), num_processes, shared)

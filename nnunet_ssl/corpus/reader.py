@@ -1,44 +1,40 @@
-"""nnU-Net's readers behind one door, for data sets whose files are of several kinds, 4-D, or masks."""
+"""nnU-Net's readers behind one door, for data sets whose files are of several kinds, 4-D, DICOM, or masks."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from os.path import isfile
 from typing import Any, ClassVar
 
-import nibabel
 import numpy as np
-import tifffile
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
-from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunet_ssl.corpus.address import MEAN, split_masks, split_volume
+from nnunet_ssl.corpus.address import split_masks, split_volume
 from nnunet_ssl.corpus.errors import UnusableImage
+from nnunet_ssl.corpus.formats import dicom, itk, nifti, tiff
+from nnunet_ssl.corpus.formats.itk import ITK
+from nnunet_ssl.corpus.formats.nifti import MGH, NIFTI, PAIR
+from nnunet_ssl.corpus.formats.tiff import TIFF
 
-NIFTI = (".nii.gz", ".nii")
-TIFF = (".tif", ".tiff")
-ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
-ENDINGS = (*NIFTI, *ITK, *TIFF)
+ENDINGS = (*NIFTI, *ITK, *PAIR, *MGH, *TIFF)
 ANATOMY, ANONYMISED = 1, 2
 LABELS = {"background": 0, "anatomy": ANATOMY, "anonymised": ANONYMISED}
 
 
 def ending_of(path: str) -> str | None:
-    """The ending of a file this reader opens, in lower case; None for others."""
+    """The ending of a file this reader opens by its name, in lower case; None for others, DICOM files among them."""
     lower = path.lower()
     return next((ending for ending in ENDINGS if lower.endswith(ending)), None)
 
 
 class CorpusReader(BaseReaderWriter):
-    """Reads NIfTI, NRRD, MetaImage and TIFF files as nnU-Net does, volumes of 4-D files, and pairs of masks.
+    """Reads NIfTI, Analyze, NRRD, MetaImage and TIFF files as nnU-Net does, MGH, DICOM series, volumes of 4-D files, masks.
 
     What the addresses mean is in nnunet_ssl.corpus.address. NIfTI files whose axes are not quite orthogonal, which ITK
-    refuses, are read by nibabel, with the axes in the same order.
+    refuses, and those with five axes are read by nibabel, with the axes in the same order.
     """
 
-    supported_file_endings: ClassVar[list[str]] = list(ENDINGS)
+    supported_file_endings: ClassVar[list[str]] = [*ENDINGS, *dicom.ENDINGS]
 
     def read_images(self, image_fnames: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
         """(image [C, D, H, W], properties with the spacing in mm); raises UnusableImage or what nnU-Net's readers raise."""
@@ -46,9 +42,7 @@ class CorpusReader(BaseReaderWriter):
         if all(volume is None for _, volume in parts):
             return _read_files([file for file, _ in parts])
         volumes = [_read_files([file]) if volume is None else _read_volume(file, volume) for file, volume in parts]
-        if len({(image.shape[1:], tuple(properties["spacing"])) for image, properties in volumes}) > 1:
-            raise UnusableImage("the files of its channels differ in shape or spacing")
-        return np.concatenate([image for image, _ in volumes]), volumes[0][1]
+        return _join(volumes)
 
     def read_seg(self, seg_fname: str) -> tuple[np.ndarray, dict[str, Any]]:
         """(labels [1, D, H, W], properties): a label file, or masks as 1 (anatomy) and 2 (anonymised, which wins)."""
@@ -73,62 +67,34 @@ class CorpusReader(BaseReaderWriter):
         SimpleITKIO().write_seg(seg, output_fname, properties)
 
 
-def tiff_spacing(path: str) -> list[float] | None:
-    """The spacing [mm] in the JSON file that nnU-Net expects beside a TIFF, with or without the channel's number."""
-    stem = path[: path.rindex(".")]
-    without_channel = stem[:-5] if stem[-5:-4] == "_" and stem[-4:].isdigit() else stem
-    for candidate in (f"{stem}.json", f"{without_channel}.json"):
-        if isfile(candidate):
-            with open(candidate, encoding="utf-8") as file:
-                content = json.load(file)
-            if isinstance(content, dict) and "spacing" in content:
-                return [float(s) for s in content["spacing"]]
-    return None
-
-
 def _read_files(files: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    if all(file.lower().endswith(TIFF) for file in files):
-        return _read_tiffs(files)
+    endings = [ending_of(file) for file in files]
+    if all(ending in TIFF for ending in endings):
+        return tiff.read(files)
+    if any(ending is None or ending in (*MGH, *TIFF) for ending in endings):
+        return _join([_read_alone(file, ending) for file, ending in zip(files, endings, strict=True)])
     try:
         return SimpleITKIO().read_images(files)
     except RuntimeError as error:
-        if "orthonormal" in str(error) and all(file.lower().endswith(NIFTI) for file in files):
-            return NibabelIO().read_images(files)
+        refused = "orthonormal" in str(error) or "number of dimensions" in str(error)
+        if refused and all(ending in NIFTI for ending in endings):
+            return _join([nifti.read(file) for file in files])
         raise
 
 
-def _read_tiffs(files: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    images = [np.asarray(tifffile.imread(file), dtype=np.float32) for file in files]
-    for image in images:
-        if image.ndim != 3 or image.shape != images[0].shape:
-            raise UnusableImage(f"not a volume: shape {list(image.shape)}, expected [depth, height, width]")
-    return np.stack(images), {"spacing": tiff_spacing(files[0]) or [1.0, 1.0, 1.0]}
+def _read_alone(file: str, ending: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+    if ending is None:
+        return dicom.read(file)
+    return nifti.read(file) if ending in MGH else _read_files([file])
 
 
 def _read_volume(file: str, volume: str) -> tuple[np.ndarray, dict[str, Any]]:
     """One volume [1, D, H, W] of a 4-D file, or the mean of all."""
-    if not file.lower().endswith(NIFTI):
-        series, properties = _read_files([file])
-        return (
-            series.mean(axis=0, keepdims=True) if volume == MEAN else series[[_index(volume, len(series))]]
-        ), properties
-    # nibabel unpacks no more of the file than it must, and keeps one volume in memory.
-    image: Any = nibabel.load(file, keep_file_open=True)
-    shape = image.shape
-    if len(shape) < 4:
-        raise UnusableImage(f"not a series: shape {list(shape)}, but {volume!r} of its volumes is asked for")
-    if volume == MEAN:
-        total = np.zeros(shape[:3], np.float64)
-        for number in range(shape[3]):
-            total += np.asarray(image.dataobj[..., number]).reshape(shape[:3])
-        array = total / shape[3]
-    else:
-        array = np.asarray(image.dataobj[..., _index(volume, shape[3])]).reshape(shape[:3])
-    spacing = [float(s) for s in image.header.get_zooms()[:3][::-1]]
-    return np.ascontiguousarray(array.transpose(2, 1, 0)[None], dtype=np.float32), {"spacing": spacing}
+    return itk.read(file, volume) if ending_of(file) in ITK else nifti.read(file, volume)
 
 
-def _index(volume: str, available: int) -> int:
-    if int(volume) >= available:
-        raise UnusableImage(f"has {available} volumes, number {volume} (counted from 0) is asked for")
-    return int(volume)
+def _join(parts: Sequence[tuple[np.ndarray, dict[str, Any]]]) -> tuple[np.ndarray, dict[str, Any]]:
+    """The channels of one case as one image."""
+    if len({(image.shape[1:], tuple(properties["spacing"])) for image, properties in parts}) > 1:
+        raise UnusableImage("the files of its channels differ in shape or spacing")
+    return np.concatenate([image for image, _ in parts]), parts[0][1]

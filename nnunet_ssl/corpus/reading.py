@@ -14,13 +14,16 @@ from typing import Any
 import nibabel
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_ssl.corpus.address import split_volume
 from nnunet_ssl.corpus.errors import UnusableImage
+from nnunet_ssl.corpus.formats.units import NIFTI, count_not_finite, in_millimetres
 
 NUM_TRIED = 20  # images tried until one can be read
 MAX_REASON = 240  # characters
+NOT_FINITE = "not_finite"  # in an image's properties: how many of its values were NaN or infinite and count as 0
 
 
 def choose_reader(dataset_json: dict[str, Any], cases: Mapping[str, Mapping[str, Any]]) -> type:
@@ -95,9 +98,24 @@ def describe_failure(error: BaseException) -> str:
 
 
 def read_case(reader: type, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:
-    """(image [C, D, H, W], properties) by nnU-Net's reader; raises UnusableImage for what is cut off."""
+    """(image [C, D, H, W], properties) by nnU-Net's reader, spacing in mm; raises UnusableImage for what is cut off.
+
+    NaN and infinite values become 0, as ITK makes them in NIfTI files without saying so; `properties[NOT_FINITE]` counts
+    them, where there are any.
+    """
     for path in images:
         reason = damage(path)
         if reason:
             raise UnusableImage(reason)
-    return reader().read_images(images)
+    data, properties = reader().read_images(images)
+    if reader in (NibabelIO, NibabelIOWithReorient):
+        properties["spacing"] = in_millimetres(images[0], properties["spacing"])
+    finite = np.isfinite(data)
+    number = data.size - int(np.count_nonzero(finite))
+    if number:
+        data = np.where(finite, data, 0)
+    elif not data.all():  # among zeros there may be such as ITK has put there
+        number = sum(count_not_finite(path) for path in images if path.lower().endswith(NIFTI))
+    if number:
+        properties[NOT_FINITE] = number
+    return data, properties

@@ -239,7 +239,7 @@ def test_mistakes_in_a_csv_are_reported_all_at_once(tmp_path, folders, capsys):
     image = save(tmp_path / "a.nii.gz", 1)
     nibabel.save(nibabel.Nifti1Image(np.zeros((5, 5, 5), np.uint8), np.eye(4)), tmp_path / "small.nii.gz")
     (tmp_path / "dangling.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
-    (tmp_path / "s.dcm").touch()
+    (tmp_path / "s.txt").touch()
     lines = [
         "path,subject,anatomy_mask,volume",
         "a.nii.gz,P1,,",
@@ -247,7 +247,7 @@ def test_mistakes_in_a_csv_are_reported_all_at_once(tmp_path, folders, capsys):
         "a.nii.gz,P1,,",
         "too,many,fields,in,this,row",
         "dangling.nii.gz,P3,,",
-        "s.dcm,P4,,",
+        "s.txt,P4,,",
         ",P5,,",
         f"{image},P1,no_mask.nii.gz,last",
         "a.nii.gz,P1,small.nii.gz,0",
@@ -259,7 +259,7 @@ def test_mistakes_in_a_csv_are_reported_all_at_once(tmp_path, folders, capsys):
         (4, "listed before"),
         (5, "6 fields, the header has 4"),
         (6, "a link that points nowhere"),
-        (7, "DICOM"),
+        (7, "s.txt: pre-training reads .nii.gz"),
         (8, "the path is empty"),
         (9, "volume is 'last'"),
         (9, "no_mask.nii.gz: there is no such file"),
@@ -393,7 +393,7 @@ def test_what_is_no_source_says_what_to_do(tmp_path, folders, capsys):
     (tmp_path / "dicom/IM1").write_bytes(bytes(128) + b"DICM")
     assert "dcm2niix" in refused(capsys, "-i", tmp_path / "dicom")
     (tmp_path / "none").mkdir()
-    assert "holds no image that nnU-Net reads" in refused(capsys, "-i", tmp_path / "none")
+    assert "holds no image that can be read" in refused(capsys, "-i", tmp_path / "none")
     assert "no file, no folder" in refused(capsys, "-i", tmp_path / "absent")
     save(tmp_path / "x/P_seg.nii.gz")
     assert "called like segmentations" in refused(capsys, "-i", tmp_path / "x")

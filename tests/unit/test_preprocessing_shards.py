@@ -3,56 +3,46 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from nnunet_ssl.corpus.left_out import FILE, read_left_out
-from nnunet_ssl.planners import shards
+from nnunet_ssl.files.mounts import VARIABLE
 from nnunet_ssl.planners.distribution import Distribution
 from nnunet_ssl.planners.finished import SUFFIXES
-from nnunet_ssl.planners.shards import CLAIMS, MAX_DEATHS, PRESENT, Shard, alone, is_alive
+from nnunet_ssl.planners.shards import CLAIMS, MAX_DEATHS, PRESENT, Shard
 from nnunet_ssl.planners.workers import Died, Task, work_off
 
+DIE = """
+import os, sys, time
+from nnunet_ssl.planners.shards import Shard
+shard = Shard(sys.argv[1]).__enter__()
+print([shard.claim(case) for case in sys.argv[2:]], flush=True)
+open(os.path.join(shard.work, "half"), "w").close()
+time.sleep(60)
+"""
 
-@pytest.fixture
-def dead() -> int:
-    """The number of a process that is no more."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
+
+def die_with(folder: Path, *cases: str) -> str:
+    """A process claims cases and is killed; what `claim` said."""
+    process = subprocess.Popen([sys.executable, "-c", DIE, str(folder), *cases], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = process.stdout.readline().strip()
+    while not list((folder / "work").glob("*/half")):
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    return said
 
 
-def write(path: Path, content: object, age: float = 0.0) -> Path:
+def write(path: Path, content: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
-    stamp = path.stat().st_mtime - age
-    os.utime(path, (stamp, stamp))
     return path
-
-
-def test_who_lives(tmp_path: Path, dead: int) -> None:
-    here = shards._place()
-    assert is_alive(str(write(tmp_path / "me", {"place": here, "pid": os.getpid()})))
-    assert not is_alive(str(write(tmp_path / "gone", {"place": here, "pid": dead})))
-    assert not is_alive(str(write(tmp_path / "reused", {"place": here, "pid": os.getpid()}, shards.SILENCE + 1)))
-    assert is_alive(str(write(tmp_path / "far", {"place": "elsewhere", "pid": dead}, shards.SILENCE / 2)))
-    assert not is_alive(str(write(tmp_path / "silent", {"place": "elsewhere", "pid": dead}, shards.SILENCE + 1)))
-    assert not is_alive(str(tmp_path / "none"))
-
-
-def test_a_living_process_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "BEAT", 0.01)
-    beaten = threading.Event()
-    utime = os.utime
-    monkeypatch.setattr(os, "utime", lambda *a, **k: (utime(*a, **k), beaten.set()))
-    with Shard(str(tmp_path)):
-        assert beaten.wait(5)
-    assert list((tmp_path / PRESENT).iterdir()) == list((tmp_path / CLAIMS).iterdir()) == []
 
 
 def test_a_case_is_in_one_pair_of_hands(tmp_path: Path) -> None:
@@ -67,43 +57,27 @@ def test_a_case_is_in_one_pair_of_hands(tmp_path: Path) -> None:
         assert third.claim("a") == third.claim("b") == 0  # given back at the end
 
 
-def test_what_the_dead_held_is_taken_over_and_counted(tmp_path: Path, dead: int) -> None:
+@pytest.mark.parametrize("kind", ["kernel", "heartbeat"])
+def test_what_the_dead_held_is_taken_over_and_counted(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, kind)
     state = tmp_path / "state"
-    write(state / PRESENT / "ghost", {"place": shards._place(), "pid": dead})
-    (state / "work" / "ghost").mkdir(parents=True)
-    write(state / CLAIMS / "a", {"owner": "ghost", "deaths": 0})
-    write(state / CLAIMS / "b", {"owner": "long gone", "deaths": MAX_DEATHS - 1})
-    (state / CLAIMS / "c").touch()  # being written at this moment
+    assert die_with(state, "a", "b") == "[0, 0]"
+    for deaths in range(1, MAX_DEATHS):
+        assert die_with(state, "b", "finished") == f"[{deaths}, {deaths - 1}]"
     with Shard(str(state)) as shard:
         assert [p.name for p in (state / "work").iterdir()] == [shard.name]
+        assert shard.others() == []
+        shard.forget_claims(but={"a", "b"})
+        assert kind == "heartbeat" or {p.name for p in (state / CLAIMS).iterdir()} == {"a", "b"}
         assert shard.claim("a") == 1
-        assert shard.claim("c") is None
         cases = {"b": {"images": [str(write(tmp_path / "b.nii", 0))], "label": None}}
         distribution = Distribution(shard, str(tmp_path / "out"), str(tmp_path), cases, ["b"], "preprocessing x")
         assert list(distribution) == []
     assert read_left_out(str(tmp_path))["b"]["reason"] == f"{MAX_DEATHS} processes died while they worked on it"
-
-
-def test_locks_wait_for_the_living_only(tmp_path: Path, dead: int, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(shards, "POLL", 0.01)
-    lock = write(tmp_path / "lock", {"place": shards._place(), "pid": dead})
-    order: list[str] = []
-    waiting = threading.Event()
-    monkeypatch.setattr(shards.time, "sleep", lambda _: waiting.set())
-
-    def second() -> None:
-        with alone(str(lock), "planning"):
-            order.append("second")
-
-    with alone(str(lock), "planning"):
-        thread = threading.Thread(target=second)
-        thread.start()
-        assert waiting.wait(5)
-        order.append("first")
-    thread.join(5)
-    assert order == ["first", "second"]
-    assert capsys.readouterr().out.count("Waiting for another process that is planning") == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list((state / PRESENT).iterdir()) == list((state / "work").iterdir()) == []
+    assert kind == "heartbeat" or list((state / CLAIMS).iterdir()) == []
 
 
 def test_a_distribution_skips_what_others_did_and_waits_for_what_they_do(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.images import absolute_path
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
-from nnunet_ssl.corpus.sources.found import DICOM_ENDINGS, Found, Mistake, why_no_file, with_source_columns
+from nnunet_ssl.corpus.sources.found import Found, Mistake, why_no_file, with_source_columns
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "<na>")
 # Other names under which published tables have these columns.
@@ -170,19 +171,17 @@ def _reasons(row: tuple[object, ...]) -> list[str]:
         return ["the path is empty"]
     reasons = []
     missing = why_no_file(str(path))
-    if str(path).lower().endswith(DICOM_ENDINGS):
-        reasons.append(f"{path} is a DICOM file; convert it to NIfTI first, e.g. with dcm2niix")
-    elif missing:
+    if missing:
         reasons.append(f"{path}: {missing}")
-    elif not ending_of(str(path)):
-        reasons.append(f"{path}: nnU-Net reads {', '.join(ENDINGS)}")
+    elif not ending_of(str(path)) and not is_dicom(str(path)):
+        reasons.append(f"{path}: pre-training reads {', '.join(ENDINGS)}")
     if not pd.isna(volume) and str(volume) != "mean" and not str(volume).isdigit():
         reasons.append(f'volume is {volume!r}, expected a number counted from 0, or "mean"')
     for column, mask in zip(MASKS, masks, strict=True):
         if not pd.isna(mask) and (absent := why_no_file(str(mask))):
             reasons.append(f"{column} {mask}: {absent}")
         elif not pd.isna(mask) and not ending_of(str(mask)):
-            reasons.append(f"{column} {mask}: nnU-Net reads {', '.join(ENDINGS)}")
+            reasons.append(f"{column} {mask}: pre-training reads {', '.join(ENDINGS)}")
     return reasons
 
 

@@ -6,13 +6,15 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from os.path import abspath, basename, isdir, join, relpath
 from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
-from nnunet_ssl.corpus.sources.found import DICOM_ENDINGS, Found, Mistake, dicom_advice, frame, why_no_file
+from nnunet_ssl.corpus.sources.dicom import find_series
+from nnunet_ssl.corpus.sources.found import Found, Mistake, frame, why_no_file
 from nnunet_ssl.corpus.subjects import MODALITY, subject_of
 
 # Names of files that lie beside images and are none. Whoever means them names them with a pattern.
@@ -37,23 +39,25 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
         files, whole_folder = sorted(abspath(f) for f in glob.iglob(source, recursive=True) if not isdir(f)), False
     else:
         root, files, whole_folder = abspath(os.path.dirname(source)), [abspath(source)], False
-    images = [file for file in files if ending_of(file)]
-    dicom = [file for file in files if _is_dicom(file)] if len(images) < len(files) else []
+    images = _whole(file for file in files if ending_of(file))
+    dicom = [file for file in files if not ending_of(file) and is_dicom(file)] if len(images) < len(files) else []
     labels = [file for file in images if whole_folder and LABEL_MAP.search(_stem(file))]
     images = sorted(set(images) - set(labels))
-    if not images:
-        raise CorpusError(_nothing(source, files, dicom, labels))
+    series, about_series = find_series(dicom, root)
+    if not images and not series:
+        raise CorpusError(_nothing(source, files, about_series, labels))
     mistakes = [Mistake(file, reason) for file in images if (reason := why_no_file(file))]
     wrong = {mistake.where for mistake in mistakes}
     rows = [_row(file, root, pattern) for file in images if file not in wrong]
-    notes = _notes(source, files, images, dicom, labels)
+    rows += [_row(s["path"], root, pattern) | {"name": s["name"]} if pattern else s for s in series]
+    notes = [*_notes(source, files, images, dicom, labels), *about_series]
     if pattern is not None:
         unmatched = [row["path"] for row in rows if row.pop("unmatched")]
         mistakes += [Mistake(path, f"does not match the subject pattern {pattern.pattern}") for path in unmatched]
-    elif rows:
-        subjects = {row["subject"] for row in rows}
+    elif images and rows:
+        subjects = {row["subject"] for row in rows[: len(rows) - len(series)]}
         notes.append(
-            f"{source}: subjects come from the file names: {len(subjects)} subjects, {len(rows)} images, e.g. "
+            f"{source}: subjects come from the file names: {len(subjects)} subjects, {len(rows) - len(series)} images, e.g. "
             f"{rows[0]['subject']}. If that is wrong, say where they are: --subject-pattern '(?P<subject>[^/]+)/'"
         )
     return Found(frame(rows), mistakes, notes)
@@ -103,17 +107,10 @@ def _stem(file: str) -> str:
     return basename(file)[: -len(ending_of(file) or "")]
 
 
-def _is_dicom(file: str) -> bool:
-    name = basename(file)
-    if name.lower().endswith(DICOM_ENDINGS) or name == "DICOMDIR":
-        return True
-    if "." in name:
-        return False
-    try:
-        with open(file, "rb") as opened:
-            return opened.read(132)[128:] == b"DICM"
-    except OSError:
-        return False
+def _whole(files: Iterable[str]) -> list[str]:
+    """The files, of a pair of .hdr and .img only the latter."""
+    there = dict.fromkeys(files)
+    return [f for f in there if not (f.lower().endswith(".hdr") and {f[:-4] + ".img", f[:-4] + ".IMG"} & there.keys())]
 
 
 def _notes(source: str, files: list[str], images: list[str], dicom: list[str], labels: list[str]) -> list[str]:
@@ -123,8 +120,6 @@ def _notes(source: str, files: list[str], images: list[str], dicom: list[str], l
             f"{source}: {len(labels)} files are called like segmentations or masks and are left alone, e.g. "
             f"{basename(labels[0])}. To import them all the same, name them with a pattern such as '*{_stem(labels[0])[-4:]}.*'."
         )
-    if dicom:
-        notes.append(f"{source}: {len(dicom)} DICOM files are left alone, e.g. {dicom[0]}. {dicom_advice(dicom[0])}")
     others = Counter(os.path.splitext(f)[1] or "without ending" for f in {*files} - {*images} - {*labels} - {*dicom})
     if others:
         kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
@@ -132,13 +127,13 @@ def _notes(source: str, files: list[str], images: list[str], dicom: list[str], l
     return notes
 
 
-def _nothing(source: str, files: list[str], dicom: list[str], labels: list[str]) -> str:
-    if dicom:
-        return f"{source} holds {len(dicom)} DICOM files, e.g. {dicom[0]}, and no volumes. {dicom_advice(dicom[0])}"
+def _nothing(source: str, files: list[str], about_series: list[str], labels: list[str]) -> str:
+    if about_series:
+        return f"There is no image in {source}. " + " ".join(about_series)
     if labels:
         return (
             f"All {len(labels)} images in {source} are called like segmentations or masks, e.g. {basename(labels[0])}. If "
             f"they are images, name them with a pattern: -i '{join(source, '**', '*.*')}'"
         )
     held = f"It holds {len(files)} other files, e.g. {files[0]}." if files else "There are no files."
-    return f"{source} holds no image that nnU-Net reads ({', '.join(ENDINGS)}). {held}"
+    return f"{source} holds no image that can be read ({', '.join(ENDINGS)}, DICOM). {held}"

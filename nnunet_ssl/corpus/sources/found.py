@@ -12,7 +12,6 @@ import pandas as pd
 from nnunet_ssl.corpus.table import SOURCE_COLUMNS
 
 MAX_SHOWN = 1000  # mistakes printed; more of them have one cause
-DICOM_ENDINGS = (".dcm", ".dicom", ".ima")
 
 
 class Mistake(NamedTuple):
@@ -71,13 +70,3 @@ def why_no_file(path: str) -> str | None:
         hint = ". Fetch the content first, e.g. datalad get" if ".git/annex" in os.readlink(path) else ""
         return f"a link that points nowhere, to {os.readlink(path)}{hint}"
     return "a folder, not a file" if os.path.isdir(path) else "there is no such file"
-
-
-def dicom_advice(example: str) -> str:
-    """What to do with DICOM files."""
-    folder = os.path.dirname(example) or "."
-    return (
-        "DICOM files are single slices; nnU-Net reads volumes. Convert them first, e.g.\n"
-        f"  dcm2niix -z y -b y -f %i_%t_%s_%d -o /path/to/nifti {folder}\n"
-        "(https://github.com/rordenlab/dcm2niix), then import /path/to/nifti."
-    )
