@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from types import TracebackType
 
 from nnunet_ssl.files.unwritable import explanation
@@ -43,6 +44,7 @@ def say_errors_in_one_line() -> None:
             before(kind, error, traceback)
         else:
             print(f"{os.path.basename(sys.argv[0])}: {message}", file=sys.stderr)
+            threading.excepthook = lambda _: None  # batchgenerators' threads complain that the main one has gone
 
     say._of_nnunet_ssl = True  # type: ignore[attr-defined]
     sys.excepthook = say

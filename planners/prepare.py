@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import makedirs
 from os.path import isdir, isfile, join
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
@@ -13,8 +15,12 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
-from nnunet_ssl.corpus.table import has_table, read_table, write_table
+from nnunet_ssl.corpus.table import FILE as TABLE
+from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.files.atomic import copy_file
+from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.files.locks import Lock
+from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.datasets import (
     dataset_id,
@@ -71,8 +77,7 @@ def prepare_corpus(
         raise CorpusError("Neither a planner nor the name of existing plans is given. Use --backbone or -p.")
     several = len(names) > 1
     base, plans_name = plans_name, joint_plans_name(plans_name, names) if several else plans_name
-    makedirs(str(nnUNet_preprocessed), exist_ok=True)
-    with Lock(join(nnUNet_preprocessed, f"{min(names)}.planning.lock"), f"planning {min(names)}").waiting():
+    with _alone(f"{min(names)}.planning.lock", f"planning {min(names)}"):
         if several:
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:
@@ -81,6 +86,21 @@ def prepare_corpus(
         _preprocess(name, plans_name, configuration, num_processes)
         _keep_table(name)
     return load_plans(names[0], plans_name), plans_name
+
+
+@contextmanager
+def _alone(lock: str, doing: str) -> Iterator[None]:
+    """Hold a lock in nnUNet_preprocessed; where nothing can be written nobody can change anything, and none is needed."""
+    folder = str(nnUNet_preprocessed)
+    try:
+        require_writable(folder)
+    except CannotWrite as error:
+        print(f"Only what is prepared already can be used: {error}")
+        yield
+        return
+    makedirs(folder, exist_ok=True)
+    with Lock(join(folder, lock), doing).waiting():
+        yield
 
 
 def find_planner(planner: type[SSLPlanner] | str) -> type[SSLPlanner]:
@@ -209,9 +229,21 @@ def _preprocess(name: str, plans_name: str, configuration: str, num_processes: i
 
 def _keep_table(name: str) -> None:
     """Copy the corpus table beside the preprocessed images, for machines on which the raw data set is not."""
-    raw = raw_folder(name)
-    if raw is not None and has_table(raw):
-        write_table(read_table(raw, with_problems=True), join(nnUNet_preprocessed, name))
+    raw, folder = raw_folder(name), join(nnUNet_preprocessed, name)
+    if raw is None or not has_table(raw):
+        return
+    source, copy = Path(raw, TABLE), Path(folder, TABLE)
+    if has_table(folder) and _same_file(source, copy):
+        return
+    try:
+        copy_file(source, copy)
+    except CannotWrite as error:
+        print(f"{name}: the table of the corpus is not copied: {error}")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    a, b = one.stat(), other.stat()
+    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 
 def _stock_preprocess(

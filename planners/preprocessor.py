@@ -19,6 +19,8 @@ from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import report
 from nnunet_ssl.corpus.reading import describe_failure, read_case
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, summary
 from nnunet_ssl.planners.finished import discard, finished_cases, put_in_place, relevant_settings, start_or_continue
@@ -136,6 +138,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         """
         from nnunet_ssl.integration.unlabelled import limit_label_copy
 
+        say_errors_in_one_line()  # of nnU-Net's commands as well
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
         raw, folder = join(nnUNet_raw, name), join(nnUNet_preprocessed, name)
         plans_file = join(folder, f"{plans_identifier}.json")
@@ -147,6 +150,7 @@ class SSLPreprocessor(DefaultPreprocessor):
             )
         plans_manager = PlansManager(load_json(plans_file))
         configuration = plans_manager.get_configuration(configuration_name)
+        require_writable(join(folder, configuration.data_identifier))
         storage_dtype(configuration.configuration)  # a wrong one shows now
         dataset_json = load_json(join(folder, "dataset.json"))
         # Of the raw data, not of their copy in nnUNet_preprocessed: images may have been added since the planning.

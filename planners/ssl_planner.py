@@ -26,6 +26,9 @@ from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.integration.writing import whole_files
+from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset
@@ -67,6 +70,7 @@ class SSLPlanner(ExperimentPlanner):
     ) -> None:
         if gpu_memory_target_in_gb is not None:
             print(f"{type(self).__name__} plans a fixed network: the GPU memory target is not used.")
+        say_errors_in_one_line()  # of nnU-Net's commands as well
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         self.spacing_style = require_spacing_style(spacing_style)
         self.normalization, self.storage = require_style(normalization), require_storage(storage)
@@ -90,6 +94,7 @@ class SSLPlanner(ExperimentPlanner):
                 f"There is no fingerprint of {self.dataset_name} yet. Run nnUNetv2_extract_fingerprint "
                 f"-d {int(self.dataset_name[7:10])} -fpe SSLFingerprintExtractor"
             )
+        require_writable(self.folder)
         self.dataset_fingerprint = load_json(fingerprint)
         self.geometry = geometry or self.dataset_fingerprint
         splits = join(self.raw_dataset_folder, "splits_final.json")
@@ -161,7 +166,8 @@ class SSLPlanner(ExperimentPlanner):
         self.plans = self.assemble(forward, backward, {CONFIGURATION: configuration})
         makedirs(self.folder, exist_ok=True)
         write_json(self.dataset_json, join(self.folder, "dataset.json"))
-        self.save_plans(self.plans)
+        with whole_files():
+            self.save_plans(self.plans)
         return self.plans
 
     def assemble(

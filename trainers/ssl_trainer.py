@@ -24,6 +24,7 @@ from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.writing import begin_run, whole_files
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import PretrainBlock, read_config
@@ -66,6 +67,7 @@ class SSLTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
+        begin_run(plans)
         require_device(device)
         keep_freed_memory(device)
         # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
@@ -190,7 +192,8 @@ class SSLTrainer(nnUNetTrainer):
         Fold "all": a few subjects, always the same, are held out to watch the loss. A numbered fold: nnU-Net's own
         split, so that pre-training sees no image on which that fold is later validated.
         """
-        return split_corpus(self, super().do_split)
+        with whole_files(self.print_to_log_file):
+            return split_corpus(self, super().do_split)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Endless iterators over training batches, from the present iteration on, and over the validation batches."""
@@ -227,7 +230,8 @@ class SSLTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         self.together.check_start(self)
-        super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
+        with whole_files(self.print_to_log_file):
+            super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
         self.interruption.listen()
         precision = autocast_dtype(self.device) or torch.float32
         self.print_to_log_file(

@@ -97,6 +97,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.import_report import describe_import
     from nnunet_ssl.corpus.importing import ImportOptions, import_corpus
     from nnunet_ssl.corpus.sources.kinds import SourceOptions
+    from nnunet_ssl.files.folders import require_writable
 
     pattern = read_pattern(args.subject_pattern)
     if not 1 <= args.dataset <= 999:
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> None:
     if folder is not None and args.name is not None and basename(folder)[11:] != args.name:
         raise ValueError(f"Number {args.dataset} is taken by {basename(folder)}. Choose another -d, or leave out -n.")
     folder = folder or join(require_folder("nnUNet_raw"), f"Dataset{args.dataset:03d}_{args.name}")
+    require_writable(folder)
     source = SourceOptions(
         dataset=basename(folder)[11:],
         kind=args.kind,

@@ -247,6 +247,7 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.report.benchmark_table import table
@@ -264,7 +265,8 @@ def run(args: argparse.Namespace) -> None:
     if args.estimate and not estimate(args):
         return
     require_device(device(args.device))
-    require_folder("nnUNet_results")
+    if not args.estimate:
+        require_writable(require_folder("nnUNet_results"))
     under_torchrun = launch.join_torchrun(args.device)
     if flags_as_settings(args).get("shard"):
         require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)

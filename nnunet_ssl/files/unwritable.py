@@ -67,8 +67,10 @@ def explanation(error: BaseException) -> str | None:
         return None if reading else why_unwritable(path, error)
     if error.errno not in FULL:
         return None
-    rooms = [f"{v} ({os.environ[v]}) {free_bytes(os.environ[v]):,}" for v in VARIABLES if os.environ.get(v)]
-    return f"{error.strerror}. Bytes free: {', '.join(rooms)}. Free space there, and type the same command again."
+    rooms = [
+        f"{v} ({os.environ[v]}) has {free_bytes(os.environ[v]):,} bytes free" for v in VARIABLES if os.environ.get(v)
+    ]
+    return f"{error.strerror}. {', '.join(rooms)}. Free space there, and type the same command again."
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> int:

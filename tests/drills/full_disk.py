@@ -32,7 +32,7 @@ FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "out")
 SHORT = ["--epochs", "1", "--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1", "--batch-size", "2"]
 TRAIN = ["nnUNetv2_pretrain", "900", "--backbone", "resenc_tiny", *SHORT, "-np", "1", "-device", "cpu"]
 RUN = "Dataset900_Tiny/SSLMAETrainer__nnUNetSSLResEncTinyPlans__3d_fullres/fold_all"
-DISK = 24 << 20  # bytes
+DISK = 160 << 20  # bytes
 SETTINGS = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
@@ -59,14 +59,38 @@ def commands(world: Path) -> list[Command]:
         *("-pretrained_weights", checkpoint, "-device", "cpu"),
     ]
     export = ["nnUNetv2_pretrain_export", checkpoint, "-o", str(out / "model")]
+    benchmark = [
+        *("nnUNetv2_pretrain_benchmark", "--backbone", "resenc_tiny", "-device", "cpu", "--patch-size", "16"),
+        *("--batch-size", "2", "--iterations", "5", "--warmup", "0", "--workers", "1"),
+    ]
+    stock = ["-d", "900", "-np", "1"]
     prepared = "nnUNet_preprocessed/Dataset900_Tiny"
     return [
-        Command("import", ["nnUNetv2_pretrain_import", "-i", str(world / "scans"), "-d", "901", "-n", "New"], "nnUNet_raw"),
+        Command(
+            "import", ["nnUNetv2_pretrain_import", "-i", str(world / "scans"), "-d", "901", "-n", "New"], "nnUNet_raw"
+        ),
         Command("page", ["nnUNetv2_pretrain_corpus", "-d", "900", "--html", str(out / "page.html"), "-np", "1"], "out"),
         Command("fingerprint", [*TRAIN, "--preprocess-only"], "nnUNet_preprocessed", (prepared,)),
         Command(
             "preprocess",
             [*TRAIN, "--preprocess-only"],
+            "nnUNet_preprocessed",
+            (f"{prepared}/nnUNetSSLResEncTinyPlans_3d_fullres",),
+        ),
+        Command(
+            "nnU-Net's fingerprint",
+            ["nnUNetv2_extract_fingerprint", *stock, "-fpe", "SSLFingerprintExtractor"],
+            "nnUNet_preprocessed",
+            (prepared,),
+        ),
+        Command(
+            "nnU-Net's plan",
+            ["nnUNetv2_plan_experiment", *stock[:2], "-pl", "SSLPlannerResEncTiny"],
+            "nnUNet_preprocessed",
+        ),
+        Command(
+            "nnU-Net's preprocess",
+            ["nnUNetv2_preprocess", *stock, "-plans_name", "nnUNetSSLResEncTinyPlans", "-c", "3d_fullres"],
             "nnUNet_preprocessed",
             (f"{prepared}/nnUNetSSLResEncTinyPlans_3d_fullres",),
         ),
@@ -78,11 +102,7 @@ def commands(world: Path) -> list[Command]:
         Command("fine-tune", finetune, "nnUNet_results"),
         Command("fine-tune, preprocessed read-only", finetune, "nnUNet_preprocessed", read_only_is_fine=True),
         Command("estimate", [*TRAIN, "--estimate"], "nnUNet_preprocessed", (run,), read_only_is_fine=True),
-        Command(
-            "benchmark",
-            ["nnUNetv2_pretrain_benchmark", "--backbone", "resenc_tiny", "-device", "cpu", "--json", str(out / "x.json")],
-            "out",
-        ),
+        Command("benchmark", [*benchmark, "--json", str(out / "x.json"), "--picture", str(out / "x.png")], "out"),
     ]
 
 
@@ -190,13 +210,19 @@ def content(folder: Path) -> dict[str, str]:
     return {str(f.relative_to(folder)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
 
 
-def faults(command: Command, done: subprocess.CompletedProcess[str], disk: Path, before: dict[str, str], mode: str) -> list[str]:
+def faults(
+    command: Command, done: subprocess.CompletedProcess[str], disk: Path, before: dict[str, str], mode: str
+) -> list[str]:
     """What is wrong with the way a command ended."""
     found, after = [], content(disk)
     text = done.stdout + done.stderr
     if "Traceback (most recent call last)" in text:
         found.append("traceback")
-    changed = [f for f in before if f in after and after[f] != before[f] and not f.endswith(("progress.png", "debug.json"))]
+    changed = [
+        f
+        for f in before
+        if f in after and after[f] != before[f] and not f.endswith(("progress.png", "debug.json", "/plans.json"))
+    ]
     gone = [f for f in before if f not in after]
     if mode == "full" and gone:
         found.append(f"gone: {gone[:3]}")
@@ -223,7 +249,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scratch", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--only", default="", help="commands whose name holds this word")
-    parser.add_argument("--leave", type=int, nargs="+", default=[0, 20_000, 200_000], help="bytes left on the full disk")
+    parser.add_argument(
+        "--leave", type=int, nargs="+", default=[0, 20_000, 200_000], help="bytes left on the full disk"
+    )
     parser.add_argument("--keep-output", action="store_true", help="print what failing commands printed")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.scratch) as scratch:
@@ -242,7 +270,10 @@ def main() -> int:
                 total += 1
                 wrong += bool(found)
                 label = f"{command.name}, {mode}" + (f" but for {leaving} bytes" if mode == "full" else "")
-                print(f"{'WRONG' if found else 'ok   '} {label}: exit code {done.returncode} {'; '.join(found)}", flush=True)
+                print(
+                    f"{'WRONG' if found else 'ok   '} {label}: exit code {done.returncode} {'; '.join(found)}",
+                    flush=True,
+                )
                 if found and args.keep_output:
                     print(f"{done.stdout[-1500:]}\n--- stderr\n{done.stderr[-2500:]}\n", flush=True)
     print(f"{total - wrong} of {total} as they should be")
