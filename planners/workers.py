@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 import traceback
@@ -13,6 +14,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.signals import children_hold_back, obey
 
 READY = "ready"
 POLL = 1.0  # seconds between two questions for more work
@@ -145,8 +147,10 @@ class _Crew:
 
     def _hire(self) -> _Worker:
         ours, theirs = self.context.Pipe()
-        process = self.context.Process(target=_serve, args=(theirs, self.function, self.shared), daemon=True)
-        process.start()
+        arguments = (os.getpid(), theirs, self.function, self.shared)
+        process = self.context.Process(target=_serve, args=arguments, daemon=True)
+        with children_hold_back():
+            process.start()
         theirs.close()  # so that its death is the end of the connection
         self.workers.append(_Worker(process, ours))
         return self.workers[-1]
@@ -160,10 +164,10 @@ class _Crew:
             worker.process.join()
 
 
-def _serve(connection: Connection, function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
+def _serve(parent: int, connection: Connection, function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
     import torch
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    obey(parent)
     torch.set_num_threads(1)
     connection.send((False, READY))
     while True:

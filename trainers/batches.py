@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nnunet_ssl.signals import guarded_forks, obey
 from nnunet_ssl.trainers.packing import Packer, require_same_channels, tensors_of
 from nnunet_ssl.trainers.patches import PatchDataset
 
@@ -115,15 +118,20 @@ def load_batches(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=prefetched,
-        worker_init_fn=leave_inherited_memory_alone if num_workers else None,
+        worker_init_fn=partial(begin_to_read, os.getpid()) if num_workers else None,
     )
     join = parts.gather if dataset.finish_later else parts.join
-    batches = join(iter(loader), device)  # the workers begin now, not with the first batch
+    with guarded_forks():
+        batches = join(iter(loader), device)  # the workers begin now, not with the first batch
     return copy_ahead(batches, device) if device.type == "cuda" else batches
 
 
-def leave_inherited_memory_alone(_: int) -> None:
-    """Keep the garbage collector of a forked process off the objects it shares: looking at them copies their pages."""
+def begin_to_read(parent: int, _: int) -> None:
+    """In a reading process: signals are the parent's business, and so is its end.
+
+    And the garbage collector keeps off the objects that a forked process shares: looking at them copies their pages.
+    """
+    obey(parent)
     gc.freeze()
 
 

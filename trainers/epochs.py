@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
     """Mean of every named scalar over iterations and processes, as far as it is finite (NaN where nothing is).
 
-    Waits for the device once.
+    First over the processes, iteration by iteration, rounded as the numbers of one process are: an epoch that is stopped in
+    between stores these means, and comes to the same figures when it is continued. Waits for the device once.
     """
     names = list(results[0])
     table = torch.stack([torch.stack([torch.as_tensor(r[n], device=device).float() for n in names]) for r in results])
+    if dist.is_initialized():
+        known = table.isfinite()
+        both = torch.stack([torch.where(known, table, 0), known]).double()  # sums of these are exact
+        dist.all_reduce(both)
+        table = (both[0] / both[1]).float()  # NaN where no process has a finite number
     known = table.isfinite()
     sums = torch.stack([torch.where(known, table, 0).sum(dim=0), known.sum(dim=0).float()])
-    if dist.is_initialized():
-        dist.all_reduce(sums)
     return {n: t / k if k else math.nan for n, t, k in zip(names, *sums.tolist(), strict=True)}
 
 
@@ -73,9 +77,9 @@ def finish_epoch(trainer: SSLTrainer) -> None:
     if due and not last:
         save_unless_disk_is_full(trainer, "checkpoint_latest.pth")
     # Early in a training nearly every epoch is the best so far, and a large checkpoint costs a few percent of an epoch.
-    best = trainer._best_ema
+    best = trainer.position.best
     if (due or last) and math.isfinite(log["val_losses"]) and not (best is not None and log["val_losses"] >= best):
-        trainer._best_ema = log["val_losses"]
+        trainer.position.best = log["val_losses"]
         save_unless_disk_is_full(trainer, "checkpoint_best.pth")
     if trainer.local_rank == 0:
         attempt_to_draw(trainer.print_to_log_file, draw_epoch, trainer, last)

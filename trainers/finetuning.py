@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
-from os.path import basename, isdir, isfile, join
+from os.path import basename, dirname, isdir, isfile, join
 from typing import Any, ClassVar
 
 import torch
-from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -16,6 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
+from nnunet_ssl.checkpoints.read import read_latest
+from nnunet_ssl.corpus.splits import FILE as SPLITS
+from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.finetune.phases import Phases
@@ -29,10 +31,13 @@ from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
 from nnunet_ssl.trainers.devices import keep_freed_memory, require_device
 from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
+from nnunet_ssl.trainers.interruptible import InterruptibleTrainer
 from nnunet_ssl.trainers.precision import run_in_autocast
 
+RESUME = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # nnU-Net's order
 
-class SSLFinetuneTrainer(nnUNetTrainer):
+
+class SSLFinetuneTrainer(InterruptibleTrainer):
     """nnU-Net's training from pre-trained weights: linear warm-up, then polynomial decay, small learning rate.
 
     Works with every plans file, Primus' included. Settings come from the plans' `finetune` block. The network is built
@@ -67,6 +72,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         self.schedule = make_schedule(self.schedule_name, self.recipe, self.settings)
         self._announced: Phase | None = None  # the phase the log already tells of
         self._iteration = 0  # within the epoch
+        self._resumed = False
         self.watch = Watch(self.print_to_log_file, self.grad_scaler is not None)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
@@ -88,11 +94,13 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         seed_everything(derive_seed(self.settings.seed))
         super().initialize()
         network = unwrap(self.network)
+        channels = channels_of_dataset(self.dataset_json.get("channel_names"))
         network.nnunet_ssl_transfer = TransferOptions(
             transfer=self.settings.transfer,
             channels=self.settings.channels,
             target_patch_size=tuple(self.configuration_manager.patch_size),
-            target_channel_names=tuple(channels_of_dataset(self.dataset_json.get("channel_names")) or ()) or None,
+            target_channel_names=tuple(channels or ()) or None,
+            image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),
         )
         compute_by_product(network)
         run_in_autocast(network, self.device)
@@ -132,7 +140,7 @@ class SSLFinetuneTrainer(nnUNetTrainer):
         """Check the start, and write down beside the log what was transferred."""
         if not self.was_initialized:
             self.initialize()
-        if self.current_epoch == 0:
+        if not self._resumed:
             report = getattr(unwrap(self.network), "nnunet_ssl_transfer_report", None)
             self._check_start(report)
             if report is not None and self.local_rank == 0:
@@ -158,19 +166,30 @@ class SSLFinetuneTrainer(nnUNetTrainer):
             self.print_to_log_file(f"Exact learning rate: {lr:.4g}")
 
     def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
-        """Load as nnU-Net does, into the optimiser of the phase in which the checkpoint was written."""
+        """Load as nnU-Net does, into the optimiser of the phase in which the checkpoint was written.
+
+        With --c, another one stands in for a damaged one, with a line in the log.
+        """
         if not self.was_initialized:
             self.initialize()
         if isinstance(filename_or_checkpoint, dict):
             opened = Opened("the given checkpoint", filename_or_checkpoint)
+        elif self.plans_manager.plans.get("continue_training"):
+            names = (basename(filename_or_checkpoint), *(n for n in RESUME if n != basename(filename_or_checkpoint)))
+            checkpoint, path, notes = read_latest(dirname(filename_or_checkpoint), names, mapped=False)
+            for note in notes:
+                self.print_to_log_file(f"WARNING: {note}")
+            self.print_to_log_file(f"Continuing from {path}")
+            opened = Opened(path, checkpoint)
         else:
             opened = Opened(filename_or_checkpoint)
-        saved = opened.checkpoint
+        saved, self._resumed = opened.checkpoint, True
         self._use_phase(self.lr_scheduler.resume(saved["current_epoch"], saved["optimizer_state"]["param_groups"]))
         super().load_checkpoint(opened)
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
+        require_splits(join(self.preprocessed_dataset_folder_base, SPLITS))
         training, validation = super().do_split()
         labels = join(self.preprocessed_dataset_folder_base, "gt_segmentations")
         if not isdir(labels):

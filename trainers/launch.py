@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
@@ -23,8 +24,10 @@ from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.integration.pretrained_weights import load_into
+from nnunet_ssl.planners.datasets import require_own_plans
+from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
 from nnunet_ssl.trainers.devices import require_device, use_threads
-from nnunet_ssl.trainers.interruption import Interruption
+from nnunet_ssl.trainers.interruption import leave_with
 from nnunet_ssl.trainers.processes import patient_group, wait_for_all
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 from nnunet_ssl.trainers.state import existing_checkpoint
@@ -59,9 +62,14 @@ def output_folder(method: str, plans: Mapping[str, Any], configuration: str, fol
 
 
 def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
-    """The plans a run in `folder` was started with, settings included; `plans` when it has not been started."""
+    """The plans a run in `folder` was started with, settings included; `plans` when it has not been started.
+
+    Raises CorpusError when the run is another data set's, as after a copy.
+    """
     stored = join(folder, os.pardir, "plans.json")
-    return load_json(stored) if existing_checkpoint(folder) and isfile(stored) else deepcopy(plans)
+    if not existing_checkpoint(folder) or not isfile(stored):
+        return deepcopy(plans)
+    return require_own_plans(load_json(stored), stored, plans["dataset_name"])
 
 
 def run_process(run: Run) -> str:
@@ -115,13 +123,15 @@ def launch(run: Run, num_processes: int) -> None:
         )
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
-    context = mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=False)
-    with pass_signals_on(context.pids()):
-        wait_for(context)
+    with children_hold_back():
+        context = mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=False)
+    with pass_signals_on(context) as received:
+        wait_for(context, received)
 
 
 def run_spawned(rank: int, run: Run, num_processes: int) -> None:
     """What each of several processes on this machine does."""
+    end_quietly_on_signals()
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(num_processes))
     if run.device == "cuda":
         torch.cuda.set_device(rank)
@@ -131,27 +141,48 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
     dist.destroy_process_group()
 
 
+def end_quietly_on_signals() -> None:
+    """In a process that has just begun, before its trainer listens: nothing is to be saved yet, so signals end it."""
+    for number in AT_ONCE:
+        signal.signal(number, lambda number, _: os._exit(128 + number))
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent held them back, see `launch`
+
+
 @contextmanager
-def pass_signals_on(processes: Sequence[int]) -> Iterator[None]:
-    """While the block runs, hand SIGTERM and SIGUSR1 on to the processes with these ids, which save and leave."""
+def pass_signals_on(context: mp.ProcessContext) -> Iterator[list[int]]:
+    """While the block runs, hand signals on to the processes of `context`, which save and leave; yields the signals that came.
+
+    A process group's signal reaches the processes twice then. So SIGINT is handed on as SIGTERM: of two SIGINT they would not
+    save. The second Ctrl-C ends all of them here.
+    """
+    received: list[int] = []
+    touched = 0.0
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        for process in processes:
+        nonlocal touched
+        again = number == signal.SIGINT and touched and time.monotonic() - touched > SAME_TOUCH
+        received.append(number)
+        if number == signal.SIGINT:
+            touched = touched or time.monotonic()
+        for process in context.pids():
             with suppress(ProcessLookupError):
-                os.kill(process, number)
+                os.kill(process, signal.SIGKILL if again else signal.SIGTERM if number == signal.SIGINT else number)
+        if again:
+            os._exit(128 + number)
 
-    before = {number: signal.signal(number, hand_on) for number in Interruption.SIGNALS}
+    before = {number: signal.signal(number, hand_on) for number in SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def wait_for(context: mp.ProcessContext) -> None:
+def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
     """Wait for spawned processes; raises RuntimeError with the error of the one that failed first.
 
-    SystemExit when they were asked to stop and have saved.
+    SystemExit when they were asked to stop and have saved, with 128 + the first of the signals `received` here.
     """
     try:
         while not context.join():
@@ -164,8 +195,8 @@ def wait_for(context: mp.ProcessContext) -> None:
             traceback = pickle.load(file)  # a text from our own child, through torch's own file
         raise RuntimeError(f"Process {context.error_files.index(first)} failed:\n{traceback}") from error
     except mp.ProcessExitedException as error:
-        if error.exit_code in {128 + number for number in Interruption.SIGNALS}:
-            raise SystemExit(error.exit_code) from None
+        if error.exit_code in {128 + number for number in SIGNALS}:
+            raise leave_with(next((n for n in received if n in AT_ONCE), error.exit_code - 128)) from None
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with exit code {error.exit_code}"
         raise RuntimeError(
             f"Process {error.error_index} {how}, so the others were ended. SIGKILL is often the system's answer to a lack "

@@ -49,7 +49,6 @@ def started(run: launch.Run, iterations: int) -> Iterator[SSLTrainer]:
             trainer.on_train_epoch_start()
             yield trainer
         finally:
-            trainer.interruption.ignore()
             trainer.determinism.close()
             if trainer._bar is not None:
                 trainer._bar.close()

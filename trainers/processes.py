@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
-from os.path import join
 from signal import Signals
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,6 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssl.methods import Method
 from nnunet_ssl.trainers import sharding
 from nnunet_ssl.trainers.compiling import Compiler, Elsewhere, NotCompiled
-from nnunet_ssl.trainers.epochs import mean_over_processes
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -115,6 +113,14 @@ class Together:
         self._told = None
         return int(flag.item())
 
+    def now(self, asked: int) -> int:
+        """The largest number that a process brings; all of them wait for each other here."""
+        if self.group is None:
+            return asked
+        largest = torch.tensor([asked])
+        dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
+        return int(largest.item())
+
     def all_fine(self, fine: bool) -> bool:
         """Whether all processes are, which say so here at the same time."""
         if self.group is None:
@@ -146,7 +152,7 @@ class Together:
         """Raise RuntimeError when the processes would start in different iterations."""
         if self.group is None:
             return
-        own = torch.tensor([trainer.current_epoch, len(trainer._replayed)])
+        own = torch.tensor([trainer.current_epoch, len(trainer.position.replayed)])
         all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(all_of_them, own, self.group)
         places = {tuple(place.tolist()) for place in all_of_them}
@@ -162,23 +168,3 @@ def start_beside_the_first(trainer: SSLTrainer) -> None:
     """What nnU-Net's `on_train_start` does, without the files, which the first process alone writes."""
     trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
     dist.barrier()  # the first process waits in the same place, its files written but for plans.json and the like
-
-
-def stop_if_asked(trainer: SSLTrainer) -> None:
-    """After SIGTERM or SIGUSR1: save where we are and leave, all processes in the same iteration."""
-    asked = trainer.together.agreed(trainer.interruption.requested)
-    if asked is None:
-        return
-    trainer.network.train()
-    if trainer.is_ddp:
-        trainer._finished = [mean_over_processes([result], trainer.device) for result in trainer._finished]
-    file = join(trainer.output_folder, "checkpoint_latest.pth")
-    trainer.save_checkpoint(file)
-    trainer.print_to_log_file(
-        f"{asked.name} received: stopped in epoch {trainer.current_epoch} after {len(trainer._finished)} of "
-        f"{trainer.num_iterations_per_epoch} iterations, everything is saved in {file}. "
-        "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
-    )
-    trainer.together.finish()  # nobody leaves before the file is written: a process that leaves ends the others
-    trainer.interruption.ignore()
-    raise SystemExit(128 + asked)

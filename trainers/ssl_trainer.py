@@ -26,6 +26,7 @@ from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, whole_files
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
+from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import PretrainBlock, read_config
 from nnunet_ssl.trainers import epochs, state, stepping
@@ -35,13 +36,15 @@ from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_eve
 from nnunet_ssl.trainers.determinism import deterministic
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
-from nnunet_ssl.trainers.interruption import Interruption
+from nnunet_ssl.trainers.interruption import Interruption, forget_to_finish
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
 from nnunet_ssl.trainers.out_of_memory import say_what_helps
+from nnunet_ssl.trainers.position import Phase, Position
 from nnunet_ssl.trainers.precision import autocast_dtype
-from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first, stop_if_asked
+from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first
 from nnunet_ssl.trainers.progress import EpochBar
 from nnunet_ssl.trainers.sharding import build_sharded_optimizer
+from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked
 from nnunet_ssl.trainers.validation import validate_cases
 
 
@@ -57,7 +60,6 @@ class SSLTrainer(nnUNetTrainer):
     method_name: ClassVar[str]
     network: Any  # the Method, maybe sharded, or inside the wrapper of DDP
     was_initialized: bool
-    _best_ema: float | None
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class SSLTrainer(nnUNetTrainer):
         keep_freed_memory(device)
         # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
         dataset_json = {key: value for key, value in dataset_json.items() if key != "dataset"}
+        self.position = Position()
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
@@ -87,13 +90,20 @@ class SSLTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
         self.grad_scaler = torch.amp.GradScaler("cuda") if autocast_dtype(self.device) is torch.float16 else None
         self.interruption = Interruption()
+        self.interruption.loud = self.local_rank == 0
         self.determinism = ExitStack()  # what is to be put back after the training
-        self._iteration = 0  # within the epoch
-        self._replayed: list[dict[str, Any]] = []  # results of the iterations an interrupted epoch has behind it
-        self._finished: list[dict[str, Any]] = []  # results of this epoch's iterations so far
         self.preview: dict[str, Tensor] = {}  # of the first validation image
         self._warnings: set[str] = set()
         self._bar: EpochBar | None = None
+
+    @property
+    def current_epoch(self) -> int:
+        """nnU-Net's name for the epoch of `position`."""
+        return self.position.epoch
+
+    @current_epoch.setter
+    def current_epoch(self, epoch: int) -> None:
+        self.position.epoch = epoch
 
     # ---- what is trained -------------------------------------------------------------------------------------------
 
@@ -200,10 +210,11 @@ class SSLTrainer(nnUNetTrainer):
         training, validation = self.do_split()
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
         per_epoch = self.num_iterations_per_epoch
-        first = self.current_epoch * per_epoch + len(self._replayed)
+        replayed = self.position.replayed
+        first = self.current_epoch * per_epoch + len(replayed)
         upcoming = build_loader(self, training, TRAINING, range(first, self.num_epochs * per_epoch))
         watched = build_loader(self, validation, VALIDATION, range(self.num_val_iterations_per_epoch))
-        return epochs.replay(self._replayed, upcoming), watched
+        return epochs.replay(replayed, upcoming), watched
 
     # ---- the loop's steps ------------------------------------------------------------------------------------------
 
@@ -217,22 +228,32 @@ class SSLTrainer(nnUNetTrainer):
         return not self.wants_determinism and super()._do_i_compile()
 
     def run_training(self) -> None:
-        """nnU-Net's loop; what it changes in torch is put back however it ends."""
-        with self.determinism:
-            super().run_training()
+        """nnU-Net's loop; what it changes in torch is put back however it ends.
+
+        Signals are remembered until the final validation is over, or until this ends before it.
+        """
+        self.interruption.listen()
+        try:
+            with self.determinism:
+                super().run_training()
+        except BaseException:
+            self.interruption.ignore()
+            raise
 
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
         if self.wants_determinism:  # here, not where nnU-Net's command would set cuDNN's flags once more
             self.determinism.enter_context(deterministic(self.warn_once))
-        if self.current_epoch == 0 and not self._replayed and self.local_rank == 0:
+        if not self.position.resumed and self.local_rank == 0:
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
             self.initialize()
         self.together.check_start(self)
         with whole_files(self.print_to_log_file):
             super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
-        self.interruption.listen()
+        schemes = self.configuration_manager.normalization_schemes
+        for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
+            self.warn_once(warning)
         precision = autocast_dtype(self.device) or torch.float32
         self.print_to_log_file(
             f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"
@@ -243,9 +264,11 @@ class SSLTrainer(nnUNetTrainer):
         )
 
     def on_train_epoch_start(self) -> None:
+        self.position.begin_epoch()
+        self.interruption.insist()
         super().on_train_epoch_start()
-        self._iteration, self._finished = 0, []
-        self._bar = EpochBar(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, len(self._replayed))
+        done = len(self.position.replayed)
+        self._bar = EpochBar(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, done)
 
     def warn_once(self, message: str) -> None:
         """Put a warning into the log, the first time it comes."""
@@ -259,17 +282,17 @@ class SSLTrainer(nnUNetTrainer):
             result: dict[str, Any] = dict(batch.result)
         else:
             stop_if_asked(self)
-            step = self.current_epoch * self.num_iterations_per_epoch + self._iteration
+            iteration = self.position.iteration
+            step = self.current_epoch * self.num_iterations_per_epoch + iteration
             with say_what_helps(self):
                 output = self._step(batch, step)
                 fine = stepping.optimiser_step(self, output.loss)
-            place = f"epoch {self.current_epoch}, iteration {self._iteration}"
+            place = f"epoch {self.current_epoch}, iteration {iteration}"
             self.watch.note(place, output.loss, fine, batch.get("key", ()))
             result = {"loss": output.loss.detach(), **output.terms}
             assert self._bar is not None
             self._bar.update(result["loss"])
-        self._iteration += 1
-        self._finished.append(result)
+        self.position.finished.append(result)
         return result
 
     def _step(self, batch: dict[str, Any], step: int) -> MethodOutput:
@@ -302,24 +325,24 @@ class SSLTrainer(nnUNetTrainer):
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._replayed = []
+        self.position.replayed = []
         require_progress(self, self.watch.end_epoch(), "ssl")
         epochs.log_results(self, train_outputs, "train")
         self._require_finite_weights()
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self._iteration = 0
+        self.position.phase, self.position.validated = Phase.VALIDATION, 0
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
         stop_if_asked(self)
-        compute = partial(stepping.run_batch, self, batch, VALIDATION, self._iteration)
+        compute = partial(stepping.run_batch, self, batch, VALIDATION, self.position.iteration)
         # Sharded, processes exchange weights in the midst of it: none can do it again alone.
         output = compute() if self.settings.shard else self.compiler.attempt(False, compute, compute)
-        if self._iteration == 0:
+        if self.position.iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
-        self._iteration += 1
+        self.position.validated += 1
         return {"loss": output.loss.detach(), **output.terms}
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
@@ -327,14 +350,18 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_epoch_end(self) -> None:
         """Log, draw, save."""
-        self._finished = []
+        self.position.phase = Phase.ENDED
         epochs.finish_epoch(self)
-        self.current_epoch += 1
+        self.position.next_epoch()
+        stop_after_epoch(self)
 
     def on_train_end(self) -> None:
+        self.position.phase = Phase.ENDED  # nnU-Net goes back to the last epoch to save it
         super().on_train_end()
+        self.position.phase = Phase.FINISHED
         self.together.finish()
-        self.interruption.ignore()
+        if self.local_rank == 0:
+            forget_to_finish(self.output_folder)
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")
         if self.local_rank == 0 and isfile(previous):
             os.remove(previous)
@@ -342,10 +369,14 @@ class SSLTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """Run the method on the centre of every held-out case: pictures and errors go to `validation/`."""
-        with deterministic(self.warn_once) if self.wants_determinism else nullcontext():
-            if not self.was_initialized:
-                self.initialize()
-            validate_cases(self)
+        self.interruption.listen()
+        try:
+            with deterministic(self.warn_once) if self.wants_determinism else nullcontext():
+                if not self.was_initialized:
+                    self.initialize()
+                validate_cases(self)
+        finally:
+            self.interruption.ignore()
 
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 

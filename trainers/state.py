@@ -69,11 +69,11 @@ def describe(trainer: SSLTrainer) -> dict[str, Any]:
 def pack(trainer: SSLTrainer) -> dict[str, Any]:
     """The checkpoint of a trainer. `network_weights` is the bare nnU-Net network under its own key names.
 
-    Between two epochs `current_epoch` is the next one. Inside an epoch it is the running one, and `finished_iterations`
-    holds the results of the iterations done, so that the run continues after exactly these. Where states are sharded, all
+    `current_epoch` is the one in which the run continues, after exactly the iterations whose results are in
+    `finished_iterations`: see `Position`. Where states are sharded, all
     processes call this, and only the first gets them.
     """
-    inside_epoch = bool(trainer._finished)
+    position = trainer.position
     weights, heads = trainer.method.bare_network.state_dict(), trainer.method.heads()
     optimizer = trainer.optimizer.state_dict()
     if trainer.settings.shard:
@@ -86,9 +86,9 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
         "optimizer_state": optimizer,
         "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
         "logging": trainer.logger.get_checkpoint(),
-        "_best_ema": trainer._best_ema,
-        "current_epoch": trainer.current_epoch + (not inside_epoch),
-        "finished_iterations": [{k: float(v) for k, v in r.items()} for r in trainer._finished],
+        "_best_ema": position.best,
+        "current_epoch": position.resume_epoch,
+        "finished_iterations": [{k: float(v) for k, v in r.items()} for r in position.resume_results],
         "init_args": trainer.my_init_kwargs,
         "trainer_name": type(trainer).__name__,
         "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
@@ -144,9 +144,7 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
     if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
         trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
     trainer.logger.load_checkpoint(checkpoint["logging"])
-    trainer.current_epoch = checkpoint["current_epoch"]
-    trainer._replayed = list(checkpoint["finished_iterations"])
-    trainer._best_ema = checkpoint["_best_ema"]
+    trainer.position.resume(checkpoint["current_epoch"], checkpoint["finished_iterations"], checkpoint["_best_ema"])
     trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
 
 

@@ -19,6 +19,7 @@ from nnunet_ssl.trainers.data import VALIDATION, Corpus, derive_seed
 from nnunet_ssl.trainers.loading import corpus_sources
 from nnunet_ssl.trainers.processes import gathered, patient_group, wait_for_all
 from nnunet_ssl.trainers.stepping import run_prepared
+from nnunet_ssl.trainers.stopping import stop_validating_if_asked
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -48,6 +49,8 @@ def validate_cases(trainer: SSLTrainer) -> None:
     own: dict[str, Any] = {}
     with trainer.compiler.switched_off():  # of another batch size, the network would be compiled once more for these
         for number, (identifier, others) in enumerate(companions.items()):
+            if number % turns == 0:
+                stop_validating_if_asked(trainer)
             if shared and number % turns != trainer.local_rank:
                 continue
             output = run_case(trainer, corpus, [identifier, *others])

@@ -77,17 +77,18 @@ def _open(path: Path, mapped: bool) -> Any:
 
 
 def read_latest(
-    folder: str | os.PathLike[str], names: Sequence[str] = RESUME_NAMES
+    folder: str | os.PathLike[str], names: Sequence[str] = RESUME_NAMES, *, mapped: bool = True
 ) -> tuple[dict[str, Any], Path, list[str]]:
     """First readable checkpoint of `names` in `folder`, its path, and one note for every damaged one skipped.
 
+    mapped: as in `read_checkpoint`.
     Raises CheckpointError when none of them exists or none can be read.
     """
     folder, notes = Path(folder), list[str]()
     present = [folder / name for name in names if (folder / name).exists()]
     for path in present:
         try:
-            return read_checkpoint(path), path, notes
+            return read_checkpoint(path, mapped=mapped), path, notes
         except CheckpointError as error:
             notes.append(f"Skipped {path.name}: {error}")
     if present:

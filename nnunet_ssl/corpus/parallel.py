@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -11,6 +12,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.signals import children_hold_back, obey
 
 T = TypeVar("T")
 
@@ -39,9 +41,11 @@ def _results(
         for case, arguments in tasks.items():
             yield case, function(*arguments)
         return
-    pool = ProcessPoolExecutor(num_processes, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(num_processes, mp_context=context, initializer=obey, initargs=(os.getpid(),))
     try:
-        futures = {pool.submit(function, *arguments): case for case, arguments in tasks.items()}
+        with children_hold_back():
+            futures = {pool.submit(function, *arguments): case for case, arguments in tasks.items()}
         for future in as_completed(futures):
             yield futures.pop(future), future.result()
     except BrokenProcessPool as error:

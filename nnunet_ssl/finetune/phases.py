@@ -86,21 +86,26 @@ class Phases:
     def resume(self, finished: int, saved: Sequence[Mapping[str, Any]]) -> bool:
         """Prepare for the optimiser state of a checkpoint that was written when `finished` epochs were over.
 
-        saved: the state's parameter groups. The state belongs to the last finished epoch, not to the next one, which
-        may train other parameters. True when other parameters train than before. Raises RuntimeError when the state
-        cannot be of that epoch.
+        saved: the state's parameter groups. The state belongs to the last finished epoch, or to the next one where a signal
+        interrupted that; they may train other parameters. True when other parameters train than before. Raises RuntimeError
+        when the state can be of neither.
         """
         self.fresh, self._decoder_only = tuple(saved[0].get(FRESH, ())), None
+        there = [len(group["params"]) for group in saved]
         changed = self.enter(max(0, finished - 1))
-        here, there = ([len(g["params"]) for g in groups] for groups in (self.optimizer.param_groups, saved))
-        if here != there:
+        if self._sizes() != there and finished < self.schedule.phases[-1].last + 1:
+            changed |= self.enter(finished)
+        if self._sizes() != there:
             raise RuntimeError(
                 f"The checkpoint was written after {finished} epochs by an optimiser over {there} tensors; under the "
-                f"present settings that optimiser has {here}. Trainer, network or the phases have changed. Set "
+                f"present settings that optimiser has {self._sizes()}. Trainer, network or the phases have changed. Set "
                 "num_epochs, decoder_epochs and warmup_epochs in the plans' finetune block back to what they were and "
                 f"continue, or train anew without --c. Now there is\n{self.schedule}"
             )
         return changed
+
+    def _sizes(self) -> list[int]:
+        return [len(group["params"]) for group in self.optimizer.param_groups]
 
     def step(self, epoch: int) -> None:
         """Set the learning rates of an epoch; nnU-Net calls this at its start."""

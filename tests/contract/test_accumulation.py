@@ -48,7 +48,7 @@ def test_parts_train_like_the_whole_and_resume_exactly(
     original = stopped.train_step
 
     def train_step(batch):
-        if stopped._iteration == 1:
+        if stopped.position.iteration == 1:
             signal.raise_signal(signal.SIGTERM)
         return original(batch)
 
@@ -57,7 +57,7 @@ def test_parts_train_like_the_whole_and_resume_exactly(
         stopped.run_training()
     resumed = make_trainer(make, parted)
     resumed.load_checkpoint(str(folders[2] / "checkpoint_latest.pth"))
-    assert len(resumed._replayed) == 1  # iterations count optimisation steps, not parts
+    assert len(resumed.position.replayed) == 1  # iterations count optimisation steps, not parts
     again = trained(resumed, folders[2])
     assert [n for n in parts if not torch.equal(parts[n], again[n])] == []
     log = (folders[1] / "training_log.txt").read_text()

@@ -71,7 +71,7 @@ def test_training_starts_where_it_stopped(make_trainer, plans_for):
     whole = batches(make_trainer(SSLMAETrainer, plans_for("unet")), 5)[0]
     later = make_trainer(SSLMAETrainer, plans_for("unet"))
     later.initialize()
-    later.current_epoch, later._replayed = 1, [{"loss": 0.0}]
+    later.current_epoch, later.position.replayed = 1, [{"loss": 0.0}]
     upcoming = list(itertools.islice(later.get_dataloaders()[0], 2))
     assert upcoming[0].result == {"loss": 0.0}
     assert same(whole[4:5], upcoming[1:])

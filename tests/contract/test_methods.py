@@ -113,7 +113,7 @@ class TestMethod:
         original = stopped.train_step
 
         def train_step(batch):
-            if stopped.current_epoch == 1 and stopped._iteration == 1:
+            if stopped.current_epoch == 1 and stopped.position.iteration == 1:
                 signal.raise_signal(signal.SIGTERM)
             return original(batch)
 
@@ -122,7 +122,7 @@ class TestMethod:
             stopped.run_training()
         assert exit_code.value.code == 128 + signal.SIGTERM
         resumed = resume(make_trainer(trainer_class(method), plans))
-        assert (resumed.current_epoch, len(resumed._replayed)) == (1, 1)
+        assert (resumed.current_epoch, len(resumed.position.replayed)) == (1, 1)
         resumed.run_training()
         straight = uninterrupted(method, backbone, 2)
         assert_same(weights(straight), weights(resumed))

@@ -140,7 +140,8 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(trainer_class
 
     def train_step(batch):
         result = real(batch)
-        if (trainer.current_epoch, trainer._iteration) == (1, 3):
+        iteration = trainer.position.iteration if hasattr(trainer, "position") else trainer._iteration
+        if (trainer.current_epoch, iteration) == (1, 3):
             with torch.no_grad():
                 next(trainer.network.parameters()).view(-1)[0] = math.inf
         return result
@@ -166,7 +167,7 @@ def test_asked_to_stop_it_saves_no_such_weights_either(make_trainer, plans_for):
 
     def train_step(batch):
         result = real(batch)
-        if (trainer.current_epoch, trainer._iteration) == (1, 1):
+        if (trainer.current_epoch, trainer.position.iteration) == (1, 1):
             with torch.no_grad():
                 next(trainer.network.parameters()).view(-1)[0] = math.nan
             os.kill(os.getpid(), signal.SIGTERM)

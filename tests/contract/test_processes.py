@@ -16,6 +16,7 @@ from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
+from nnunet_ssl.trainers.position import Position
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 from nnunet_ssl.trainers.processes import Together
 
@@ -183,7 +184,7 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
     monkeypatch.setattr(dist, "new_group", lambda backend: "a group")
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather", all_gather)
-    trainer = SimpleNamespace(current_epoch=7, _replayed=[{}, {}], output_folder="/results")
+    trainer = SimpleNamespace(current_epoch=7, position=Position(replayed=[{}, {}]), output_folder="/results")
     with pytest.raises(
         RuntimeError, match=r"epoch 0 iteration 0, epoch 7 iteration 2.*file system that all nodes share"
     ):

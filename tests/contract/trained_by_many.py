@@ -191,7 +191,7 @@ def sabotage(deed: str, once: str | None = None) -> None:
     original = SSLTrainer.train_step
 
     def train_step(self: SSLTrainer, batch: dict[str, Any]) -> dict[str, Any]:
-        now = dist.get_rank() == 1 and (self.current_epoch, self._iteration) == (1, 1)
+        now = dist.get_rank() == 1 and (self.current_epoch, self.position.iteration) == (1, 1)
         if now and (once is None or not Path(once).exists()):
             if once is not None:
                 Path(once).touch()

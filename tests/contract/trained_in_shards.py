@@ -47,7 +47,7 @@ def stop_in_second_epoch(trainer: Any) -> None:
 
     def train_step(batch: dict[str, Any]) -> dict[str, Any]:
         last = not trainer.is_ddp or dist.get_rank() == dist.get_world_size() - 1
-        if last and (trainer.current_epoch, trainer._iteration) == (1, 1):
+        if last and (trainer.current_epoch, trainer.position.iteration) == (1, 1):
             signal.raise_signal(signal.SIGTERM)
         return original(batch)
 

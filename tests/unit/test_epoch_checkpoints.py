@@ -6,12 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from nnunet_ssl.trainers import epochs
+from nnunet_ssl.trainers.position import Position
 
 
 def test_the_best_checkpoint_is_written_no_more_often_than_the_latest(monkeypatch):
     losses, saved = [5.0, 4.0, 3.0, 2.0, 3.5, 4.0, 1.5], []
     trainer: Any = SimpleNamespace(
-        num_epochs=7, save_every=2, local_rank=1, _best_ema=None, print_to_log_file=lambda *_: None
+        num_epochs=7, save_every=2, local_rank=1, position=Position(), print_to_log_file=lambda *_: None
     )
     monkeypatch.setattr(epochs, "save_unless_disk_is_full", lambda t, name: saved.append((t.current_epoch, name)))
     for epoch, loss in enumerate(losses):
@@ -22,4 +23,4 @@ def test_the_best_checkpoint_is_written_no_more_often_than_the_latest(monkeypatc
         epochs.finish_epoch(trainer)
     latest, best = "checkpoint_latest.pth", "checkpoint_best.pth"
     assert saved == [(1, latest), (1, best), (3, latest), (3, best), (5, latest), (6, best)]
-    assert trainer._best_ema == 1.5
+    assert trainer.position.best == 1.5

@@ -1,0 +1,74 @@
+"""How a run stops when it was asked to: all processes in the same place, with everything saved and one line that says so."""
+
+from __future__ import annotations
+
+from os.path import join
+from signal import Signals
+from typing import TYPE_CHECKING
+
+from nnunet_ssl.signals import AFTER_EPOCH
+from nnunet_ssl.trainers.epochs import mean_over_processes
+from nnunet_ssl.trainers.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
+
+if TYPE_CHECKING:
+    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+AGAIN = "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
+USR2 = int(AFTER_EPOCH[0]) if AFTER_EPOCH else 12
+
+
+def stop_if_asked(trainer: SSLTrainer) -> None:
+    """After SIGTERM, SIGINT or SIGUSR1: save where we are and leave, all processes in the same iteration."""
+    asked = trainer.together.agreed(trainer.interruption.requested)
+    if asked is None:
+        return
+    position = trainer.position
+    trainer.network.train()
+    if trainer.is_ddp:
+        position.finished = [mean_over_processes([result], trainer.device) for result in position.finished]
+    done = f"in epoch {position.epoch} after {len(position.finished)} of {trainer.num_iterations_per_epoch} iterations"
+    save_and_leave(trainer, f"{asked.name} received: stopped {done}", asked)
+
+
+def stop_after_epoch(trainer: SSLTrainer) -> None:
+    """After SIGUSR2, or where there is a file FINISH_EPOCH: save and leave, as an epoch has ended and none has begun."""
+    if trainer.position.epoch >= trainer.num_epochs:
+        return  # the run ends by itself
+    by_file = trainer.local_rank == 0 and asked_to_finish(trainer.output_folder)
+    if trainer.together.now(bool(trainer.interruption.finishing or by_file)):
+        reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
+        save_and_leave(
+            trainer, f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs", USR2
+        )
+
+
+def stop_validating_if_asked(trainer: SSLTrainer) -> None:
+    """After a signal in the final validation: leave, all processes before the same case. The network is saved already."""
+    asked = trainer.together.now(int(trainer.interruption.requested or 0))
+    if not asked:
+        return
+    trainer.print_to_log_file(
+        f"{Signals(asked).name} received: the network is trained and saved, its final validation is not complete. "
+        "The same command with --c (nnUNetv2_pretrain as it is) makes it from its beginning."
+    )
+    leave(trainer, asked)
+
+
+def save_and_leave(trainer: SSLTrainer, sentence: str, number: int) -> None:
+    """Write checkpoint_latest.pth, say so, and end all processes with 128 + the signal's number."""
+    file = join(trainer.output_folder, "checkpoint_latest.pth")
+    trainer.save_checkpoint(file)
+    saved = (
+        "nothing is saved, checkpointing is disabled" if trainer.disable_checkpointing else f"saved in {file}. {AGAIN}"
+    )
+    trainer.print_to_log_file(f"{sentence}, {saved}")
+    if trainer.local_rank == 0 and number == USR2:
+        forget_to_finish(trainer.output_folder)
+    leave(trainer, number)
+
+
+def leave(trainer: SSLTrainer, number: int) -> None:
+    """End this process, once all processes are here: one that leaves earlier ends the others."""
+    trainer.together.finish()
+    trainer.interruption.ignore()
+    raise leave_with(number)
