@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from os.path import isfile, join
 from typing import Any
 
-from nnunet_ssl.corpus.left_out import FILE, describe, read_left_out, still_left_out, update_left_out
+from nnunet_ssl.corpus.left_out import FILE, clear_left_out, describe, read_left_out, still_left_out, update_left_out
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.finished import STATE, is_finished
 from nnunet_ssl.planners.made_from import Origin, Part
@@ -29,6 +29,18 @@ def record(base: str, examined: set[str], found: Mapping[str, Mapping[str, Any]]
     if found or isfile(join(base, FILE)):
         with Lock(join(base, LOCK), "writing the list of images that are left out").waiting():
             update_left_out(base, examined, found)
+
+
+def step_of(output: str) -> str:
+    """What left_out_images.json calls the preprocessing into a folder."""
+    return f"preprocessing {os.path.basename(output)}"
+
+
+def try_again(base: str, step: str | None = None) -> None:
+    """Forget what was left out, or what one step left out, so that these images are tried again."""
+    if isfile(join(base, FILE)):
+        with Lock(join(base, LOCK), "writing the list of images that are left out").waiting():
+            clear_left_out(base, step)
 
 
 class Distribution:

@@ -12,10 +12,10 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.corpus.left_out import clear_left_out
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
+from nnunet_ssl.planners.distribution import try_again
 from nnunet_ssl.planners.normalization import are_per_image, distinct_modalities, schemes_for
 
 # What plans and preprocessed images depend on. Entries of images, counts and descriptions change without consequence.
@@ -54,7 +54,7 @@ def follow_dataset_json(name: str, raw: str, dataset_json: Mapping[str, Any]) ->
         if "channel_names" in changed:
             for plans in _plans(base):
                 _renormalise(name, raw, plans, before, after)
-        clear_left_out(base)  # images may have been blamed for what dataset.json said
+        try_again(base)  # images may have been blamed for what dataset.json said
     write_json(dict(dataset_json), path)
 
 

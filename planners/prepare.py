@@ -28,7 +28,7 @@ from nnunet_ssl.planners.datasets import (
     require_raw,
     resolve_datasets,
 )
-from nnunet_ssl.planners.distribution import left_out_here
+from nnunet_ssl.planners.distribution import left_out_here, step_of
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.finished import finished_cases, relevant_settings, stock_cases
 from nnunet_ssl.planners.follow import planning_lock
@@ -222,7 +222,7 @@ def _nothing_to_do(
     if not is_whole(join(base, "dataset.json")):
         return False
     changes = compare(folder, cases)
-    left_out = left_out_here(base, cases, f"preprocessing {settings['data_identifier']}") - changes.finished
+    left_out = left_out_here(base, cases, step_of(folder)) - changes.finished
     if changes.changed or changes.gone or changes.to_write or len(changes.finished) + len(left_out) < len(cases):
         return False
     require_some(name, len(changes.finished), base)

@@ -17,18 +17,18 @@ from tqdm import tqdm
 from nnunet_ssl.corpus.check import check_cropped_shape
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
-from nnunet_ssl.corpus.left_out import FILE, clear_left_out, read_left_out, report
-from nnunet_ssl.corpus.reading import describe_failure, read_case
+from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
+from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
 from nnunet_ssl.corpus.stamps import digest_of
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.datasets import load_plans, require_raw
-from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, summary
+from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, step_of, summary
 from nnunet_ssl.planners.finished import finished_cases, put_in_place, relevant_settings
 from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
 from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.shards import Shard
-from nnunet_ssl.planners.start import differing, start_or_continue, stored_settings
+from nnunet_ssl.planners.start import start_or_continue
 from nnunet_ssl.planners.storage import save_case, storage_dtype
 from nnunet_ssl.planners.workers import Died, work_off
 
@@ -148,6 +148,8 @@ class SSLPreprocessor(DefaultPreprocessor):
             self.checks = False
         made = Made(digest_of([*image_files, seg_file]))
         put_in_place(output, case, work)
+        if NOT_FINITE in properties:
+            print(f"{case}: {properties[NOT_FINITE]} values are NaN or infinite and count as 0.", flush=True)
         return made
 
     def run(
@@ -176,11 +178,9 @@ class SSLPreprocessor(DefaultPreprocessor):
 
         output = join(folder, configuration.data_identifier)
         settings = relevant_settings(plans_manager.plans, configuration.configuration, dataset_json)
-        if differing(settings, stored_settings(output)):
-            clear_left_out(folder, f"preprocessing {configuration.data_identifier}")
         changes = start_or_continue(output, settings, cases, name)
         finished = finished_cases(output)
-        step = f"preprocessing {configuration.data_identifier}"
+        step = step_of(output)
         bad = left_out_here(folder, cases, step) - finished
         todo = [case for case in cases if case not in finished and case not in bad]
         if finished:

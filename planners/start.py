@@ -15,6 +15,7 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.changes import Changes, compare
+from nnunet_ssl.planners.distribution import step_of, try_again
 from nnunet_ssl.planners.finished import SETTINGS, STATE, discard, finished_cases, unfinished_cases
 from nnunet_ssl.planners.made_from import write_origins
 from nnunet_ssl.planners.shards import certainly_living, living
@@ -69,6 +70,7 @@ def start_or_continue(
                 print(f"{name}: the cases in {folder} are made anew: {why}.")
             if changed:
                 remove_folder(folder)
+                try_again(os.path.dirname(folder), step_of(folder))
             else:
                 changes = compare(folder, cases)
                 print("".join(f"{line}\n" for line in changes.lines(name)), end="", flush=True)
