@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.demo.data import UNLABELLED, write_demo_datasets
 from nnunet_ssl.demo.job import CONFIGURATION, RAW, RESULTS
 from nnunet_ssl.demo.run import environment
@@ -34,7 +35,7 @@ def pretrain(method: str) -> Step:
     """The command that trains a method long enough for its picture to show the task."""
     backbone = "primus_tiny" if method in PRIMUS else "resenc_tiny"
     line = (
-        f"nnUNetv2_pretrain {int(UNLABELLED[7:10])} --method {method} --backbone {backbone} --epochs {EPOCHS} "
+        f"nnUNetv2_pretrain {dataset_id(UNLABELLED)} --method {method} --backbone {backbone} --epochs {EPOCHS} "
         f"--iterations-per-epoch {ITERATIONS.get(method, 40)} --val-iterations-per-epoch 1 --batch-size 4 -np 2 -device cpu"
     )
     if method in SMALLER_BLOCKS:

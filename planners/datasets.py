@@ -11,9 +11,11 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ssl.corpus.dataset_names import dataset_id, datasets_in, named
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
+from nnunet_ssl.corpus.names import reason_against_file
 
 
 def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
@@ -26,11 +28,6 @@ def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
     if not names:
         raise CorpusError("No dataset is named. Example: nnUNetv2_pretrain 4")
     return names
-
-
-def dataset_id(name: str) -> int:
-    """4 for Dataset004_Hippocampus."""
-    return int(name[7:10])
 
 
 def raw_images(name: str) -> dict[str, dict[str, Any]] | None:
@@ -70,7 +67,29 @@ def load_plans(name: str, plans_name: str) -> dict[str, Any]:
             f"nnUNetv2_plan_experiment -d {dataset_id(name)} -pl <planner>, or leave the choice to "
             f"nnUNetv2_pretrain {dataset_id(name)} --backbone resenc_l"
         )
-    return load_json(path)
+    try:
+        plans = load_json(path)
+    except ValueError as error:
+        raise CorpusError(f"{path} is not valid JSON: {error}. Remove it to have the plans made anew.") from error
+    return require_own_plans(plans, path, name)
+
+
+def require_own_plans(plans: Any, path: str, name: str) -> dict[str, Any]:
+    """Plans as read from `path`, if they are such, of the data set `name`; raises CorpusError saying what to edit."""
+    configurations = plans.get("configurations") if isinstance(plans, dict) else None
+    if not isinstance(configurations, dict):
+        raise CorpusError(f"{path} holds no plans of nnU-Net. Remove it to have them made anew.")
+    if plans.get("dataset_name") != name:
+        raise CorpusError(
+            f"{path} was made for {plans.get('dataset_name')!r}, not for {name}: a training would work on that data set. If "
+            f'a folder was renamed or copied, correct it: "dataset_name": "{name}". Or remove the folder to start anew.'
+        )
+    identifiers = {c: v.get("data_identifier") for c, v in configurations.items() if isinstance(v, dict)}
+    names = {"plans_name": plans.get("plans_name"), **{c: i for c, i in identifiers.items() if i is not None}}
+    bad = [f"{what} {text!r} {reason}" for what, text in names.items() if (reason := reason_against_file(text))]
+    if bad:
+        raise CorpusError(f"{path} names files that cannot be called so: {'; '.join(bad)}.")
+    return plans
 
 
 def load_configuration(plans: dict[str, Any], configuration: str) -> dict[str, Any]:
@@ -85,14 +104,9 @@ def load_configuration(plans: dict[str, Any], configuration: str) -> dict[str, A
 
 def _resolve(dataset: str) -> str:
     present = _present()
-    everything = sorted(set().union(*present.values()))
-    if dataset in everything:
-        return dataset
-    found = [n for n in everything if dataset.isdigit() and dataset_id(n) == int(dataset)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise CorpusError(f"Dataset {dataset} is ambiguous: {', '.join(found)}. Give the whole name, or rename one.")
+    found = named(dataset, sorted(set().union(*present.values())))
+    if found is not None:
+        return found
     if not nnUNet_raw.is_set():
         require_folder("nnUNet_raw")
     lines = [f"  {where} ({path(where)}): {listed(names)}" for where, names in present.items()]
@@ -102,7 +116,7 @@ def _resolve(dataset: str) -> str:
 
 
 def _present() -> dict[str, list[str]]:
-    return {where: _datasets_in(path(where)) for where in ("nnUNet_raw", "nnUNet_preprocessed")}
+    return {where: datasets_in(path(where)) for where in ("nnUNet_raw", "nnUNet_preprocessed")}
 
 
 def path(variable: str) -> str:
@@ -113,8 +127,3 @@ def path(variable: str) -> str:
 def listed(names: Sequence[str]) -> str:
     """Names on one line."""
     return ", ".join(names) or "none"
-
-
-def _datasets_in(folder: str) -> list[str]:
-    names = os.listdir(folder) if isdir(folder) else []
-    return sorted(n for n in names if n.startswith("Dataset") and n[7:10].isdigit() and isdir(join(folder, n)))

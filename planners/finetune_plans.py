@@ -14,6 +14,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunet_ssl.checkpoints.description.conventions import Conventions
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.corpus.check import shape_text
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.planners.finetune_geometry import (
     ADAPT,
@@ -131,7 +132,7 @@ class FinetunePlanner(SSLPlanner):
         if self.spec.ndim == 3 and shapes.min() < 2:
             raise CorpusError(
                 f"{self.dataset_name} holds 2-D images, and the checkpoint's network is one for volumes. Use a checkpoint of "
-                f"a 2-D network; nnUNetv2_pretrain {int(self.dataset_name[7:10])} -p nnUNetPlans -c 2d makes one."
+                f"a 2-D network; nnUNetv2_pretrain {dataset_id(self.dataset_name)} -p nnUNetPlans -c 2d makes one."
             )
         forward, backward, spacing = self.choose_geometry()
         resampled = self.resampled_shapes(spacing[backward])[:, forward]

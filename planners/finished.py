@@ -14,7 +14,7 @@ from typing import Any
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.locks import Lock
-from nnunet_ssl.planners.shards import living
+from nnunet_ssl.planners.shards import certainly_living, living
 
 # A folder, because nnU-Net tells its data formats apart by the endings of the files beside the cases.
 STATE = "preprocessing"
@@ -102,7 +102,7 @@ def start_or_continue(folder: str, settings: Mapping[str, Any]) -> None:
                 with open(stored, encoding="utf-8") as file:
                     previous = json.load(file)
             changed = [k for k in dict.fromkeys([*settings, *previous]) if settings.get(k) != previous.get(k)]
-            if changed and others:
+            if changed and others and certainly_living(join(folder, STATE)):
                 raise CorpusError(
                     f"Another process ({others[0]}) is preprocessing into {folder} with other settings "
                     f"({', '.join(changed)}). Let it finish or stop it, or give these plans another name."

@@ -10,9 +10,10 @@ from typing import Any
 from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.planners.datasets import dataset_id, load_configuration, load_plans, plans_file
+from nnunet_ssl.planners.datasets import load_configuration, load_plans, plans_file
 from nnunet_ssl.planners.normalization import are_per_image, distinct_modalities, schemes_for
 from nnunet_ssl.planners.ssl_planner import SSLPlanner, SSLPlannerResEncL
 

@@ -92,6 +92,28 @@ def distinct_modalities(raw_folder: str) -> list[str | None]:
     return [name or None for name in sorted(read_table(raw_folder, ["modality"])["modality"].fillna("").unique())]
 
 
+def raw_channels(
+    plans: Mapping[str, Any], schemes: Sequence[str], names: Mapping[str, Any], largest: float = 10.0
+) -> list[str]:
+    """A warning for every channel that is left as it is though its values lie or spread far from those of the others.
+
+    Normalised images have a standard deviation near 1, so a channel of thousands makes a loss a million times as large.
+    `plans` hold the intensities of the data set's foreground; beyond `largest` (mean or deviation) a channel is warned of.
+    """
+    warnings = []
+    for number, scheme in enumerate(schemes):
+        found = (plans.get("foreground_intensity_properties_per_channel") or {}).get(str(number), {})
+        deviation, mean = float(found.get("std", 0.0)), float(found.get("mean", 0.0))
+        if scheme == "NoNormalization" and max(deviation, abs(mean)) > largest:
+            warnings.append(
+                f"channel {number} ({names.get(str(number), 'unnamed')}) is not normalised: its values have a mean of {mean:.4g} "
+                f"and a standard deviation of {deviation:.4g}, where other channels have 0 and 1, and swamp the loss. Make new "
+                "plans with --normalization per_image, give the channel another name than noNorm in dataset.json and preprocess "
+                "again, leave it out, or take a loss on normalised targets where there is one (--set mae.normalise_target=true)."
+            )
+    return warnings
+
+
 class ForegroundNormalization(ImageNormalization):
     """What the schemes share: an image [D, H, W] and the voxels of it that are no air and lie in the non-zero region."""
 

@@ -26,10 +26,11 @@ from nnunet_ssl.checkpoints.networks.source import network_of, training_configur
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.files.atomic import copy_file, write_json
-from nnunet_ssl.planners.datasets import dataset_id, plans_file, require_raw, resolve_datasets
+from nnunet_ssl.planners.datasets import plans_file, require_raw, resolve_datasets
 from nnunet_ssl.planners.finetune_differences import comparison, differences
 from nnunet_ssl.planners.finetune_plans import FinetunePlanner, Wishes
 from nnunet_ssl.planners.finished import SETTINGS, STATE, finished_cases

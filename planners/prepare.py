@@ -11,13 +11,13 @@ from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_data
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import has_table, read_table, write_table
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.datasets import (
-    dataset_id,
     load_configuration,
     load_plans,
     plans_file,

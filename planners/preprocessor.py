@@ -15,10 +15,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import report
-from nnunet_ssl.corpus.reading import describe_failure, read_case
+from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, summary
 from nnunet_ssl.planners.finished import discard, finished_cases, put_in_place, relevant_settings, start_or_continue
@@ -125,6 +126,8 @@ class SSLPreprocessor(DefaultPreprocessor):
         finally:
             self.checks = False
         put_in_place(output, case, work)
+        if NOT_FINITE in properties:
+            print(f"{case}: {properties[NOT_FINITE]} values are NaN or infinite and count as 0.", flush=True)
         return None
 
     def run(
@@ -143,7 +146,7 @@ class SSLPreprocessor(DefaultPreprocessor):
             raise CorpusError(f"There is no {raw}: without raw images nothing can be preprocessed.")
         if not isfile(plans_file):
             raise CorpusError(
-                f"There are no plans {plans_file}. Run nnUNetv2_plan_experiment -d {int(name[7:10])} first."
+                f"There are no plans {plans_file}. Run nnUNetv2_plan_experiment -d {dataset_id(name)} first."
             )
         plans_manager = PlansManager(load_json(plans_file))
         configuration = plans_manager.get_configuration(configuration_name)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Container
 from contextlib import suppress
 from os.path import isdir, join
+from pathlib import Path
 
 from nnunet_ssl.files.locks import Lock
 
@@ -33,14 +34,14 @@ class Shard:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.work = join(folder, WORK, self.name)
         self._held: dict[str, Lock] = {}
-        self._wanted: dict[str, Lock] = {}  # those of others; a lock without the kernel's help remembers what it saw
         self._presence = _presence(folder, self.name)
 
     def __enter__(self) -> Shard:
         for name in (CLAIMS, PRESENT, WORK):
             os.makedirs(join(self.folder, name), exist_ok=True)
         bury_dead(self.folder)
-        self._presence.try_acquire()
+        while not self._presence.try_acquire():
+            time.sleep(0.01)  # another process has just looked whether it is a dead one's
         os.makedirs(self.work)
         return self
 
@@ -48,8 +49,7 @@ class Shard:
         for case in list(self._held):
             self.release(case)
         shutil.rmtree(self.work, ignore_errors=True)
-        self._presence.release()
-        shutil.rmtree(self._presence.path, ignore_errors=True)
+        self._presence.release(last=True)
 
     def others(self) -> list[str]:
         """The other living processes on this folder."""
@@ -57,9 +57,8 @@ class Shard:
 
     def claim(self, case: str) -> int | None:
         """How many processes died with this case in their hands, None when a living one has it."""
-        lock = self._wanted.pop(case, None) or self._lock(case)
+        lock = self._lock(case)
         if not lock.try_acquire():
-            self._wanted[case] = lock
             return None
         self._held[case] = lock
         return lock.deaths
@@ -89,6 +88,25 @@ def living(folder: str) -> list[str]:
     return found
 
 
+def certainly_living(folder: str) -> list[str]:
+    """The same; where only heart-beats tell, after waiting for one, or until their silence tells the contrary."""
+    first = _signs(folder)
+    while True:
+        found, signs = living(folder), _signs(folder)
+        if not found or any(signs.get(name) != first.get(name) or not signs.get(name) for name in found):
+            return found
+        time.sleep(1)
+
+
+def _signs(folder: str) -> dict[str, list[bytes]]:
+    """What the files of those present say whose locks are not the kernel's."""
+    signs: dict[str, list[bytes]] = {}
+    for path in sorted(Path(folder, PRESENT).glob("*/*")):
+        with suppress(FileNotFoundError):
+            signs.setdefault(path.parent.name, []).append(path.read_bytes())
+    return signs
+
+
 def bury_dead(folder: str) -> None:
     """Remove the unfinished files of dead processes; their claims stay, for whoever takes the cases up."""
     present = os.listdir(join(folder, WORK)) if isdir(join(folder, WORK)) else []
@@ -107,8 +125,7 @@ def _held_by_others(folder: str) -> list[str]:
             if not lock.try_acquire():
                 found.append(name)
                 continue
-        lock.release()
-        shutil.rmtree(lock.path, ignore_errors=True)  # names never come again
+        lock.release(last=True)  # names never come again
     return found
 
 

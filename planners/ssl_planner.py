@@ -21,10 +21,12 @@ from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 
 from nnunet_ssl.corpus.check import shape_text
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
+from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
@@ -88,11 +90,12 @@ class SSLPlanner(ExperimentPlanner):
         if not isfile(fingerprint):
             raise CorpusError(
                 f"There is no fingerprint of {self.dataset_name} yet. Run nnUNetv2_extract_fingerprint "
-                f"-d {int(self.dataset_name[7:10])} -fpe SSLFingerprintExtractor"
+                f"-d {dataset_id(self.dataset_name)} -fpe SSLFingerprintExtractor"
             )
         self.dataset_fingerprint = load_json(fingerprint)
         self.geometry = geometry or self.dataset_fingerprint
         splits = join(self.raw_dataset_folder, "splits_final.json")
+        require_splits(splits)
         if isfile(splits):
             _maybe_copy_splits_file(splits, join(self.folder, "splits_final.json"))
 
@@ -152,7 +155,7 @@ class SSLPlanner(ExperimentPlanner):
         if np.median(np.array(self.geometry["shapes_after_crop"]), 0).min() < 2:
             raise CorpusError(
                 f"{self.dataset_name} holds 2-D images; {type(self).__name__} plans volumes. Use nnU-Net's own planner "
-                f"and its 2d configuration: nnUNetv2_plan_experiment -d {int(self.dataset_name[7:10])}, then "
+                f"and its 2d configuration: nnUNetv2_plan_experiment -d {dataset_id(self.dataset_name)}, then "
                 "nnUNetv2_pretrain with -p nnUNetPlans -c 2d"
             )
         forward, backward = self.determine_transpose()

@@ -16,6 +16,8 @@ from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_latest
+from nnunet_ssl.corpus.splits import FILE as SPLITS
+from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
@@ -88,11 +90,13 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         seed_everything(derive_seed(self.settings.seed))
         super().initialize()
         network = unwrap(self.network)
+        channels = channels_of_dataset(self.dataset_json.get("channel_names"))
         network.nnunet_ssl_transfer = TransferOptions(
             transfer=self.settings.transfer,
             channels=self.settings.channels,
             target_patch_size=tuple(self.configuration_manager.patch_size),
-            target_channel_names=tuple(channels_of_dataset(self.dataset_json.get("channel_names")) or ()) or None,
+            target_channel_names=tuple(channels or ()) or None,
+            image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),
         )
         compute_by_product(network)
         run_in_autocast(network, self.device)
@@ -180,6 +184,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
+        require_splits(join(self.preprocessed_dataset_folder_base, SPLITS))
         training, validation = super().do_split()
         labels = join(self.preprocessed_dataset_folder_base, "gt_segmentations")
         if not isdir(labels):

@@ -24,6 +24,7 @@ from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint, read_latest
 from nnunet_ssl.integration.pretrained_weights import load_into
+from nnunet_ssl.planners.datasets import require_own_plans
 from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
 from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.interruption import leave_with
@@ -62,11 +63,14 @@ def output_folder(method: str, plans: Mapping[str, Any], configuration: str, fol
 
 
 def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
-    """The plans a run in `folder` was started with, settings included; `plans` when it has not been started."""
+    """The plans a run in `folder` was started with, settings included; `plans` when it has not been started.
+
+    Raises CorpusError when the run is another data set's, as after a copy.
+    """
     stored = join(folder, os.pardir, "plans.json")
     if not existing_checkpoint(folder) or not isfile(stored):
         return deepcopy(plans)
-    return stored_plans(stored, folder)
+    return require_own_plans(stored_plans(stored, folder), stored, plans["dataset_name"])
 
 
 def stored_plans(file: str, folder: str) -> dict[str, Any]:

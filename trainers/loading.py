@@ -14,6 +14,10 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
 
+from nnunet_ssl.corpus.dataset_names import dataset_id
+from nnunet_ssl.corpus.names import require_case_names
+from nnunet_ssl.corpus.splits import FILE as SPLITS
+from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.planners.datasets import raw_folder
@@ -37,7 +41,7 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
         dataset_json = join(nnUNet_preprocessed, name, "dataset.json")
         if not isdir(folder) or not isfile(dataset_json):
             raise FileNotFoundError(
-                f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {int(name[7:10])} "
+                f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {dataset_id(name)} "
                 f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}, or let "
                 "nnUNetv2_pretrain do what is missing."
             )
@@ -75,6 +79,11 @@ def split_corpus(
             "images that could not be used, with the reasons."
         )
     persons, own = people(table), trainer.plans_manager.dataset_name
+    for source in sources:
+        cases = table.loc[table["source"] == source.name, "case"]
+        require_case_names(
+            cases, source.folder, f"Remove their files from {source.folder}, or the folder, and preprocess again."
+        )
     kept = set(persons)
     if trainer.settings.filter is not None:
         kept, sentence = apply_filter(sources, trainer.settings.filter)
@@ -82,6 +91,7 @@ def split_corpus(
     if trainer.fold == "all":
         training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(sources)))
     else:
+        require_splits(join(nnUNet_preprocessed, own, SPLITS))
         of_training, of_validation = of_fold()
         validation = [f"{own}/{case}" for case in of_validation]
         tested = {persons[i] for i in validation if i in persons}
@@ -112,7 +122,7 @@ def split_corpus(
 
 def _memory(sources: list[Source]) -> str:
     """The file that remembers the held-out people of a corpus, in the folder of its first data set."""
-    others = "_".join(str(int(source.name[7:10])) for source in sources[1:])
+    others = "_".join(str(dataset_id(source.name)) for source in sources[1:])
     return f"held_out_subjects{f'_with_{others}' if others else ''}.json"
 
 

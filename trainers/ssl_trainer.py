@@ -25,6 +25,7 @@ from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
+from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
 from nnunet_ssl.settings import PretrainBlock, read_config
 from nnunet_ssl.trainers import epochs, state, stepping
@@ -252,6 +253,9 @@ class SSLTrainer(nnUNetTrainer):
             self.initialize()
         self.together.check_start(self)
         super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
+        schemes = self.configuration_manager.normalization_schemes
+        for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
+            self.warn_once(warning)
         precision = autocast_dtype(self.device) or torch.float32
         self.print_to_log_file(
             f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"

@@ -38,9 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "-i", dest="sources", nargs="+", required=True, metavar="SOURCE", help="one or several, see below"
     )
-    parser.add_argument(
-        "-d", dest="dataset", type=int, required=True, metavar="ID", help="number of the data set, 1 to 999"
-    )
+    parser.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="number of the data set")
     parser.add_argument(
         "-n", dest="name", metavar="NAME", help="its name; not needed when the data set is there already"
     )
@@ -93,24 +91,25 @@ def run(args: argparse.Namespace) -> None:
     """Import and say what was done."""
     from os.path import basename, join
 
+    from nnunet_ssl.corpus.dataset_names import dataset_name, dataset_title
     from nnunet_ssl.corpus.folders import find_raw_dataset, require_folder
     from nnunet_ssl.corpus.import_report import describe_import
     from nnunet_ssl.corpus.importing import ImportOptions, import_corpus
     from nnunet_ssl.corpus.sources.kinds import SourceOptions
 
     pattern = read_pattern(args.subject_pattern)
-    if not 1 <= args.dataset <= 999:
-        raise ValueError(f"-d wants a number from 1 to 999, found {args.dataset}.")
+    if args.dataset < 1:
+        raise ValueError(f"-d wants a number from 1 on, found {args.dataset}.")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
         raise ValueError(f"-n wants letters, digits, dots, hyphens and underscores, found {args.name!r}.")
     folder = find_raw_dataset(args.dataset)
     if folder is None and args.name is None:
         raise ValueError(f"There is no data set {args.dataset} yet. Give the new one a name: -n NAME")
-    if folder is not None and args.name is not None and basename(folder)[11:] != args.name:
+    if folder is not None and args.name is not None and dataset_title(basename(folder)) != args.name:
         raise ValueError(f"Number {args.dataset} is taken by {basename(folder)}. Choose another -d, or leave out -n.")
-    folder = folder or join(require_folder("nnUNet_raw"), f"Dataset{args.dataset:03d}_{args.name}")
+    folder = folder or join(require_folder("nnUNet_raw"), dataset_name(args.dataset, args.name))
     source = SourceOptions(
-        dataset=basename(folder)[11:],
+        dataset=dataset_title(basename(folder)),
         kind=args.kind,
         subject_pattern=pattern,
         test_images=not args.no_test_images,

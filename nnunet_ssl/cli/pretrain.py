@@ -360,7 +360,9 @@ def command_line() -> str:
 
 def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:
     """What to type after the pre-training."""
-    dataset, name = int(plans["dataset_name"][7:10]), plans["plans_name"]
+    from nnunet_ssl.corpus.dataset_names import dataset_id
+
+    dataset, name = dataset_id(plans["dataset_name"]), plans["plans_name"]
     return (
         f"\nThe pre-trained network: {checkpoint}\nFine-tune it on a labelled data set with the same plans, e.g.\n"
         f"  nnUNetv2_train {dataset} {configuration} 0 -tr SSLFinetuneTrainer -p {name} -pretrained_weights {checkpoint}"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from os.path import isdir, join
+from os.path import join
 
+from nnunet_ssl.corpus.dataset_names import datasets_in, named
 from nnunet_ssl.corpus.errors import CorpusError
 
 
@@ -21,15 +22,10 @@ def require_folder(variable: str) -> str:
 
 def raw_datasets() -> list[str]:
     """The names of the data sets in nnUNet_raw, such as Dataset004_Hippocampus."""
-    raw = require_folder("nnUNet_raw")
-    names = os.listdir(raw) if isdir(raw) else []
-    return sorted(n for n in names if n.startswith("Dataset") and n[7:10].isdigit() and isdir(join(raw, n)))
+    return datasets_in(require_folder("nnUNet_raw"))
 
 
 def find_raw_dataset(dataset: str | int) -> str | None:
     """The folder in nnUNet_raw of a data set's number or name, None when there is none; raises CorpusError for several."""
-    wanted = str(dataset)
-    found = [n for n in raw_datasets() if n == wanted or (wanted.isdigit() and int(n[7:10]) == int(wanted))]
-    if len(found) > 1:
-        raise CorpusError(f"Dataset {dataset} is ambiguous: {', '.join(found)}. Give the whole name, or rename one.")
-    return join(require_folder("nnUNet_raw"), found[0]) if found else None
+    found = named(dataset, raw_datasets())
+    return None if found is None else join(require_folder("nnUNet_raw"), found)

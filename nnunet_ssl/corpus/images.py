@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from os.path import isdir, isfile, join
 from typing import Any
 
-from nnunet_ssl.corpus.address import files_of
+from nnunet_ssl.corpus.address import files_of, split_volume
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.names import require_case_names
 
 NUM_SHOWN = 10  # files named in an error message
 EXAMPLE = '{"channel_names": {"0": "T1w"}, "labels": {"background": 0}, "numTraining": 12, "file_ending": ".nii.gz"}'
@@ -51,14 +52,14 @@ def read_dataset_json(folder: str) -> dict[str, Any]:
     content["file_ending"] = file_ending(folder, content)
     content["labels"] = content.get("labels") or {"background": 0}
     if "numTraining" not in content:
-        content["numTraining"] = len(list_images(folder, content))
+        content["numTraining"] = len(list_images(folder, content, any_names=True))
     return content
 
 
 def file_ending(folder: str, dataset_json: Mapping[str, Any]) -> str:
     """The ending of the image files, from dataset.json or, where it is silent, from the files themselves."""
     if dataset_json.get("file_ending"):
-        return str(dataset_json["file_ending"])
+        return _require_ending(dataset_json["file_ending"], folder)
     if "dataset" in dataset_json:
         entries = list(dataset_json["dataset"].values())
         names = [os.path.basename(entry["images"][0]) for entry in entries if entry.get("images")]
@@ -76,12 +77,22 @@ def file_ending(folder: str, dataset_json: Mapping[str, Any]) -> str:
     return min(found)
 
 
-def list_images(raw_folder: str, dataset_json: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _require_ending(ending: object, folder: str) -> str:
+    # Files are made with it, such as those of labels and predictions.
+    if not isinstance(ending, str) or not re.fullmatch(r"(?:\.[A-Za-z0-9_-]+)+", ending):
+        raise CorpusError(f'"file_ending" in {join(folder, "dataset.json")} is {ending!r}. Expected e.g. ".nii.gz"')
+    return ending
+
+
+def list_images(
+    raw_folder: str, dataset_json: Mapping[str, Any], *, any_names: bool = False
+) -> dict[str, dict[str, Any]]:
     """{case: {"images": [absolute paths, one per channel], "label": path or None}}, in nnU-Net's order.
 
     nnU-Net's rules (nnunetv2.utilities.utils.get_filenames_of_train_images_and_targets), but labels are optional: the
     "dataset" entries of dataset.json, environment variables expanded and paths relative to `raw_folder`; otherwise
-    imagesTr/<case>_<4 digits><ending> with labelsTr/<case><ending> where that file exists. Raises CorpusError.
+    imagesTr/<case>_<4 digits><ending> with labelsTr/<case><ending> where that file exists. Raises CorpusError, also for
+    names that no case may have, unless `any_names` (for who gives the images other names).
     """
     if "dataset" in dataset_json:
         cases = _from_entries(raw_folder, dataset_json["dataset"])
@@ -93,14 +104,19 @@ def list_images(raw_folder: str, dataset_json: Mapping[str, Any]) -> dict[str, d
             "Either put the images there as <case>_0000.nii.gz, or point at them: "
             '"dataset": {"case": {"images": ["/path/to/image.nii.gz"]}}'
         )
+    if not any_names:
+        require_case_names(cases, raw_folder)
     _require_same_number_of_channels(raw_folder, cases)
+    _require_named_channels(raw_folder, cases, dataset_json.get("channel_names") or dataset_json.get("modality"))
     return cases
 
 
 def absolute_path(path: str, folder: str) -> str:
-    """`path` with environment variables expanded, relative to `folder`."""
-    expanded = os.path.expandvars(path)
-    return expanded if os.path.isabs(expanded) else os.path.abspath(join(folder, expanded))
+    """`path` relative to `folder`, with environment variables expanded unless there is a file that is called so."""
+    literal = os.path.abspath(join(folder, path))
+    if "$" not in path or os.path.lexists(split_volume(literal)[0]):
+        return literal
+    return os.path.abspath(join(folder, os.path.expandvars(path)))
 
 
 def _from_entries(folder: str, entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -164,6 +180,23 @@ def _require_same_number_of_channels(folder: str, cases: Mapping[str, Mapping[st
             "All cases of one dataset have the same channels. Put the others into a dataset of their own; several "
             "datasets can be pre-trained on together: nnUNetv2_pretrain ID ID"
         )
+
+
+def _require_named_channels(folder: str, cases: Mapping[str, Mapping[str, Any]], names: Any) -> None:
+    """Raise CorpusError where dataset.json names more or fewer channels than a case has files."""
+    example, case = next(iter(cases.items()))
+    found = len(case["images"])
+    if not isinstance(names, Mapping) or len(names) == found:
+        return
+    numbers = ", ".join(f"_{number:04d}" for number in range(found))
+    suffixes = f" ({numbers})" if found <= 4 else ""
+    named = ", ".join(map(str, names.values()))
+    wanted = json.dumps({str(n): str(names.get(str(n), f"channel {n}")) for n in range(found)})
+    raise CorpusError(
+        f"{found} file{'s' * (found != 1)} per case{suffixes}, e.g. {example}, but {join(folder, 'dataset.json')} names "
+        f'{len(names)} channel{"s" * (len(names) != 1)} ({named}). Either write "channel_names": {wanted}, or take the files '
+        "that are too many out of the folder."
+    )
 
 
 def shortened(lines: list[str]) -> str:

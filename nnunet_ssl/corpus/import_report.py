@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from os.path import basename, join
 
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.images import shortened
 from nnunet_ssl.corpus.importing import Imported
 from nnunet_ssl.corpus.table import FILE
@@ -12,7 +13,7 @@ from nnunet_ssl.corpus.table import FILE
 def describe_import(done: Imported) -> str:
     """New, changed and removed images, what was left out and why, and what to type next."""
     registered = done.registered
-    number = int(basename(registered.folder)[7:10])
+    number = dataset_id(basename(registered.folder))
     lines = [f"{basename(registered.folder)}: {len(registered.new)} new images, {registered.total} in all."]
     if registered.removed:
         lines.append(f"Taken out, their files are gone: {len(registered.removed)}")

@@ -14,9 +14,9 @@ import pandas as pd
 from nnunet_ssl.corpus.address import mask_address, volume_address
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import load_dataset_json
-from nnunet_ssl.corpus.names import assign_names
+from nnunet_ssl.corpus.names import assign_names, require_case_names
 from nnunet_ssl.corpus.reader import LABELS, ending_of
-from nnunet_ssl.corpus.table import COLUMNS, HEADER_COLUMNS, has_table, read_table, typed, write_table
+from nnunet_ssl.corpus.table import COLUMNS, FILE, HEADER_COLUMNS, has_table, read_table, typed, write_table
 from nnunet_ssl.files.atomic import write_json
 
 KEY = ["path", "volume"]
@@ -44,7 +44,11 @@ def known_images(folder: str) -> pd.DataFrame:
     Raises CorpusError when `folder` holds a data set that was made otherwise.
     """
     if has_table(folder):
-        return read_table(folder, with_problems=True)
+        table = read_table(folder, with_problems=True)
+        require_case_names(
+            table["case"], join(folder, FILE), f"Remove {join(folder, FILE)} and dataset.json, and import again."
+        )
+        return table
     if isfile(join(folder, "dataset.json")):
         raise CorpusError(
             f"{folder} holds a data set that nnUNetv2_pretrain_import did not make; it stays as it is. Choose another "

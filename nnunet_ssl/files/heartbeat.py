@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import secrets
 import threading
 import time
 from contextlib import suppress
@@ -24,6 +25,7 @@ SILENCE = 150.0  # seconds without one after which a process on another machine 
 
 _mutex = threading.RLock()
 _beating: set[Heartbeat] = set()
+_watched: dict[str, tuple[tuple[int, bytes] | None, float]] = {}  # what was read last, and since when it is the same
 _thread: threading.Thread | None = None
 
 
@@ -33,8 +35,6 @@ class Heartbeat:
     def __init__(self, folder: str) -> None:
         self.folder, self.deaths = folder, 0
         self._number, self._record = 0, dict[str, Any]()
-        self._seen: tuple[int, bytes] | None = None
-        self._since = 0.0
 
     def acquire(self, doing: str) -> bool:
         """Take it if it is free or its holder is dead. Raises OSError where the folder cannot be written."""
@@ -50,28 +50,30 @@ class Heartbeat:
                     return False
                 deaths = int(record.get("deaths", 0)) + 1
         record = {**this_process(doing), "deaths": deaths, "beat": 0}
-        try:
-            descriptor = os.open(self._file(top + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-        except (FileExistsError, FileNotFoundError):
+        if not self._create(top + 1, json.dumps(record)):
             return False
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(record, file)
         if self._top() != top + 1:  # others went on while this process slept
-            self._remove(top + 1)
+            self._remove(str(top + 1))
             return False
-        for number in self._numbers():
-            if number <= top:
-                self._remove(number)
+        for name in os.listdir(self.folder):
+            if name != str(top + 1):  # those before, and what candidates that were killed left
+                self._remove(name)
         self.deaths = deaths
+        _watched.pop(self.folder, None)
         self._number, self._record = top + 1, record
         _begin(self)
         return True
 
-    def release(self) -> None:
-        """Let others have it."""
+    def release(self, last: bool) -> None:
+        """Let others have it; with `last`, nobody needs it any more and nothing is left behind."""
         with _mutex:
             _beating.discard(self)
-            self._write({**self._record, "released": True})
+            if not last:
+                self._write({**self._record, "released": True})
+                return
+        self._remove(str(self._number))
+        with suppress(OSError):
+            os.rmdir(self.folder)  # unless another has it
 
     def record(self) -> dict[str, Any]:
         """What the holder's file says, empty where nobody holds it."""
@@ -121,9 +123,11 @@ class Heartbeat:
         if owner is not None and owner.ended_here():
             return True
         now = time.monotonic()
-        if self._seen != (number, content):
-            self._seen, self._since = (number, content), now
-        return now - self._since > SILENCE
+        seen, since = _watched.get(self.folder, (None, now))
+        if seen != (number, content):
+            since = now
+        _watched[self.folder] = (number, content), since
+        return now - since > SILENCE
 
     def _numbers(self) -> list[int]:
         try:
@@ -142,9 +146,28 @@ class Heartbeat:
             return file.read()
         return None
 
-    def _remove(self, number: int) -> None:
+    def _create(self, number: int, content: str) -> bool:
+        """Whether this process is the one that made the file; whole from the start where the file system has links."""
+        draft, path = join(self.folder, f".{secrets.token_hex(8)}"), self._file(number)
+        try:
+            with open(draft, "x", encoding="utf-8") as file:
+                file.write(content)
+            try:
+                os.link(draft, path)
+            except (FileExistsError, FileNotFoundError):
+                raise
+            except OSError:
+                with open(path, "x", encoding="utf-8") as file:
+                    file.write(content)
+        except (FileExistsError, FileNotFoundError):
+            return False
+        finally:
+            self._remove(os.path.basename(draft))
+        return True
+
+    def _remove(self, name: str) -> None:
         with suppress(FileNotFoundError):
-            os.remove(self._file(number))
+            os.remove(join(self.folder, name))
 
 
 def _begin(holder: Heartbeat) -> None:

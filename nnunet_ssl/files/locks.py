@@ -96,12 +96,15 @@ class Lock:
             return owner_of(parse(file.read()))
         return None
 
-    def release(self) -> None:
-        """Let others have it; nothing where this one does not hold it."""
+    def release(self, *, last: bool = False) -> None:
+        """Let others have it; nothing where this one does not hold it.
+
+        `last`: the path will not be used again, so that heart-beats, too, may leave nothing behind.
+        """
         _held.discard(self)
         if self._beats:
             self._beats = False
-            self._heartbeat.release()
+            self._heartbeat.release(last)
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is None:
             return

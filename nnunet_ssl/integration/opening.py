@@ -7,6 +7,7 @@ here stands in the place of `torch.load`.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,12 +52,26 @@ def load(file: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(file, (str, os.PathLike)) or not os.path.isfile(file):
         return torch.load(file, *args, **kwargs)  # nnU-Net's own objects, and its own errors
     try:
-        return read_checkpoint(file, mapped=False)
+        checkpoint = read_checkpoint(file, mapped=False)
     except CheckpointError as error:
         if refuses_unsafe() or _is_of_ours(Path(file)):
             raise
         warn_once(f"nnU-Net unpickles {file}, which holds more than data and can run code ({error})")
         return torch.load(file, *args, **kwargs)
+    _refuse_pretraining(checkpoint, file)
+    return checkpoint
+
+
+def _refuse_pretraining(checkpoint: Mapping[str, Any], file: str | os.PathLike[str]) -> None:
+    """Raise CheckpointError where nnU-Net would predict with, or go on from, a pre-training: ours never come this way."""
+    trainer = find_registered("nnunetv2.trainers", str(checkpoint.get("trainer_name")))
+    if "ssl" in checkpoint and hasattr(trainer, "method_name"):
+        path = shlex.quote(os.fspath(file))
+        raise CheckpointError(
+            f"{file} is a pre-training ({trainer.__name__}), which has learned no labels and "
+            "segments nothing. Fine-tune it first, and predict with the result: "
+            f"nnUNetv2_train DATASET 3d_fullres 0 -tr SSLFinetuneTrainer -pretrained_weights {path}"
+        )
 
 
 def refuses_unsafe() -> bool:

@@ -74,6 +74,10 @@ def test_plan_pretrain_finetune_predict(network, folders, run_command, tiny_data
     weights = ["-pretrained_weights", checkpoint]
     model = ["-tr", "SSLFinetuneTrainer", "-p", plans]
     finetuned = run_command([*train, "0", *model, *weights, "-device", "cpu"], folders)
+    predict = ["nnUNetv2_predict", "-i", dataset / "imagesTr", "-o", tmp_path / "none", "-d", "900", "-c", "3d_fullres"]
+    refused = run_command([*predict, "-tr", "SSLMAETrainer", "-p", plans, "-f", "all"], folders, check=False)
+    assert refused.returncode != 0
+    assert "segments nothing. Fine-tune it first" in refused.stderr.strip().splitlines()[-1]
     assert "Pre-trained weights" in finetuned.stdout
     assert "Mean Validation Dice" in finetuned.stdout
     folder = result(folders, dataset.name, "SSLFinetuneTrainer", plans, "0")

@@ -615,3 +615,39 @@ def test_wider_transformer_gets_nothing_and_says_why() -> None:
     assert report.encoder_fraction == 0.0
     with pytest.raises(CheckpointError, match="width: checkpoint 24, network 48"):
         report.raise_if_poor()
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize(("before", "images", "labels"), [(1, 1, 2), (3, 1, 2), (2, 2, 3), (1, 2, 1)])
+@pytest.mark.parametrize("channels", ["repeat", "mean", "by_name"])
+def test_a_cascade_sees_the_image_as_before_and_nothing_of_the_labels(
+    kind: str, before: int, images: int, labels: int, channels: str
+) -> None:
+    """Labels of the previous stage are further input channels; 3 -> 1 + 2 has equal shapes by accident."""
+    ndim = 2 if "2d" in kind else 3
+    source, target = NETWORKS[kind](channels=before, seed=0), NETWORKS[kind](channels=images + labels, seed=1)
+    names = ["T1", "T2", "FLAIR"]
+    report = load(
+        source.state_dict(),
+        target,
+        channels=channels,
+        image_channels=images,
+        target_channel_names=names[:images],
+        source_info={"channel_names": names[:before]},
+    )
+    size = (16,) * ndim
+    one = torch.randn(1, 1, *size)
+    inputs = torch.cat([one.expand(1, images, *size), torch.randint(0, 2, (1, labels, *size)).float()], dim=1)
+    plain = NETWORKS[kind](channels=images, seed=2)
+    load(
+        source.state_dict(),
+        plain,
+        channels=channels,
+        target_channel_names=names[:images],
+        source_info={"channel_names": names[:before]},
+    )
+    torch.testing.assert_close(encoded(target, inputs), encoded(plain, one.expand(1, images, *size)))
+    stems = [name for name in report.fresh_in_encoder() if target.get_parameter(name).shape[1] == images + labels]
+    assert stems, "labels would stay frozen at 0"
+    assert set(stems) <= dict(target.named_parameters()).keys()
+    assert any("labels of the previous stage" in note for note in report.notes)

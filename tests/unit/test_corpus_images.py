@@ -110,3 +110,18 @@ def test_what_a_dataset_json_says_is_kept(tmp_path: Path) -> None:
         tmp_path, modality={"0": "CT"}, labels={"background": 0, "x": 1}, numTraining=5, file_ending=".mha", name="n"
     )
     assert read_dataset_json(str(tmp_path)) == {**content, "channel_names": {"0": "CT"}}
+
+
+@pytest.mark.parametrize(
+    ("names", "said"), [({"0": "A"}, "names 1 channel (A)"), ({"0": "A", "1": "B", "2": "C"}, "3 channels (A, B, C)")]
+)
+def test_more_or_fewer_files_than_channel_names(tmp_path: Path, names: dict[str, str], said: str) -> None:
+    (tmp_path / "imagesTr").mkdir()
+    for case in ("a", "b"):
+        for channel in range(2):
+            (tmp_path / f"imagesTr/{case}_{channel:04d}.nii.gz").touch()
+    with pytest.raises(CorpusError) as caught:
+        list_images(str(tmp_path), {"channel_names": names, "file_ending": ".nii.gz"})
+    assert "2 files per case (_0000, _0001), e.g. a" in str(caught.value)
+    assert said in str(caught.value)
+    assert '"channel_names": {"0": "A", "1": "' in str(caught.value)

@@ -29,8 +29,8 @@ PAIRS = {
 }
 
 EXCEPTIONS = {
-    "nnunet_ssl/files/heartbeat.py::Heartbeat.acquire": "a turn is made exclusively, and an empty one is known as such",
-    "nnunet_ssl/files/heartbeat.py::Heartbeat._write": "a beat is worth no flush of the disk, and whoever reads half of one waits for the next",
+    "nnunet_ssl/files/heartbeat.py::Heartbeat._create": "a turn is made exclusively, and means nothing after a power cut",
+    "nnunet_ssl/files/heartbeat.py::Heartbeat._write": "a beat is worth no flush; who reads half of one waits for the next",
     "nnunet_ssl/demo/steps.py::_run_command": "a log that grows while a command runs",
     "nnunet_ssl/report/corpus_page.py::_png": "into memory",
     "planners/storage.py::save_case": "into the folder of unfinished cases, from which whole ones are moved",

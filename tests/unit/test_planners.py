@@ -13,6 +13,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.ssl_planner import (
     SSLPlanner,
@@ -208,3 +209,19 @@ def test_a_missing_fingerprint_names_the_command(dataset: Path) -> None:
     (dataset / "dataset_fingerprint.json").unlink()
     with pytest.raises(CorpusError, match="nnUNetv2_extract_fingerprint -d 700 -fpe SSLFingerprintExtractor"):
         SSLPlannerResEncTiny(NAME)
+
+
+def test_a_channel_left_as_it_is_is_warned_of_where_it_would_swamp_the_loss() -> None:
+    def intensities(mean: float, std: float) -> dict[str, float]:
+        return {"mean": mean, "std": std}
+
+    plans = {"foreground_intensity_properties_per_channel": {"0": intensities(900, 300), "1": intensities(0.4, 0.3)}}
+    names = {"0": "noNorm", "1": "noNorm"}
+    (warning,) = raw_channels(plans, ["NoNormalization", "NoNormalization"], names)
+    assert "channel 0 (noNorm)" in warning
+    assert "deviation of 300" in warning
+    assert "--normalization per_image" in warning
+    assert raw_channels(plans, ["ZScoreNormalization", "NoNormalization"], names) == []
+    assert raw_channels({}, ["NoNormalization"], names) == []
+    plans["foreground_intensity_properties_per_channel"]["1"] = intensities(-1000, 0.5)
+    assert len(raw_channels(plans, ["NoNormalization", "NoNormalization"], names)) == 2

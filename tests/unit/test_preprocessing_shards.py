@@ -119,3 +119,11 @@ def test_in_this_process_too_little_memory_is_no_end() -> None:
     assert "memory" in results["memory"].reason
     with pytest.raises(OSError, match="No space left"):
         list(work_off(fail_on, iter([Task("disk", ("disk",))]), 1, ()))
+
+
+@pytest.mark.parametrize("kind", ["kernel", "heartbeat"])
+def test_the_drill_with_kills(kind: str) -> None:
+    drill = Path(__file__).parents[1] / "drills" / "claims.py"
+    command = [sys.executable, str(drill), "--cases", "200", "--processes", "4", "--kills", "25", "--locks", kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr

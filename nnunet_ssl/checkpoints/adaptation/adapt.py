@@ -27,6 +27,7 @@ def adapt_checkpoint(
     channels: str = "repeat",
     target_patch_size: Sequence[int] | None = None,
     target_channel_names: Sequence[str] | None = None,
+    image_channels: int | None = None,
 ) -> tuple[dict[str, Tensor], TransferReport]:
     """`adapt` for a whole checkpoint as `read_checkpoint` returns it; `transfer` None means its method's default."""
     weights, info = prepare_source(checkpoint, num_heads=_num_heads(target))
@@ -38,6 +39,7 @@ def adapt_checkpoint(
         source_patch_size=info["patch_size"],
         target_patch_size=target_patch_size,
         target_channel_names=target_channel_names,
+        image_channels=image_channels,
         source_info=info,
     )
 
@@ -51,6 +53,7 @@ def adapt(
     source_patch_size: Sequence[int] | None = None,
     target_patch_size: Sequence[int] | None = None,
     target_channel_names: Sequence[str] | None = None,
+    image_channels: int | None = None,
     source_info: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Tensor], TransferReport]:
     """State dict for `target` (complete, loads strictly, aliases equal) with what fits from `source`, and the report.
@@ -58,10 +61,11 @@ def adapt(
     `transfer`: "encoder" (with stem and position embedding) or "encoder+decoder" (also what of the decoder has equal
     shapes). Segmentation layers are never transferred. `channels`: see `fit_channels`; "random" leaves the whole stem
     fresh when the number of input channels differs, "by_name" gives every channel in `target_channel_names` the weights
-    of the source's channel of that name (source_info["channel_names"]; see `mixing_by_name`). Patch sizes in voxels are
-    needed where the position embeddings differ in length. `target` itself is not changed. Raises ValueError for unknown
-    options, CheckpointError for a network without an encoder, an unknown token grid, unnamed channels where names are
-    needed, and weights that are not finite or no floating point numbers.
+    of the source's channel of that name (source_info["channel_names"]; see `mixing_by_name`). Where only the first
+    `image_channels` input channels are images, as in cascades, the others begin at 0 and count as fresh. Patch sizes in
+    voxels are needed where the position embeddings differ in length. `target` itself is not changed. Raises ValueError
+    for unknown options, CheckpointError for a network without an encoder, an unknown token grid, unnamed channels where
+    names are needed, and weights that are not finite or no floating point numbers.
     """
     if transfer not in TRANSFERS:
         raise ValueError(f"transfer is one of {', '.join(TRANSFERS)}, found {transfer!r}.")
@@ -80,9 +84,8 @@ def adapt(
     for note in info.get("notes", ()):
         report.add_note(note)
     patch_sizes = source_patch_size or info.get("patch_size"), target_patch_size
-    fit = Fit(
-        layout, weights, transfer, channels, *patch_sizes, (info.get("channel_names"), target_channel_names), report
-    )
+    names = info.get("channel_names"), target_channel_names
+    fit = Fit(layout, weights, transfer, channels, *patch_sizes, names, image_channels, report)
     state: dict[str, Tensor] = {}
     used: set[str] = set()
     for entry in layout.entries:

@@ -37,13 +37,15 @@ class Fit:
         source_patch_size: Sequence[int] | None,
         target_patch_size: Sequence[int] | None,
         channel_names: tuple[Sequence[str] | None, Sequence[str] | None],
+        image_channels: int | None,
         report: TransferReport,
     ) -> None:
         self.layout, self.weights, self.report = layout, weights, report
         self.transfer, self.channels = transfer, channels
         self.source_patch_size, self.target_patch_size = source_patch_size, target_patch_size
         state = layout.network.state_dict()
-        self.image_channels = next((state[n].shape[1] for n in layout.input_projections if n in state), 0)
+        self.input_channels = next((state[n].shape[1] for n in layout.input_projections if n in state), 0)
+        self.image_channels = self.input_channels if image_channels is None else image_channels
         stem = next((weights[n] for n in layout.input_projections if n in weights), None)
         self.source_channels = stem.shape[1] if stem is not None and stem.ndim > 1 else self.image_channels
         self.mixing = self._mixing(*channel_names) if channels == "by_name" and stem is not None else None
@@ -71,7 +73,7 @@ class Fit:
             )
         if entry.group == "position embedding":
             fitted = self._position_embedding(entry, value)
-        elif value.shape == entry.tensor.shape and not (self.mixing is not None and self._sees_image(entry, value)):
+        elif value.shape == entry.tensor.shape and not (self._mixes() and self._sees_image(entry, value)):
             fitted = value
         elif entry.group != "heads" and isinstance(entry.module, (nn.Conv2d, nn.Conv3d)) and value.ndim > 3:
             fitted = self._convolution(entry, entry.module, value)
@@ -102,10 +104,25 @@ class Fit:
             weight = fitted
         if sees_image and self.mixing is not None:
             weight = mix_channels(weight, self.mixing)
-        elif weight.shape[1] != wanted.shape[1]:
-            self.report.add_note(f"stem: {weight.shape[1]} -> {wanted.shape[1]} channels by {self.channels}")
-            weight = fit_channels(weight, wanted.shape[1], self.channels)
-        return weight
+        elif sees_image and weight.shape[1] != self.image_channels:
+            self.report.add_note(f"stem: {weight.shape[1]} -> {self.image_channels} channels by {self.channels}")
+            weight = fit_channels(weight, self.image_channels, self.channels)
+        return self._with_labels(entry, weight) if sees_image else weight
+
+    def _mixes(self) -> bool:
+        """Whether weights that see the image change even where they have the network's shape."""
+        return self.mixing is not None or self.input_channels != self.image_channels
+
+    def _with_labels(self, entry: Entry, weight: Tensor) -> Tensor:
+        """The weights with channels of 0 for the labels of a cascade's previous stage, of which no image knew."""
+        labels = self.input_channels - self.image_channels
+        if not labels:
+            return weight
+        self.report.add_note(
+            f"stem: {labels} channels for the labels of the previous stage begin at 0, and are never frozen"
+        )
+        self.report.partly_fresh.append(entry.name)
+        return torch.cat([weight, weight.new_zeros(weight.shape[0], labels, *weight.shape[2:])], dim=1)
 
     def _sees_image(self, entry: Entry, weight: Tensor) -> bool:
         """Whether a convolution takes the image itself; in stems of several, those inside may have as many channels."""
@@ -114,7 +131,7 @@ class Fit:
             return False
         named = any(name in self.layout.input_projections for name in entry.names)
         inside = weight.shape[0] == weight.shape[1] and wanted.shape[0] == wanted.shape[1]
-        fits = weight.shape[1] == self.source_channels and wanted.shape[1] == self.image_channels
+        fits = weight.shape[1] == self.source_channels and wanted.shape[1] == self.input_channels
         return fits and (named or not inside)
 
     def _mixing(self, source: Sequence[str] | None, target: Sequence[str] | None) -> Tensor:

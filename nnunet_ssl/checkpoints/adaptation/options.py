@@ -13,3 +13,6 @@ class TransferOptions:
     channels: str = "repeat"  # or "mean", "by_name", "random"
     target_patch_size: tuple[int, ...] | None = None  # voxels
     target_channel_names: tuple[str, ...] | None = None  # for channels "by_name": dataset.json's, in order
+    image_channels: int | None = (
+        None  # of the network's input; the rest are labels of a cascade's previous stage. None: all
+    )

@@ -52,6 +52,9 @@ class TransferReport:
     groups: dict[str, GroupCount] = field(default_factory=lambda: {name: GroupCount() for name in GROUPS})
     notes: list[str] = field(default_factory=list)
     reasons: list[FreshReason] = field(default_factory=list)
+    partly_fresh: list[str] = field(
+        default_factory=list
+    )  # names of parameters with channels the checkpoint knew nothing of
 
     @property
     def encoder_fraction(self) -> float:
@@ -76,8 +79,8 @@ class TransferReport:
         entry.names.append(name)
 
     def fresh_in_encoder(self) -> list[str]:
-        """Names of the parameters of stem, encoder and position embedding that nothing was loaded into."""
-        return [name for r in self.reasons if r.group in ENCODER_GROUPS for name in r.names]
+        """Names of the parameters of stem, encoder and position embedding into which nothing was loaded, or not into all."""
+        return [name for r in self.reasons if r.group in ENCODER_GROUPS for name in r.names] + self.partly_fresh
 
     def table(self) -> str:
         """Aligned text table, notes, reasons, and what to do where the match is poor."""

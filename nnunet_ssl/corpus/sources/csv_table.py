@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.images import absolute_path
+from nnunet_ssl.corpus.names import bad_case_names
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.found import Found, Mistake, why_no_file, with_source_columns
 
@@ -144,6 +145,9 @@ def check_rows(table: pd.DataFrame, mistakes: list[Mistake], *, own_names: bool 
     given = table["name"].notna() & own_names
     for position in table.index[given & table.duplicated("name")]:
         reasons[position].append(f"another row has the case name {table.at[position, 'name']}")
+    for name, reason in bad_case_names(table.loc[given, "name"]):
+        for position in table.index[given & (table["name"] == name)]:
+            reasons[position].append(f"the case name {name!r} {reason}")
     mistakes = mistakes + [Mistake(table.at[i, "where"], reason) for i, of in enumerate(reasons) for reason in of]
     table = table[[not of for of in reasons]].reset_index(drop=True)
     names = table["name"].where(table["name"].notna(), pd.Series(suggest_names(table), dtype=object))

@@ -7,6 +7,7 @@ from os import listdir
 from os.path import basename, isdir, isfile, join, normpath
 from typing import Any
 
+from nnunet_ssl.corpus.dataset_names import is_dataset_name
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import find_raw_dataset
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
@@ -19,7 +20,7 @@ def dataset_folder(source: str) -> str | None:
     """The folder of an nnU-Net data set that `source` names by path, number or name; None when it names none."""
     if isfile(join(source, "dataset.json")):
         return source
-    return find_raw_dataset(source) if source.isdigit() or re.fullmatch(r"Dataset\d{3}_.+", source) else None
+    return find_raw_dataset(source) if source.isdecimal() or is_dataset_name(source) else None
 
 
 def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bool = False) -> Found:
@@ -37,7 +38,7 @@ def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bo
     if ending.lower() not in ENDINGS:
         raise CorpusError(f"{source}: images end in {ending}; pre-training takes volumes: {', '.join(ENDINGS)}.")
     channels = [str(name) for name in dataset_json["channel_names"].values()]
-    cases = {("imagesTr", name): case for name, case in list_images(folder, dataset_json).items()}
+    cases = {("imagesTr", name): case for name, case in list_images(folder, dataset_json, any_names=True).items()}
     if test_images:
         cases |= {("imagesTs", name): case for name, case in _test_cases(folder, ending).items()}
     rows: list[dict[str, Any]] = []
