@@ -147,6 +147,22 @@ def name_of_plans(planner: type[SSLPlanner], how: Mapping[str, Any]) -> str:
     return name if how["patch_size"] is None else f"{name}_patch{'x'.join(map(str, how['patch_size']))}"
 
 
+def plans_in_use(
+    dataset_names: Sequence[str | int],
+    planner_class: str | None,
+    plans_name: str | None,
+    spacing: str | None,
+    normalization: str | None,
+    storage: str | None,
+) -> tuple[str, str]:
+    """(first data set, name of the plans) of what `prepare_corpus` prepares with these arguments; looks at no image."""
+    names = resolve_datasets(dataset_names)
+    if plans_name is None:
+        assert planner_class is not None
+        plans_name = name_of_plans(find_planner(planner_class), planner_settings(spacing, None, normalization, storage))
+    return names[0], joint_plans_name(plans_name, names) if len(names) > 1 else plans_name
+
+
 def _exists(name: str, plans_name: str | None) -> bool:
     return plans_name is not None and isfile(plans_file(name, plans_name))
 
