@@ -29,8 +29,6 @@ PAIRS = {
 }
 
 EXCEPTIONS = {
-    "nnunet_ssl/files/heartbeat.py::Heartbeat._create": "a turn is made exclusively, and means nothing after a power cut",
-    "nnunet_ssl/files/heartbeat.py::Heartbeat._write": "a beat is worth no flush; who reads half of one waits for the next",
     "planners/made_from.py::Part._append": "lines that are added one by one; one that is not whole counts as none",
     "nnunet_ssl/demo/steps.py::_run_command": "a log that grows while a command runs",
     "nnunet_ssl/report/corpus_page.py::_png": "into memory",
