@@ -13,7 +13,6 @@ from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
-    _maybe_copy_splits_file,
 )
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -26,8 +25,13 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
-from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.corpus.splits import take_over_splits
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.files.torn import is_whole
+from nnunet_ssl.integration.writing import whole_files
+from nnunet_ssl.messages import say_errors_in_one_line
+from nnunet_ssl.planners.follow import follow_dataset_json
 from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset
@@ -69,6 +73,7 @@ class SSLPlanner(ExperimentPlanner):
     ) -> None:
         if gpu_memory_target_in_gb is not None:
             print(f"{type(self).__name__} plans a fixed network: the GPU memory target is not used.")
+        say_errors_in_one_line()  # of nnU-Net's commands as well
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         self.spacing_style = require_spacing_style(spacing_style)
         self.normalization, self.storage = require_style(normalization), require_storage(storage)
@@ -92,12 +97,11 @@ class SSLPlanner(ExperimentPlanner):
                 f"There is no fingerprint of {self.dataset_name} yet. Run nnUNetv2_extract_fingerprint "
                 f"-d {dataset_id(self.dataset_name)} -fpe SSLFingerprintExtractor"
             )
+        require_writable(self.folder)
         self.dataset_fingerprint = load_json(fingerprint)
         self.geometry = geometry or self.dataset_fingerprint
         splits = join(self.raw_dataset_folder, "splits_final.json")
-        require_splits(splits)
-        if isfile(splits):
-            _maybe_copy_splits_file(splits, join(self.folder, "splits_final.json"))
+        take_over_splits(splits, join(self.folder, "splits_final.json"), self.dataset)
 
     @classmethod
     def plans_name_for(cls, spacing_style: str) -> str:
@@ -163,8 +167,11 @@ class SSLPlanner(ExperimentPlanner):
         configuration = self.plan_configuration(spacing[forward], self.resampled_shapes(spacing)[:, forward])
         self.plans = self.assemble(forward, backward, {CONFIGURATION: configuration})
         makedirs(self.folder, exist_ok=True)
+        follow_dataset_json(self.dataset_name, self.raw_dataset_folder, self.dataset_json)  # with other plans there
         write_json(self.dataset_json, join(self.folder, "dataset.json"))
-        self.save_plans(self.plans)
+        is_whole(join(self.folder, f"{self.plans_identifier}.json"))  # nnU-Net reads it for further configurations
+        with whole_files():
+            self.save_plans(self.plans)
         return self.plans
 
     def assemble(

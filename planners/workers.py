@@ -40,12 +40,13 @@ Source = Iterator[Task | None]
 def work_off(
     function: Callable[..., Any], source: Source, num_processes: int, shared: tuple[Any, ...]
 ) -> Iterator[tuple[str, Any]]:
-    """(case, function(*arguments, *shared)) in the order they finish; in this process when there is to be only one.
+    """(case, function(*arguments, *shared)) in the order they finish; in this process when there is to be no other.
 
-    A case whose process dies is tried once more, on its own; then its result is Died. What `function` raises is raised
-    here, but for MemoryError, which counts as a death.
+    A single one is a process of its own as well: what an image does to it, it does not do to this one, which can say which
+    image it was. A case whose process dies is tried once more, on its own; then its result is Died. What `function` raises
+    is raised here, but for MemoryError, which counts as a death.
     """
-    if num_processes <= 1:
+    if num_processes <= 0:
         yield from _one_by_one(function, source, shared)
         return
     crew = _Crew(function, shared)
