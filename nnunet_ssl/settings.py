@@ -99,6 +99,8 @@ class PretrainSettings(ScheduleSettings):
     shard: bool = False
     # Deterministic algorithms on a GPU, where there are any, and no torch.compile: slower; CPUs are deterministic without
     deterministic: bool = False
+    # End with exit code 4 where a run learns nothing or its embeddings collapse, after a tenth of it
+    stop_on_collapse: bool = False
     save_every: int = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
@@ -130,7 +132,7 @@ class PretrainSettings(ScheduleSettings):
             type(self.min_foreground) in (int, float) and 0 <= self.min_foreground < 1,
             f"min_foreground must be a share from 0 to below 1, found {self.min_foreground!r}.",
         )
-        for name in ("shard", "deterministic"):
+        for name in ("shard", "deterministic", "stop_on_collapse"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"{name} is true or false, found {value!r}.")
         require(

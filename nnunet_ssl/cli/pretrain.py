@@ -130,6 +130,12 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--mask-ratio", type=float, metavar="X", help="share of hidden blocks or tokens")
     recipe.add_argument("--seed", type=int, metavar="N")
     recipe.add_argument(
+        "--stop-on-collapse",
+        action="store_true",
+        default=None,
+        help="end with exit code 4 where the run learns nothing, or its embeddings collapse, after a tenth of it",
+    )
+    recipe.add_argument(
         "--set",
         action="append",
         default=[],
@@ -191,6 +197,7 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "shard": args.shard,
         "deterministic": args.deterministic,
+        "stop_on_collapse": args.stop_on_collapse,
         "channels": args.channels,
     }
     block = {k: v for k, v in block.items() if v is not None}
