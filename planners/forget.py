@@ -67,7 +67,7 @@ def _check_folder(name: str, folder: str, base: str, cases: dict[str, Any], data
     if changed:
         return [f"{name}, {identifier}: all cases are made anew: {', '.join(changed)} changed."]
     changes = compare(folder, cases)
-    lines = changes.lines(f"{name}, {identifier}")
+    lines = changes.lines(name, f", {identifier}")
     left_out = left_out_here(base, cases, step_of(folder)) - changes.finished
     missing = len(cases) - len(changes.finished) - len(left_out) - len(changes.changed)
     by = "" if own else ", by nnU-Net's own preprocessing, which nothing of this changes"
