@@ -32,24 +32,25 @@ class Changes:
     before: dict[str, Origin] = field(default_factory=dict)  # as they were read, of all
     to_write: bool = False  # whether the table on the disk says something else
 
-    def lines(self, name: str) -> list[str]:
-        """A line for each kind of change."""
+    def lines(self, name: str, where: str = "") -> list[str]:
+        """A line for each kind of change; `where` to look, in a data set with several folders."""
+        return [f"{name}{where}: {line}" for line in self._told(name)]
+
+    def _told(self, name: str) -> list[str]:
         told = []
         if self.changed:
             what = [f"{case} ({reason})" for case, reason in self.changed.items()]
-            told.append(
-                f"{name}: {len(what)} cases changed since they were preprocessed and are made anew: {_some(what)}."
-            )
+            told.append(f"{len(what)} cases changed since they were preprocessed and are made anew: {_some(what)}.")
         if self.gone:
-            told.append(f"{name}: {len(self.gone)} cases are no longer in {name} and are dropped: {_some(self.gone)}.")
+            told.append(f"{len(self.gone)} cases are no longer in {name} and are dropped: {_some(self.gone)}.")
         if self.touched:
             told.append(
-                f"{name}: the files of {len(self.touched)} cases have another place or time and the same content; "
+                f"the files of {len(self.touched)} cases have another place or time and the same content; "
                 f"nothing is made anew: {_some(self.touched)}."
             )
         if self.adopted:
             told.append(
-                f"{name}: nothing says what {len(self.adopted)} preprocessed cases were made from; they are taken as made "
+                f"nothing says what {len(self.adopted)} preprocessed cases were made from; they are taken as made "
                 "from the present files, none of which is newer."
             )
         return told

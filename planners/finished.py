@@ -65,26 +65,34 @@ def unfinished_cases(folder: str) -> set[str]:
     return found - finished_cases(folder)
 
 
-def relevant_settings(
-    plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Everything the preprocessed images depend on besides the images."""
+def plan_settings(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What plans say about the values of preprocessed images; a network trained on others must not go on with these."""
     schemes = configuration["normalization_schemes"]
     intensities = plans["foreground_intensity_properties_per_channel"]
     settings = {
-        "image_reader_writer": plans["image_reader_writer"],
         "transpose_forward": plans["transpose_forward"],
-        "preprocessor_name": configuration["preprocessor_name"],
         "spacing": configuration["spacing"],
         "normalization_schemes": schemes,
         "use_mask_for_norm": configuration["use_mask_for_norm"],
         "resampling": {
             k: v for k, v in configuration.items() if k.startswith(("resampling_fn_data", "resampling_fn_seg"))
         },
-        "channel_names": dataset_json.get("channel_names", dataset_json.get("modality")),
-        "labels": dataset_json["labels"],
         # Only CT normalisation looks at the whole dataset; elsewhere a new fingerprint changes nothing.
         "intensities": {str(i): intensities[str(i)] for i, s in enumerate(schemes) if s == "CTNormalization"},
+    }
+    return json.loads(json.dumps(settings))
+
+
+def relevant_settings(
+    plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything the preprocessed images depend on besides the images."""
+    settings = {
+        **plan_settings(plans, configuration),
+        "image_reader_writer": plans["image_reader_writer"],
+        "preprocessor_name": configuration["preprocessor_name"],
+        "channel_names": dataset_json.get("channel_names", dataset_json.get("modality")),
+        "labels": dataset_json["labels"],
     }
     if configuration.get("storage_dtype", "float32") != "float32":
         settings["storage_dtype"] = configuration["storage_dtype"]

@@ -30,7 +30,7 @@ from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
 from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.shards import Shard
-from nnunet_ssl.planners.start import start_or_continue
+from nnunet_ssl.planners.start import settle, start_or_continue
 from nnunet_ssl.planners.storage import save_case, storage_dtype
 from nnunet_ssl.planners.workers import Died, work_off
 
@@ -196,6 +196,7 @@ class SSLPreprocessor(DefaultPreprocessor):
             distribution = Distribution(shard, output, folder, cases, todo, step, changes.before)
             shared = (plans_manager, configuration, dataset_json, output)
             self._work_off(distribution, len(todo), num_processes, shared)
+        settle(output)
         found = distribution.left_out
         if found:
             print(f"{report(found, len(cases), folder)}\nIn short: {summary(found)}.")

@@ -17,7 +17,7 @@ from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.changes import Changes, compare
 from nnunet_ssl.planners.distribution import step_of, try_again
 from nnunet_ssl.planners.finished import SETTINGS, STATE, discard, finished_cases, unfinished_cases
-from nnunet_ssl.planners.made_from import write_origins
+from nnunet_ssl.planners.made_from import needs_joining, read_origins, write_origins
 from nnunet_ssl.planners.shards import certainly_living, living
 
 
@@ -83,6 +83,15 @@ def start_or_continue(
         if stored_settings(folder) != settings:
             write_json(dict(settings), join(state, SETTINGS))
     return changes
+
+
+def settle(folder: str) -> None:
+    """Join what all processes noted about the cases of a folder, if this one is the last."""
+    state = join(folder, STATE)
+    with folder_lock(folder).waiting():
+        if not living(state) and needs_joining(state):
+            finished, known = finished_cases(folder), read_origins(state)
+            write_origins(state, {case: origin for case, origin in known.items() if case in finished})
 
 
 def remove_folder(folder: str) -> None:

@@ -385,8 +385,10 @@ def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) ->
 def main(argv: list[str] | None = None) -> None:
     """Entry point of nnUNetv2_pretrain and of `python -m nnunet_ssl.pretrain`."""
     from nnunet_ssl.cli.errors import one_line_errors
+    from nnunet_ssl.signals import start_tracker
 
     args = build_parser().parse_args(argv)
+    start_tracker()
     with one_line_errors("nnUNetv2_pretrain"):
         run(args)
 

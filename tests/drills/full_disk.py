@@ -4,9 +4,10 @@
 
 Makes a tiny data set, a pre-training and plans for a fine-tuning once (about a minute on two cores), and then runs each
 command with one of its folders on a small disk: full but for a few bytes, or read-only. Where this user may mount file
-systems (root), the disk is a tmpfs; elsewhere a limit on the size of files stands for the full disk and permissions for the
-read-only one. After each run: no traceback, one line that names the folder, everything that was there before unchanged,
-no temporary file left. Prints a line per run and a count; exits with 1 when anything was wrong.
+systems (root), the disk is a tmpfs. Elsewhere, and with FULL_DISK_WITHOUT_MOUNTS set, a limit on the size of files stands
+for the full disk and permissions for the read-only one; trainings, whose memory is shared in files, are left out of the
+first kind. After each run: no traceback, one line that names the folder, everything that was there before unchanged, no
+temporary file left. Prints a line per run and a count; exits with 1 when anything was wrong.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ SHORT = ["--epochs", "1", "--iterations-per-epoch", "2", "--val-iterations-per-e
 TRAIN = ["nnUNetv2_pretrain", "900", "--backbone", "resenc_tiny", *SHORT, "-np", "1", "-device", "cpu"]
 RUN = "Dataset900_Tiny/SSLMAETrainer__nnUNetSSLResEncTinyPlans__3d_fullres/fold_all"
 DISK = 160 << 20  # bytes
+MOUNT = os.environ.get("FULL_DISK_WITHOUT_MOUNTS") is None
 SETTINGS = {"nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1", "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE"}
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 24, 1, 2
 
@@ -151,10 +153,18 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.mounted = os.geteuid() == 0 and self._mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs")
+        self.mounted = os.geteuid() == 0 and MOUNT and self._mount("-t", "tmpfs", "-o", f"size={DISK}", "tmpfs")
 
     def _mount(self, *options: str) -> bool:
         return subprocess.run(["mount", *options, str(self.folder)], capture_output=True).returncode == 0
+
+    def stands_for(self, command: Command, mode: str) -> bool:
+        """Whether a command can be tried here: a limit on the size of files binds the memory that processes share, too."""
+        return (
+            self.mounted
+            or mode != "full"
+            or not command.name.startswith(("train", "fine-tune", "estimate", "benchmark"))
+        )
 
     def fill(self, leaving: int) -> Callable[[], None]:
         """Fill it but for `leaving` bytes; returns what the child has to call."""
@@ -263,6 +273,8 @@ def main() -> int:
                 continue
             for mode, leaving in [*(("full", n) for n in args.leave), ("read-only", 0)]:
                 with small_disk(template, world, command) as disk:
+                    if not disk.stands_for(command, mode):
+                        continue
                     kept = content(disk.folder)
                     before = disk.fill(leaving) if mode == "full" else disk.forbid()
                     done = run(command.arguments, world, before)

@@ -414,7 +414,7 @@ def test_an_image_that_kills_its_process_is_left_out_and_the_others_survive(
     KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=2)
     folder = preprocessed(raw, dataset)
     assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == {"a", "b", "z"}
-    assert "twice (SIGKILL, most likely for want of memory)" in left_out(folder)["killer"]
+    assert "with nothing else running (SIGKILL, most likely for want of memory)" in left_out(folder)["killer"]
     assert "In short: 1 x it killed the process" in capsys.readouterr().out
     KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=0)  # not tried again, else we die here
     kept = {p.name for p in (folder / DATA / "preprocessing").iterdir() if p.is_file()}
