@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -30,6 +29,7 @@ from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.files.atomic import copy_file, write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.planners.datasets import plans_file, require_raw, resolve_datasets
 from nnunet_ssl.planners.finetune_differences import comparison, differences
@@ -213,7 +213,7 @@ def write_plans(plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
     """Write new plans, and dataset.json beside them; raises CorpusError where other plans have that name."""
     name, plans_name = plans["dataset_name"], plans["plans_name"]
     path = plans_file(name, plans_name)
-    if isfile(path) and load_json(path) != plans:
+    if isfile(path) and read_json(path) != plans:
         raise CorpusError(
             f"{path} exists and holds other plans, which are never overwritten. Choose another name with "
             f"-plans_name {plans_name}_2, or remove the file if nothing was trained with it."
@@ -232,7 +232,7 @@ def preprocess_for(
 ) -> None:
     """Preprocess the images that are not finished, and copy labels to where nnU-Net validates against them."""
     base = join(nnUNet_preprocessed, name)
-    settings = load_json(plans_file(name, plans_name))["configurations"][configuration]
+    settings = read_json(plans_file(name, plans_name))["configurations"][configuration]
     folder = join(base, settings["data_identifier"])
     # nnUNetv2_preprocess leaves no record of its settings, but begins with an empty folder.
     by_nnunet = isdir(folder) and not isfile(join(folder, STATE, SETTINGS))
@@ -243,7 +243,7 @@ def preprocess_for(
         SSLPreprocessor(verbose=False).run(name, configuration, plans_name, num_processes)
     target = Path(base, "gt_segmentations")
     target.mkdir(exist_ok=True)
-    ending = load_json(join(base, "dataset.json"))["file_ending"]
+    ending = read_json(join(base, "dataset.json"))["file_ending"]
     for case, label in labels.items():
         copy = target / f"{case}{ending}"
         if not copy.is_file() or copy.stat().st_mtime < getmtime(label):

@@ -7,7 +7,6 @@ from os.path import isdir, isfile, join
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -20,6 +19,7 @@ from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
@@ -52,7 +52,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         dataset_json: dict[str, Any] | str,
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """As in DefaultPreprocessor; while preparing training data, raises UnusableImage for what fails a check."""
-        described: dict[str, Any] = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        described: dict[str, Any] = read_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
         if self.checks:
             reason = reason_against(data, seg, properties, plans_manager, configuration_manager)
             if reason:
@@ -151,11 +151,11 @@ class SSLPreprocessor(DefaultPreprocessor):
             raise CorpusError(
                 f"There are no plans {plans_file}. Run nnUNetv2_plan_experiment -d {dataset_id(name)} first."
             )
-        plans_manager = PlansManager(load_json(plans_file))
+        plans_manager = PlansManager(read_json(plans_file))
         configuration = plans_manager.get_configuration(configuration_name)
         require_writable(join(folder, configuration.data_identifier))
         storage_dtype(configuration.configuration)  # a wrong one shows now
-        dataset_json = load_json(join(folder, "dataset.json"))
+        dataset_json = read_json(join(folder, "dataset.json"))
         # Of the raw data, not of their copy in nnUNet_preprocessed: images may have been added since the planning.
         cases = list_images(raw, read_dataset_json(raw))
         add_modalities(cases, raw)

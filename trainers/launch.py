@@ -16,13 +16,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.planners.datasets import require_own_plans
 from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
@@ -69,7 +69,7 @@ def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
     stored = join(folder, os.pardir, "plans.json")
     if not existing_checkpoint(folder) or not isfile(stored):
         return deepcopy(plans)
-    return require_own_plans(load_json(stored), stored, plans["dataset_name"])
+    return require_own_plans(read_json(stored), stored, plans["dataset_name"])
 
 
 def run_process(run: Run) -> str:

@@ -9,7 +9,6 @@ from os.path import isdir, isfile, join
 from typing import TYPE_CHECKING, Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
@@ -20,6 +19,7 @@ from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import raw_folder
 from nnunet_ssl.planners.foreground import mask_labels
 from nnunet_ssl.trainers.augmentation import Augmentation, augmentation
@@ -57,7 +57,7 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
 @lru_cache(maxsize=64)
 def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Of a dataset.json, which in a large corpus has tens of megabytes; `changed` is its time of change."""
-    content = load_json(dataset_json)
+    content = read_json(dataset_json)
     names = content.get("channel_names") or content.get("modality") or {}
     return content.get("labels", {}), tuple(str(name) for name in names.values())
 

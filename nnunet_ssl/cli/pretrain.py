@@ -242,11 +242,12 @@ def estimate(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the corpus and train."""
-    from batchgenerators.utilities.file_and_folder_operations import join, load_json
+    from batchgenerators.utilities.file_and_folder_operations import join
     from nnunetv2.paths import nnUNet_preprocessed
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
@@ -282,7 +283,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"This pre-training is finished: {final}\nMore epochs: --epochs N. To start anew, move {folder} away.")
         return
     fold = args.fold if args.fold == "all" else int(args.fold)
-    dataset_json = load_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
+    dataset_json = read_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
     job = launch.Run(plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights)
     if args.estimate:
         print(table(benchmark(job, processes=args.num_gpus)))

@@ -75,7 +75,8 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         table = table[matching(table, options.expression)].reset_index(drop=True)
         notes.append(f"{len(table)} of {before} images match the filter {options.expression}")
     if not len(table):
-        raise CorpusError("No image is left to register.")
+        lines = "".join(f"\n  {mistake}" for mistake in mistakes[:MAX_SHOWN])
+        raise CorpusError(f"No image is left to register{':' if lines else '.'}{lines}")
     table["modality"] = table["modality"].astype(object)
     notes += _about_modalities(table, options.channels)
     return Imported(register(table, known, folder, options.channels, prune=options.prune), mistakes, notes)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from os.path import isfile
+from os.path import lexists
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
+from nnunet_ssl.files.entering import BadFile, read_json
 
 FILE = "splits_final.json"
 
 
 def require_splits(path: str) -> None:
     """Raise CorpusError unless `path` is missing or holds splits as nnU-Net writes them, of cases that may be called so."""
-    if not isfile(path):
+    if not lexists(path):
         return
     remedy = f"Correct {path}, or remove it: nnU-Net then makes new splits."
     try:
-        with open(path, encoding="utf-8") as file:
-            splits = json.load(file)
-    except ValueError as error:
-        raise CorpusError(f"{path} is not valid JSON: {error}. {remedy}") from error
+        splits = read_json(path)
+    except BadFile as error:
+        raise CorpusError(f"{error}. {remedy}") from error
     sides = [
         split.get(side) if isinstance(split, dict) else None for split in _list(splits) for side in ("train", "val")
     ]

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from os.path import abspath, basename, isdir, join, relpath
+from collections.abc import Iterable
+from os.path import abspath, basename, isdir, isfile, join, relpath
 from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.dicom import find_series
-from nnunet_ssl.corpus.sources.found import Found, Mistake, frame, why_no_file
+from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
+from nnunet_ssl.corpus.sources.walking import matching_files, walk_files
 from nnunet_ssl.corpus.subjects import MODALITY, subject_of
+from nnunet_ssl.files.entering import why_no_file
 
 # Names of files that lie beside images and are none. Whoever means them names them with a pattern.
 LABEL_MAP = re.compile(r"[_-](?:seg|dseg|probseg|segmentation|label|labels|mask|[a-z]*mask|roi)$", re.IGNORECASE)
@@ -33,14 +34,14 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
     folder (the fixed part of a glob). Raises CorpusError when there is nothing that nnU-Net reads.
     """
     if isdir(source):
-        root, files, whole_folder = abspath(source), list(_walk(source)), True
+        root, files, whole_folder = abspath(source), list(walk_files(source)), True
     elif any(c in source for c in "*?["):
         root = abspath(_fixed_part(source))
-        files, whole_folder = sorted(abspath(f) for f in glob.iglob(source, recursive=True) if not isdir(f)), False
+        files, whole_folder = matching_files(source), False
     else:
         root, files, whole_folder = abspath(os.path.dirname(source)), [abspath(source)], False
     images = _whole(file for file in files if ending_of(file))
-    dicom = [file for file in files if not ending_of(file) and is_dicom(file)] if len(images) < len(files) else []
+    dicom = [file for file in files if not ending_of(file) and isfile(file) and is_dicom(file)]
     labels = [file for file in images if whole_folder and LABEL_MAP.search(_stem(file))]
     images = sorted(set(images) - set(labels))
     series, about_series = find_series(dicom, root)
@@ -61,19 +62,6 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
             f"{rows[0]['subject']}. If that is wrong, say where they are: --subject-pattern '(?P<subject>[^/]+)/'"
         )
     return Found(frame(rows), mistakes, notes)
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder, through links too, hidden ones left alone."""
-    seen = set()
-    for where, folders, files in os.walk(abspath(folder), followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (join(where, f) for f in sorted(files) if not f.startswith("."))
 
 
 def _row(file: str, root: str, pattern: re.Pattern[str] | None) -> dict[str, Any]:
