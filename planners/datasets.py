@@ -13,7 +13,6 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssl.corpus.dataset_names import dataset_id, datasets_in, named
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import require_folder
-from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.names import reason_against_file
 from nnunet_ssl.files.entering import BadFile, read_json
 
@@ -28,12 +27,6 @@ def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
     if not names:
         raise CorpusError("No dataset is named. Example: nnUNetv2_pretrain 4")
     return names
-
-
-def raw_images(name: str) -> dict[str, dict[str, Any]] | None:
-    """The cases of a raw dataset, None when there is no raw dataset of that name."""
-    folder = raw_folder(name)
-    return None if folder is None else list_images(folder, read_dataset_json(folder))
 
 
 def raw_folder(name: str) -> str | None:

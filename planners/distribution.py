@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from os.path import isfile, join
 from typing import Any
 
-from nnunet_ssl.corpus.left_out import FILE, describe, read_left_out, still_left_out, update_left_out
+from nnunet_ssl.corpus.left_out import FILE, clear_left_out, describe, read_left_out, still_left_out, update_left_out
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.finished import STATE, is_finished
+from nnunet_ssl.planners.made_from import Origin, Part
 from nnunet_ssl.planners.shards import MAX_DEATHS, Shard
 from nnunet_ssl.planners.workers import Task
 
@@ -30,16 +31,37 @@ def record(base: str, examined: set[str], found: Mapping[str, Mapping[str, Any]]
             update_left_out(base, examined, found)
 
 
+def step_of(output: str) -> str:
+    """What left_out_images.json calls the preprocessing into a folder."""
+    return f"preprocessing {os.path.basename(output)}"
+
+
+def try_again(base: str, step: str | None = None) -> None:
+    """Forget what was left out, or what one step left out, so that these images are tried again."""
+    if isfile(join(base, FILE)):
+        with Lock(join(base, LOCK), "writing the list of images that are left out").waiting():
+            clear_left_out(base, step)
+
+
 class Distribution:
     """Hands out the cases that are not finished, each to one process at a time.
 
     `output` is the folder of preprocessed cases, `base` the data set's folder around it, `step` what left_out_images.json
-    calls this work. Iterating gives tasks, None while only others have something to do, and ends when all is done.
+    calls this work, `known` what cases were made from so far. Iterating gives tasks, None while only others have something
+    to do, and ends when all is done.
     """
 
     def __init__(
-        self, shard: Shard, output: str, base: str, cases: Mapping[str, Mapping[str, Any]], todo: list[str], step: str
+        self,
+        shard: Shard,
+        output: str,
+        base: str,
+        cases: Mapping[str, Mapping[str, Any]],
+        todo: list[str],
+        step: str,
+        known: Mapping[str, Origin] | None = None,
     ) -> None:
+        self.origins = Part(state_folder(output), shard.name, known or {})
         self.shard, self.output, self.base, self.cases, self.step = shard, output, base, cases, step
         self.left_out: dict[str, dict[str, Any]] = {}  # found by this process
         self.by_others = 0
@@ -80,8 +102,9 @@ class Distribution:
         return self.task(case)
 
     def task(self, case: str) -> Task:
-        """A case with the arguments it is preprocessed with."""
+        """A case with the arguments it is preprocessed with; what it is made from is written down."""
         files = self.cases[case]
+        self.origins.begin(case, files)
         return Task(case, (join(self.shard.work, case), files["images"], files["label"], files.get("modality")))
 
     def refuse(self, case: str, reason: str) -> None:

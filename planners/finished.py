@@ -1,24 +1,19 @@
-"""Which cases of a preprocessed folder are finished, and with what settings they were made."""
+"""Which cases of a preprocessed folder are finished, and the settings that decide what they look like."""
 
 from __future__ import annotations
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Iterable, Mapping
-from glob import escape, glob
 from os.path import isdir, isfile, join
 from typing import Any
 
-from nnunet_ssl.corpus.errors import CorpusError
-from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.files.locks import Lock
-from nnunet_ssl.planners.shards import certainly_living, living
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
 # A folder, because nnU-Net tells its data formats apart by the endings of the files beside the cases.
 STATE = "preprocessing"
 SETTINGS = "settings.json"
+VERSION = 1  # of the preprocessing: another one makes everything anew
 SUFFIXES = (
     ".b2nd",
     "_seg.b2nd",
@@ -31,6 +26,16 @@ def finished_cases(folder: str) -> set[str]:
     names = set(os.listdir(folder)) if isdir(folder) else set()
     candidates = (name[: -len(".pkl")] for name in names if name.endswith(".pkl"))
     return {case for case in candidates if all(case + suffix in names for suffix in SUFFIXES)}
+
+
+def stock_cases(folder: str) -> set[str]:
+    """The cases nnU-Net finds in a preprocessed folder, of whichever of its formats."""
+    if not isdir(folder):
+        return set()
+    try:
+        return set(infer_dataset_class(folder).get_identifiers(folder))
+    except (AssertionError, KeyError):
+        return set()
 
 
 def is_finished(folder: str, case: str) -> bool:
@@ -60,62 +65,37 @@ def unfinished_cases(folder: str) -> set[str]:
     return found - finished_cases(folder)
 
 
-def relevant_settings(
-    plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Everything the preprocessed images depend on besides the images."""
+def plan_settings(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """What plans say about the values of preprocessed images; a network trained on others must not go on with these."""
     schemes = configuration["normalization_schemes"]
     intensities = plans["foreground_intensity_properties_per_channel"]
     settings = {
-        "image_reader_writer": plans["image_reader_writer"],
         "transpose_forward": plans["transpose_forward"],
-        "preprocessor_name": configuration["preprocessor_name"],
         "spacing": configuration["spacing"],
         "normalization_schemes": schemes,
         "use_mask_for_norm": configuration["use_mask_for_norm"],
         "resampling": {
             k: v for k, v in configuration.items() if k.startswith(("resampling_fn_data", "resampling_fn_seg"))
         },
-        "channel_names": dataset_json.get("channel_names", dataset_json.get("modality")),
-        "labels": dataset_json["labels"],
         # Only CT normalisation looks at the whole dataset; elsewhere a new fingerprint changes nothing.
         "intensities": {str(i): intensities[str(i)] for i, s in enumerate(schemes) if s == "CTNormalization"},
     }
-    if configuration.get("storage_dtype", "float32") != "float32":
-        settings["storage_dtype"] = configuration["storage_dtype"]
     return json.loads(json.dumps(settings))
 
 
-def start_or_continue(folder: str, settings: Mapping[str, Any]) -> None:
-    """Prepare `folder` for cases made with `settings`; cases made with others are removed, saying so.
-
-    Raises CorpusError when another process is making cases with other settings there.
-    """
-    with Lock(f"{folder}.lock", "preparing the folder of preprocessed images").waiting():
-        for remains in glob(f"{escape(folder)}.removed-*"):  # of a process that was killed while it removed them
-            shutil.rmtree(remains)
-        stored = join(folder, STATE, SETTINGS)
-        others = living(join(folder, STATE))
-        if isdir(folder):
-            previous: Mapping[str, Any] = {}
-            if isfile(stored):
-                with open(stored, encoding="utf-8") as file:
-                    previous = json.load(file)
-            changed = [k for k in dict.fromkeys([*settings, *previous]) if settings.get(k) != previous.get(k)]
-            if changed and others and certainly_living(join(folder, STATE)):
-                raise CorpusError(
-                    f"Another process ({others[0]}) is preprocessing into {folder} with other settings "
-                    f"({', '.join(changed)}). Let it finish or stop it, or give these plans another name."
-                )
-            if changed and finished_cases(folder):
-                why = f"{', '.join(changed)} changed" if previous else "nothing says which settings they were made with"
-                print(f"The cases in {folder} are made anew: {why}.")
-            if changed:
-                # Renamed first: a process killed while removing leaves no half of a folder behind under its name.
-                old = f"{folder}.removed-{secrets.token_hex(4)}"
-                os.rename(folder, old)
-                shutil.rmtree(old)
-            elif not others:
-                discard(folder, unfinished_cases(folder))
-        os.makedirs(join(folder, STATE), exist_ok=True)
-        write_json(dict(settings), stored)
+def relevant_settings(
+    plans: Mapping[str, Any], configuration: Mapping[str, Any], dataset_json: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything the preprocessed images depend on besides the images."""
+    settings = {
+        **plan_settings(plans, configuration),
+        "image_reader_writer": plans["image_reader_writer"],
+        "preprocessor_name": configuration["preprocessor_name"],
+        "channel_names": dataset_json.get("channel_names", dataset_json.get("modality")),
+        "labels": dataset_json["labels"],
+    }
+    if configuration.get("storage_dtype", "float32") != "float32":
+        settings["storage_dtype"] = configuration["storage_dtype"]
+    if VERSION > 1:
+        settings["version"] = VERSION
+    return json.loads(json.dumps(settings))

@@ -14,6 +14,7 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import load_configuration, load_plans, plans_file
+from nnunet_ssl.planners.follow import follow_dataset_json
 from nnunet_ssl.planners.normalization import are_per_image, distinct_modalities, schemes_for
 from nnunet_ssl.planners.ssl_planner import SSLPlanner, SSLPlannerResEncL
 
@@ -87,6 +88,7 @@ def copy_jointly(names: Sequence[str], base: str, configuration: str, plans_name
                 "foreground_intensity_properties_per_channel"
             ],
         )
+        follow_dataset_json(name, own.raw_dataset_folder, own.dataset_json)
         write_json(own.dataset_json, join(nnUNet_preprocessed, name, "dataset.json"))
         _write(plans, names)
 

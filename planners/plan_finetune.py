@@ -8,8 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os import makedirs
-from os.path import getmtime, isdir, isfile, join
-from pathlib import Path
+from os.path import isdir, isfile, join
 from typing import Any
 
 import torch
@@ -28,13 +27,16 @@ from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
-from nnunet_ssl.files.atomic import copy_file, write_json
+from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.planners.changes import compare
 from nnunet_ssl.planners.datasets import plans_file, require_raw, resolve_datasets
 from nnunet_ssl.planners.finetune_differences import comparison, differences
 from nnunet_ssl.planners.finetune_plans import FinetunePlanner, Wishes
 from nnunet_ssl.planners.finished import SETTINGS, STATE, finished_cases
+from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
+from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.prepare import ensure_fingerprint
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
 from nnunet_ssl.planners.ssl_planner import NNUNET_PLANS
@@ -219,7 +221,9 @@ def write_plans(plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
             f"-plans_name {plans_name}_2, or remove the file if nothing was trained with it."
         )
     makedirs(join(nnUNet_preprocessed, name), exist_ok=True)
-    write_json(dataset_json, join(nnUNet_preprocessed, name, "dataset.json"))
+    with planning_lock(name).waiting():
+        follow_dataset_json(name, require_raw(name, "planning"), dataset_json)
+        write_json(dataset_json, join(nnUNet_preprocessed, name, "dataset.json"))
     if isfile(path):
         print(f"The same plans are there already: {path}")
         return
@@ -236,18 +240,15 @@ def preprocess_for(
     folder = join(base, settings["data_identifier"])
     # nnUNetv2_preprocess leaves no record of its settings, but begins with an empty folder.
     by_nnunet = isdir(folder) and not isfile(join(folder, STATE, SETTINGS))
-    if by_nnunet and finished_cases(folder) >= set(labels):
+    raw = require_raw(name, "preprocessing")
+    dataset_json = read_dataset_json(raw)
+    cases = list_images(raw, dataset_json)
+    if by_nnunet and finished_cases(folder) >= set(labels) and not compare(folder, cases).changed:
         print(f"{name}: preprocessed images are there: {folder}")
-    else:
-        # The same images as nnU-Net's DefaultPreprocessor makes, but an interrupted run goes on where it stopped.
-        SSLPreprocessor(verbose=False).run(name, configuration, plans_name, num_processes)
-    target = Path(base, "gt_segmentations")
-    target.mkdir(exist_ok=True)
-    ending = read_json(join(base, "dataset.json"))["file_ending"]
-    for case, label in labels.items():
-        copy = target / f"{case}{ending}"
-        if not copy.is_file() or copy.stat().st_mtime < getmtime(label):
-            copy_file(label, copy)
+        copy_labels(name, cases, dataset_json["file_ending"])
+        return
+    # The same images as nnU-Net's DefaultPreprocessor makes, but an interrupted run goes on where it stopped.
+    SSLPreprocessor(verbose=False).run(name, configuration, plans_name, num_processes)
 
 
 def next_commands(

@@ -2,43 +2,49 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import makedirs
-from os.path import isdir, isfile, join
+from os.path import isfile, join
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 from nnunetv2.paths import nnUNet_preprocessed
-from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import FILE as TABLE
 from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.files.atomic import copy_file
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.files.locks import Lock
+from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.planners import ssl_planner
+from nnunet_ssl.planners.changes import compare
 from nnunet_ssl.planners.datasets import (
     load_configuration,
     load_plans,
     plans_file,
     raw_folder,
-    raw_images,
     require_folder,
     require_raw,
     resolve_datasets,
 )
-from nnunet_ssl.planners.distribution import left_out_here
+from nnunet_ssl.planners.distribution import left_out_here, step_of
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
-from nnunet_ssl.planners.finished import finished_cases
+from nnunet_ssl.planners.finished import finished_cases, relevant_settings, stock_cases
+from nnunet_ssl.planners.follow import planning_lock
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
-from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, require_style
+from nnunet_ssl.planners.labels import copy_labels
+from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, add_modalities, require_style
+from nnunet_ssl.planners.preprocessor import SSLPreprocessor, require_some
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
+from nnunet_ssl.planners.start import differing, stored_settings
 from nnunet_ssl.planners.storage import STORAGE, require_storage
 
 __all__ = ["prepare_corpus", "resolve_datasets"]
@@ -77,7 +83,7 @@ def prepare_corpus(
         raise CorpusError("Neither a planner nor the name of existing plans is given. Use --backbone or -p.")
     several = len(names) > 1
     base, plans_name = plans_name, joint_plans_name(plans_name, names) if several else plans_name
-    with _alone(f"{min(names)}.planning.lock", f"planning {min(names)}"):
+    with _alone(planning_lock(min(names))):
         if several:
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:
@@ -89,7 +95,7 @@ def prepare_corpus(
 
 
 @contextmanager
-def _alone(lock: str, doing: str) -> Iterator[None]:
+def _alone(lock: Lock) -> Iterator[None]:
     """Hold a lock in nnUNet_preprocessed; where nothing can be written nobody can change anything, and none is needed."""
     folder = str(nnUNet_preprocessed)
     try:
@@ -99,7 +105,7 @@ def _alone(lock: str, doing: str) -> Iterator[None]:
         yield
         return
     makedirs(folder, exist_ok=True)
-    with Lock(join(folder, lock), doing).waiting():
+    with lock.waiting():
         yield
 
 
@@ -141,6 +147,22 @@ def name_of_plans(planner: type[SSLPlanner], how: Mapping[str, Any]) -> str:
     return name if how["patch_size"] is None else f"{name}_patch{'x'.join(map(str, how['patch_size']))}"
 
 
+def plans_in_use(
+    dataset_names: Sequence[str | int],
+    planner_class: str | None,
+    plans_name: str | None,
+    spacing: str | None,
+    normalization: str | None,
+    storage: str | None,
+) -> tuple[str, str]:
+    """(first data set, name of the plans) of what `prepare_corpus` prepares with these arguments; looks at no image."""
+    names = resolve_datasets(dataset_names)
+    if plans_name is None:
+        assert planner_class is not None
+        plans_name = name_of_plans(find_planner(planner_class), planner_settings(spacing, None, normalization, storage))
+    return names[0], joint_plans_name(plans_name, names) if len(names) > 1 else plans_name
+
+
 def _exists(name: str, plans_name: str | None) -> bool:
     return plans_name is not None and isfile(plans_file(name, plans_name))
 
@@ -152,7 +174,8 @@ def _plan_one(
     how: Mapping[str, Any],
     num_processes: int,
 ) -> None:
-    if _exists(name, plans_name) or planner is None:
+    there = is_whole(plans_file(name, plans_name)) if planner is not None else _exists(name, plans_name)
+    if there or planner is None:
         load_plans(name, plans_name)
         print(f"{name}: using the plans {plans_name} that are there.")
         return
@@ -187,7 +210,7 @@ def _plan_several(
 
 def ensure_fingerprint(name: str, num_processes: int) -> None:
     """Extract the fingerprint of a dataset unless it is there; raises CorpusError without raw images."""
-    if isfile(join(nnUNet_preprocessed, name, "dataset_fingerprint.json")):
+    if is_whole(join(nnUNet_preprocessed, name, "dataset_fingerprint.json")):
         print(f"{name}: using the fingerprint that is there.")
         return
     require_raw(name, "the fingerprint")
@@ -196,35 +219,95 @@ def ensure_fingerprint(name: str, num_processes: int) -> None:
 
 
 def _preprocess(name: str, plans_name: str, configuration: str, num_processes: int) -> None:
-    settings = load_configuration(load_plans(name, plans_name), configuration)
-    folder = join(nnUNet_preprocessed, name, settings["data_identifier"])
-    images = raw_images(name)
+    plans = load_plans(name, plans_name)
+    settings = load_configuration(plans, configuration)
     own = settings["preprocessor_name"] == "SSLPreprocessor"
-    done = finished_cases(folder) if own else _stock_cases(folder)
-    if images is None and not done:
-        require_raw(name, f"preprocessing {settings['data_identifier']}")
-    missing = set(images or {}) - done
-    if own and images is not None:
-        step = f"preprocessing {settings['data_identifier']}"
-        missing -= left_out_here(join(nnUNet_preprocessed, name), images, step)
-    if images is None:
-        print(f"{name}: the raw images are not there; using the {len(done)} preprocessed ones in {folder}.")
-    elif not missing:
-        left_out = len(images.keys() - done)
-        print(
-            f"{name}: {len(done)} preprocessed images are there{f', {left_out} left out ({FILE})' if left_out else ''}."
-        )
-    elif own:
-        print(f"{name}: preprocessing {len(missing)} of {len(images)} images for {plans_name}, {configuration}.")
-        preprocess_dataset(dataset_id(name), plans_name, (configuration,), (num_processes,))
-    elif done:
-        print(
-            f"WARNING: {name}: {len(missing)} of {len(images)} images are not preprocessed for {plans_name}; using the "
-            f"{len(done)} that are. For all of them: nnUNetv2_preprocess -d {dataset_id(name)} -plans_name {plans_name} "
-            f"-c {configuration}"
-        )
+    folder = join(nnUNet_preprocessed, name, settings["data_identifier"])
+    raw = raw_folder(name)
+    if raw is None:
+        _use_what_is_there(name, plans, settings, folder, own)
+        return
+    dataset_json = read_dataset_json(raw)
+    cases = list_images(raw, dataset_json)
+    add_modalities(cases, raw)
+    if own:
+        if _nothing_to_do(name, plans, settings, folder, dataset_json, cases):
+            copy_labels(name, cases, dataset_json["file_ending"])
+        else:
+            print(f"{name}: preprocessing for {plans_name}, {configuration}; {len(cases)} images.", flush=True)
+            SSLPreprocessor(verbose=False).run(name, configuration, plans_name, num_processes)
+    elif stock_cases(folder):
+        _warn_about_stock(name, plans_name, configuration, folder, cases)
+        copy_labels(name, cases, dataset_json["file_ending"])
     else:
-        _stock_preprocess(name, plans_name, configuration, images or {}, num_processes)
+        _stock_preprocess(name, plans_name, configuration, cases, num_processes)
+        copy_labels(name, cases, dataset_json["file_ending"])
+
+
+def _nothing_to_do(
+    name: str,
+    plans: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    folder: str,
+    dataset_json: Mapping[str, Any],
+    cases: Mapping[str, Mapping[str, Any]],
+) -> bool:
+    """Whether everything is preprocessed, with these settings and from the files that are there; says so."""
+    base = join(nnUNet_preprocessed, name)
+    if differing(relevant_settings(plans, settings, dataset_json), stored_settings(folder)):
+        return False
+    if not is_whole(join(base, "dataset.json")):
+        return False
+    changes = compare(folder, cases)
+    left_out = left_out_here(base, cases, step_of(folder)) - changes.finished
+    if changes.changed or changes.gone or changes.to_write or len(changes.finished) + len(left_out) < len(cases):
+        return False
+    require_some(name, len(changes.finished), base)
+    more = f", {len(left_out)} left out ({FILE})" if left_out else ""
+    print(f"{name}: {len(changes.finished)} preprocessed images are there{more}.")
+    return True
+
+
+def _use_what_is_there(
+    name: str, plans: Mapping[str, Any], settings: Mapping[str, Any], folder: str, own: bool
+) -> None:
+    done = finished_cases(folder) if own else stock_cases(folder)
+    if not done:
+        require_raw(name, f"preprocessing {settings['data_identifier']}")
+    print(f"{name}: the raw images are not there; using the {len(done)} preprocessed ones in {folder}.")
+    stored = stored_settings(folder)
+    changed = differing(relevant_settings(plans, settings, stored), stored) if own and stored else []
+    if changed:
+        raise CorpusError(
+            f"The images in {folder} were made with other settings than {plans['plans_name']} says now "
+            f"({', '.join(changed)}). Undo the change, or put the raw images back to have them made anew."
+        )
+
+
+def _warn_about_stock(
+    name: str, plans_name: str, configuration: str, folder: str, cases: Mapping[str, Mapping[str, Any]]
+) -> None:
+    done, changes = stock_cases(folder), compare(folder, cases)
+    number = dataset_id(name)
+    again = f"nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {configuration}"
+    missing, gone = cases.keys() - done, sorted(done - cases.keys())
+    if missing:
+        print(
+            f"WARNING: {name}: {len(missing)} of {len(cases)} images are not preprocessed for {plans_name}; using the "
+            f"{len(done)} that are. For all of them: {again}"
+        )
+    if changes.changed:
+        print(
+            f"WARNING: {name}: the files of {len(changes.changed)} cases are newer than what nnU-Net made of them, e.g. "
+            f"{next(iter(changes.changed))}. To make all anew: {again}"
+        )
+    if gone:
+        print(
+            f"WARNING: {name}: {len(gone)} preprocessed cases are no longer in {name} and are still trained on, e.g. {gone[0]}. "
+            f"To remove them: nnUNetv2_pretrain_corpus -d {number} --forget {shlex.join(gone[:5])}"
+        )
+    if not missing:
+        print(f"{name}: {len(done)} preprocessed images are there.")
 
 
 def _keep_table(name: str) -> None:
@@ -258,14 +341,6 @@ def _stock_preprocess(
             f"-p {plans_name}; or use the planners for pre-training: --backbone resenc_l"
         )
     print(f"{name}: preprocessing {len(images)} images for {plans_name}, {configuration}, as nnU-Net does.")
-    preprocess_dataset(dataset_id(name), plans_name, (configuration,), (num_processes,))
-
-
-def _stock_cases(folder: str) -> set[str]:
-    """The cases nnU-Net finds in a preprocessed folder."""
-    if not isdir(folder):
-        return set()
-    try:
-        return set(infer_dataset_class(folder).get_identifiers(folder))
-    except (AssertionError, KeyError):
-        return set()
+    manager = PlansManager(load_plans(name, plans_name)).get_configuration(configuration)
+    # By its name: nnU-Net's own function takes a number, and 123 for the beginning of 1234.
+    manager.preprocessor_class(verbose=False).run(name, configuration, plans_name, num_processes=max(1, num_processes))

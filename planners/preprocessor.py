@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import os
-from os.path import isdir, isfile, join
-from typing import Any
+from os.path import isfile, join
+from typing import Any, NamedTuple
 
 import numpy as np
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
-from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
-from nnunet_ssl.corpus.left_out import report
+from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
+from nnunet_ssl.corpus.stamps import digest_of
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
-from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, summary
-from nnunet_ssl.planners.finished import discard, finished_cases, put_in_place, relevant_settings, start_or_continue
+from nnunet_ssl.planners.datasets import load_plans, require_raw
+from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, step_of, summary
+from nnunet_ssl.planners.finished import finished_cases, put_in_place, relevant_settings
+from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
+from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.shards import Shard
+from nnunet_ssl.planners.start import settle, start_or_continue
 from nnunet_ssl.planners.storage import save_case, storage_dtype
 from nnunet_ssl.planners.workers import Died, work_off
+
+
+def require_some(name: str, number: int, folder: str) -> None:
+    """Raise CorpusError with the reasons when no image of a data set could be used."""
+    if number == 0:
+        left_out = read_left_out(folder)
+        reasons = shortened([f"{case}: {entry['reason']}" for case, entry in left_out.items()])
+        raise CorpusError(
+            f"None of the {len(left_out)} images of {name} can be used:\n{reasons}\nAll of them are in {join(folder, FILE)}; "
+            "remove it to have them tried again."
+        )
+
+
+class Made(NamedTuple):
+    """The result of a case that is in place; `digest` stands for what its files hold."""
+
+    digest: str
 
 
 class SSLPreprocessor(DefaultPreprocessor):
@@ -106,10 +127,10 @@ class SSLPreprocessor(DefaultPreprocessor):
         configuration_manager: ConfigurationManager,
         dataset_json: dict[str, Any],
         output: str,
-    ) -> str | None:
+    ) -> str | Made:
         """Preprocess and save one case, its .pkl last, and move it to the folder `output` when it is whole.
 
-        Returns the reason when the image is unusable, None otherwise.
+        Returns the reason when the image is unusable.
         """
         work, case = os.path.split(output_filename_truncated)
         dtype = storage_dtype(configuration_manager.configuration)
@@ -127,10 +148,11 @@ class SSLPreprocessor(DefaultPreprocessor):
             return str(error)
         finally:
             self.checks = False
+        made = Made(digest_of([*image_files, seg_file]))
         put_in_place(output, case, work)
         if NOT_FINITE in properties:
             print(f"{case}: {properties[NOT_FINITE]} values are NaN or infinite and count as 0.", flush=True)
-        return None
+        return made
 
     def run(
         self, dataset_name_or_id: int | str, configuration_name: str, plans_identifier: str, num_processes: int
@@ -143,52 +165,43 @@ class SSLPreprocessor(DefaultPreprocessor):
 
         say_errors_in_one_line()  # of nnU-Net's commands as well
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
-        raw, folder = join(nnUNet_raw, name), join(nnUNet_preprocessed, name)
-        plans_file = join(folder, f"{plans_identifier}.json")
-        if not isdir(raw):
-            raise CorpusError(f"There is no {raw}: without raw images nothing can be preprocessed.")
-        if not isfile(plans_file):
-            raise CorpusError(
-                f"There are no plans {plans_file}. Run nnUNetv2_plan_experiment -d {dataset_id(name)} first."
-            )
-        plans_manager = PlansManager(read_json(plans_file))
+        raw, folder = require_raw(name, "preprocessing"), join(nnUNet_preprocessed, name)
+        load_plans(name, plans_identifier)
+        # Of the raw data, not of their copy in nnUNet_preprocessed: images may have been added since the planning.
+        dataset_json = read_dataset_json(raw)
+        cases = list_images(raw, dataset_json)
+        add_modalities(cases, raw)
+        with planning_lock(name).waiting():
+            follow_dataset_json(name, raw, dataset_json)
+        plans_manager = PlansManager(load_plans(name, plans_identifier))
         configuration = plans_manager.get_configuration(configuration_name)
         require_writable(join(folder, configuration.data_identifier))
         storage_dtype(configuration.configuration)  # a wrong one shows now
-        dataset_json = read_json(join(folder, "dataset.json"))
-        # Of the raw data, not of their copy in nnUNet_preprocessed: images may have been added since the planning.
-        cases = list_images(raw, read_dataset_json(raw))
-        add_modalities(cases, raw)
         # With tens of thousands of cases this entry would be megabytes, sent to every worker.
         dataset_json.pop("dataset", None)
 
         output = join(folder, configuration.data_identifier)
-        start_or_continue(output, relevant_settings(plans_manager.plans, configuration.configuration, dataset_json))
+        settings = relevant_settings(plans_manager.plans, configuration.configuration, dataset_json)
+        changes = start_or_continue(output, settings, cases, name)
         finished = finished_cases(output)
-        gone = finished - cases.keys()
-        if gone:
-            print(f"Removed {len(gone)} cases that are no longer in {name}:\n{shortened(sorted(gone))}")
-            discard(output, gone)
-        step = f"preprocessing {configuration.data_identifier}"
+        step = step_of(output)
         bad = left_out_here(folder, cases, step) - finished
         todo = [case for case in cases if case not in finished and case not in bad]
-        if len(finished) > len(gone):
-            kept = len(finished) - len(gone)
-            print(f"{kept} of {len(cases)} cases are finished already. To make them anew, remove {output}.")
+        if finished:
+            print(f"{len(finished)} of {len(cases)} cases are finished already, and made from what is there now.")
         if bad:
             print(f"{len(bad)} cases are left out as before. To try them again, remove their entries from {folder}.")
         with Shard(state_folder(output)) as shard:
             shard.forget_claims(but=set(todo))
-            distribution = Distribution(shard, output, folder, cases, todo, step)
+            distribution = Distribution(shard, output, folder, cases, todo, step, changes.before)
             shared = (plans_manager, configuration, dataset_json, output)
             self._work_off(distribution, len(todo), num_processes, shared)
+        settle(output)
         found = distribution.left_out
         if found:
             print(f"{report(found, len(cases), folder)}\nIn short: {summary(found)}.")
-        if not finished_cases(output):
-            entries = found or {case: {"reason": "left out before"} for case in bad}
-            reasons = [f"{case}: {entry['reason']}" for case, entry in entries.items()]
-            raise CorpusError(f"None of the {len(cases)} images of {name} can be used:\n{shortened(reasons)}")
+        require_some(name, len(finished_cases(output)), folder)
+        copy_labels(name, cases, dataset_json["file_ending"])
         limit_label_copy()
 
     def _work_off(self, distribution: Distribution, number: int, num_processes: int, shared: tuple[Any, ...]) -> None:
@@ -199,11 +212,11 @@ class SSLPreprocessor(DefaultPreprocessor):
                 results = work_off(self.run_case_save, iter(distribution), num_processes, shared)
                 for case, result in results:
                     examined.add(case)
-                    reason = result.reason if isinstance(result, Died) else result
-                    if reason is None:
+                    if isinstance(result, Made):
+                        distribution.origins.finish(case, result.digest)
                         distribution.shard.release(case)
                     else:
-                        distribution.refuse(case, reason)
+                        distribution.refuse(case, result.reason if isinstance(result, Died) else result)
                     bar.n = len(examined) + distribution.by_others
                     bar.refresh()
         finally:

@@ -12,7 +12,6 @@ import numpy as np
 from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
-    _maybe_copy_splits_file,
 )
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape
@@ -25,12 +24,14 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
-from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.corpus.splits import take_over_splits
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.integration.writing import whole_files
 from nnunet_ssl.messages import say_errors_in_one_line
+from nnunet_ssl.planners.follow import follow_dataset_json
 from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset
@@ -100,9 +101,7 @@ class SSLPlanner(ExperimentPlanner):
         self.dataset_fingerprint = read_json(fingerprint)
         self.geometry = geometry or self.dataset_fingerprint
         splits = join(self.raw_dataset_folder, "splits_final.json")
-        require_splits(splits)
-        if isfile(splits):
-            _maybe_copy_splits_file(splits, join(self.folder, "splits_final.json"))
+        take_over_splits(splits, join(self.folder, "splits_final.json"), self.dataset)
 
     @classmethod
     def plans_name_for(cls, spacing_style: str) -> str:
@@ -168,7 +167,9 @@ class SSLPlanner(ExperimentPlanner):
         configuration = self.plan_configuration(spacing[forward], self.resampled_shapes(spacing)[:, forward])
         self.plans = self.assemble(forward, backward, {CONFIGURATION: configuration})
         makedirs(self.folder, exist_ok=True)
+        follow_dataset_json(self.dataset_name, self.raw_dataset_folder, self.dataset_json)  # with other plans there
         write_json(self.dataset_json, join(self.folder, "dataset.json"))
+        is_whole(join(self.folder, f"{self.plans_identifier}.json"))  # nnU-Net reads it for further configurations
         with whole_files():
             self.save_plans(self.plans)
         return self.plans

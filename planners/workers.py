@@ -40,19 +40,20 @@ Source = Iterator[Task | None]
 def work_off(
     function: Callable[..., Any], source: Source, num_processes: int, shared: tuple[Any, ...]
 ) -> Iterator[tuple[str, Any]]:
-    """(case, function(*arguments, *shared)) in the order they finish; in this process when there is to be only one.
+    """(case, function(*arguments, *shared)) in the order they finish; in this process when there is to be no other.
 
-    A case whose process dies is tried once more, on its own; then its result is Died. What `function` raises is raised
-    here, but for MemoryError, which counts as a death.
+    A single one is a process of its own as well: what an image does to it, it does not do to this one, which can say which
+    image it was. A case whose process dies beside others is tried once more, on its own; then its result is Died. What
+    `function` raises is raised here, but for MemoryError, which counts as a death.
     """
-    if num_processes <= 1:
+    if num_processes <= 0:
         yield from _one_by_one(function, source, shared)
         return
     crew = _Crew(function, shared)
     again: list[Task] = []
     try:
         for task, result in crew.work(source, num_processes):
-            if isinstance(result, Died):
+            if isinstance(result, Died) and num_processes > 1:
                 again.append(task)
             else:
                 yield task.case, result
@@ -165,11 +166,14 @@ class _Crew:
 
 
 def _serve(parent: int, connection: Connection, function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
+    obey(parent)
     import torch
 
-    obey(parent)
     torch.set_num_threads(1)
-    connection.send((False, READY))
+    try:
+        connection.send((False, READY))
+    except OSError:
+        return  # the parent has left while this process began
     while True:
         try:
             arguments = connection.recv()
@@ -198,4 +202,4 @@ def _describe(exit_code: int | None) -> str:
         except ValueError:
             name = f"signal {-exit_code}"
     cause = {"SIGKILL": ", most likely for want of memory", "SIGSEGV": ", a crash in a library"}.get(name, "")
-    return f"it killed the process that worked on it, twice ({name}{cause})"
+    return f"it killed the process that worked on it, with nothing else running ({name}{cause})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from os.path import isfile, join
@@ -43,9 +43,10 @@ from nnunet_ssl.trainers.position import Phase, Position
 from nnunet_ssl.trainers.precision import autocast_dtype
 from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first
 from nnunet_ssl.trainers.progress import EpochBar
+from nnunet_ssl.trainers.run_lock import alone_in, doing
 from nnunet_ssl.trainers.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked
-from nnunet_ssl.trainers.validation import validate_cases
+from nnunet_ssl.trainers.validation import summary_file, validate_cases
 
 
 class SSLTrainer(nnUNetTrainer):
@@ -234,11 +235,16 @@ class SSLTrainer(nnUNetTrainer):
         """
         self.interruption.listen()
         try:
-            with self.determinism:
+            with self._alone_in_folder(), self.determinism:
                 super().run_training()
         except BaseException:
             self.interruption.ignore()
             raise
+
+    def _alone_in_folder(self) -> AbstractContextManager[None]:
+        """The lock of the result folder, in the first process; raises FolderInUse."""
+        folder = self.output_folder
+        return alone_in(folder, doing(folder)) if self.local_rank == 0 else nullcontext()
 
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
@@ -357,6 +363,9 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         self.position.phase = Phase.ENDED  # nnU-Net goes back to the last epoch to save it
+        summary = summary_file(self.output_folder)
+        if self.local_rank == 0 and isfile(summary):
+            os.remove(summary)  # of a shorter training
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.together.finish()
@@ -371,7 +380,8 @@ class SSLTrainer(nnUNetTrainer):
         """Run the method on the centre of every held-out case: pictures and errors go to `validation/`."""
         self.interruption.listen()
         try:
-            with deterministic(self.warn_once) if self.wants_determinism else nullcontext():
+            deterministically = deterministic(self.warn_once) if self.wants_determinism else nullcontext()
+            with self._alone_in_folder(), deterministically:
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)

@@ -65,6 +65,11 @@ def validate_cases(trainer: SSLTrainer) -> None:
     wait_for_all(group)
 
 
+def summary_file(folder: str) -> str:
+    """Where the figures of a run in `folder` go; that it is there says that the final validation was made."""
+    return join(folder, "validation", "summary.json")
+
+
 def write_summary(trainer: SSLTrainer, cases: dict[str, dict[str, float]], folder: str) -> None:
     """Write the figures of the cases and their means, and put the means into the log."""
     means = {k: fmean(c[k] for c in cases.values()) for k in next(iter(cases.values()))}

@@ -9,6 +9,8 @@ EXAMPLES = """examples:
   nnUNetv2_pretrain_corpus -d 745 --html corpus.html
   nnUNetv2_pretrain_corpus -d 745 --filter 'modality in ("T1w", "T2w") and iqs <= 2.5 and slices >= 32'
   nnUNetv2_pretrain_corpus -d 745 --export-pretrain-data pretrain_data.json --sample 0
+  nnUNetv2_pretrain_corpus -d 745 --check
+  nnUNetv2_pretrain_corpus -d 745 --forget sub-01_T1w sub-02_T1w
 
 Works on every nnU-Net data set. For those that nnUNetv2_pretrain_import did not make, the table is made from dataset.json,
 the headers and the names, and not stored."""
@@ -31,6 +33,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-duplicates", action="store_true", help="do not compare the content of files")
     parser.add_argument("--columns", action="store_true", help="list the columns that filters can use, and stop")
     parser.add_argument("--export-pretrain-data", metavar="FILE", help="write the images as nnssl's pretrain_data.json")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="what of the preprocessed cases the next start will make anew or drop, and stop",
+    )
+    parser.add_argument(
+        "--forget",
+        nargs="+",
+        metavar="CASE",
+        help='remove what was preprocessed of these cases, or of "all", and stop; images are never touched',
+    )
     parser.add_argument("-np", dest="num_processes", type=int, default=8, metavar="N", help="default: 8")
     return parser
 
@@ -51,6 +64,9 @@ def run(args: argparse.Namespace) -> None:
 
     if args.sample < 0:
         raise ValueError(f"--sample wants 0 or more, found {args.sample}.")
+    if args.check or args.forget:
+        look_at_preprocessed(args)
+        return
     require_writable(*(dirname(path) for path in (args.html, args.export_pretrain_data) if path))
     folder = find_raw_dataset(args.dataset)
     if folder is None:
@@ -83,6 +99,17 @@ def run(args: argparse.Namespace) -> None:
     if args.html:
         write_corpus_page(args.html, name, table, sections, samples)
         print(f"\nThe page: {args.html}")
+
+
+def look_at_preprocessed(args: argparse.Namespace) -> None:
+    """--check and --forget; these need no raw images."""
+    from nnunet_ssl.planners.datasets import resolve_datasets
+    from nnunet_ssl.planners.forget import ALL, check, forget
+
+    if args.check and args.forget:
+        raise ValueError("--check changes nothing, --forget removes. Use one of the two.")
+    (name,) = resolve_datasets([args.dataset])
+    print("\n".join(check(name) if args.check else forget(name, None if args.forget == [ALL] else args.forget)))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -128,7 +128,21 @@ def run(args: argparse.Namespace) -> None:
         prune=args.prune,
         num_threads=args.num_threads,
     )
-    print(describe_import(import_corpus(args.sources, folder, options)))
+    imported = import_corpus(args.sources, folder, options)
+    print(describe_import(imported))
+    forget_pruned(basename(folder), imported.registered.removed)
+
+
+def forget_pruned(name: str, cases: list[str]) -> None:
+    """Remove what was preprocessed of the cases that --prune took out."""
+    import os
+    from os.path import isdir, join
+
+    preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112  nnU-Net's name
+    if cases and preprocessed and isdir(join(preprocessed, name)):
+        from nnunet_ssl.planners.forget import forget_gone
+
+        print("\n".join(forget_gone(name, cases)))
 
 
 def main(argv: list[str] | None = None) -> None:

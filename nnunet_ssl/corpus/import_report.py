@@ -19,14 +19,16 @@ def describe_import(done: Imported) -> str:
         lines.append(f"Taken out, their files are gone: {len(registered.removed)}")
     if registered.changed:
         lines.append(
-            f"{len(registered.changed)} files have changed since they were registered. Preprocessed copies show their old "
-            f"content; to make these anew, remove them from nnUNet_preprocessed:\n{shortened(registered.changed)}"
+            f"{len(registered.changed)} files have changed since they were registered; what was preprocessed of them is made "
+            f"anew by the next start:\n{shortened(registered.changed)}"
         )
     if registered.masks_changed:
         lines.append(
-            f"{len(registered.masks_changed)} images have other masks than before. Preprocessed copies have the old ones:\n"
-            f"{shortened(registered.masks_changed)}"
+            f"{len(registered.masks_changed)} images have other masks than before; what was preprocessed of them is made anew by "
+            f"the next start:\n{shortened(registered.masks_changed)}"
         )
+    if registered.renamed:
+        lines.append(f"Channel names: {registered.renamed}. All images are preprocessed anew by the next start.")
     if registered.problems:
         reasons = [f"{path}: {reason}" for path, reason in sorted(registered.problems.items())]
         lines.append(f"Left out, unusable ({len(reasons)}):\n" + "\n".join(f"  {reason}" for reason in reasons))

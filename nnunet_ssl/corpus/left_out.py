@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import isfile, join
 from typing import Any
 
-from nnunet_ssl.corpus.address import files_of
 from nnunet_ssl.corpus.images import shortened
+from nnunet_ssl.corpus.stamps import stamps_of
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.torn import is_whole
 
 FILE = "left_out_images.json"
 
 
 def describe(case: Mapping[str, Any], reason: str, step: str) -> dict[str, Any]:
-    """The entry of a case: its files, the reason, the step that found it, and the newest file's time of change."""
-    return {"files": list(case["images"]), "reason": reason, "step": step, "modified": newest(case["images"])}
+    """The entry of a case: its files with size and time of change, the reason, and the step that found it."""
+    return {"files": _files(case), "reason": reason, "step": step, "stamps": _stamps(_files(case))}
 
 
-def newest(files: Sequence[str]) -> float:
-    """Time of change of the newest file, in seconds since 1970; 0 when there is none."""
-    return max((os.path.getmtime(f) for address in files for f in files_of(address) if isfile(f)), default=0.0)
+def _files(case: Mapping[str, Any]) -> list[str]:
+    return [*case["images"], *([case["label"]] if case.get("label") else [])]
+
+
+def _stamps(files: Sequence[str]) -> list[list[int]]:
+    return [list(stamp) for stamp in stamps_of(files)]
 
 
 def read_left_out(folder: str) -> dict[str, dict[str, Any]]:
     """{case: entry} of a dataset's folder in nnUNet_preprocessed."""
     path = join(folder, FILE)
-    if not isfile(path):
+    if not is_whole(path):
         return {}
     content = read_json(path)
-    fields = ("files", "reason", "step", "modified")
+    fields = ("files", "reason", "step")
     if not isinstance(content, dict) or not all(
         isinstance(e, dict) and all(f in e for f in fields) for e in content.values()
     ):
@@ -49,12 +52,12 @@ def update_left_out(folder: str, examined: Iterable[str], found: Mapping[str, Ma
 
 
 def still_left_out(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> set[str]:
-    """The recorded cases whose files have not changed since."""
+    """The recorded cases whose files have not changed since, in whichever direction."""
     recorded = read_left_out(folder)
     return {
         name
         for name, entry in recorded.items()
-        if name in cases and entry["files"] == cases[name]["images"] and newest(entry["files"]) <= entry["modified"]
+        if name in cases and entry["files"] == _files(cases[name]) and entry.get("stamps") == _stamps(entry["files"])
     }
 
 
@@ -64,3 +67,11 @@ def report(found: Mapping[str, Mapping[str, Any]], num_cases: int, folder: str) 
         return ""
     lines = [f"{case}: {entry['reason']}" for case, entry in sorted(found.items())]
     return f"Left out {len(found)} of {num_cases} cases, listed in {join(folder, FILE)}:\n{shortened(lines)}"
+
+
+def clear_left_out(folder: str, step: str | None = None) -> None:
+    """Forget what was left out, or what one step left out: every image is tried again."""
+    known = read_left_out(folder)
+    kept = {case: entry for case, entry in known.items() if step is not None and entry.get("step") != step}
+    if kept != known:
+        write_json(kept, join(folder, FILE))

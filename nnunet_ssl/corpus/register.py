@@ -36,6 +36,7 @@ class Registered:
     vanished: list[str] = field(default_factory=list)
     masks_changed: list[str] = field(default_factory=list)
     problems: dict[str, str] = field(default_factory=dict)
+    renamed: str = ""  # channel names before and after, where they were asked to change
 
 
 def known_images(folder: str) -> pd.DataFrame:
@@ -108,12 +109,22 @@ def register(
     images = dict(zip(found["case"], found["images"], strict=True)) if "images" in found else {}
     entries = _entries(table, entries, images)
     result.total = len(entries)
+    if channels is not None and entries:
+        number = len(next(iter(entries.values()))["images"])
+        if len(channels) != number:
+            raise CorpusError(
+                f"--channel-name names {len(channels)} channels ({', '.join(channels)}), the images have {number}."
+            )
     if not entries:
         reasons = "\n".join(f"  {path}: {reason}" for path, reason in list(result.problems.items())[:10])
         raise CorpusError(f"None of the {len(table)} images can be used; nothing is registered.\n{reasons}")
     os.makedirs(folder, exist_ok=True)
     write_table(table, folder)
-    write_json(_dataset_json(previous, entries, table, channels), join(folder, "dataset.json"))
+    written = _dataset_json(previous, entries, table, channels)
+    before = previous.get("channel_names") or written["channel_names"]
+    if before != written["channel_names"]:
+        result.renamed = " -> ".join(", ".join(map(str, n.values())) for n in (before, written["channel_names"]))
+    write_json(written, join(folder, "dataset.json"))
     return result
 
 
@@ -184,10 +195,10 @@ def _entries(table: pd.DataFrame, previous: Mapping[str, Any], images: Mapping[s
 def _dataset_json(
     previous: Mapping[str, Any], entries: dict[str, Any], table: pd.DataFrame, channels: list[str] | None
 ) -> dict[str, Any]:
-    # Names of channels and labels are settings of the preprocessing: another name would make all images anew.
-    names = previous.get("channel_names") or {
-        str(i): name for i, name in enumerate(channels or default_channels(table))
-    }
+    # Names of channels are settings of the preprocessing: another one makes all images anew, so it must be asked for.
+    names = previous.get("channel_names")
+    if not names or channels is not None:
+        names = {str(i): name for i, name in enumerate(channels or default_channels(table))}
     return {
         "channel_names": names,
         "labels": dict(LABELS),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from os.path import lexists
+from collections.abc import Container, Mapping
+from os.path import isfile, lexists
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
+from nnunet_ssl.files.atomic import copy_file, write_json
 from nnunet_ssl.files.entering import BadFile, read_json
 
 FILE = "splits_final.json"
@@ -31,3 +33,34 @@ def require_splits(path: str) -> None:
 
 def _list(value: object) -> list[object]:
     return value if isinstance(value, list) else []
+
+
+def take_over_splits(source: str, target: str, cases: Container[str]) -> None:
+    """Copy the splits that a raw data set brings, as far as its `cases` are there; raises CorpusError for others there."""
+    require_splits(source)
+    require_splits(target)
+    if not isfile(source):
+        return
+    if not isfile(target):
+        copy_file(source, target)
+        return
+    given, used = ([_folds(split, cases) for split in read_json(path)] for path in (source, target))
+    if used[: len(given)] != given:  # more folds than are given are nnU-Net's business
+        raise CorpusError(f"{target} holds other splits than {source}. Remove the one that is not meant.")
+
+
+def _folds(split: Mapping[str, list[str]], cases: Container[str]) -> list[set[str]]:
+    return [{case for case in split[side] if case in cases} for side in ("train", "val")]
+
+
+def drop_from_splits(path: str, keep: Container[str]) -> None:
+    """Take the cases that are no longer there out of every fold, saying so: nnU-Net would look for their files."""
+    require_splits(path)
+    if not isfile(path):
+        return
+    splits = read_json(path)
+    gone = {case for split in splits for side in ("train", "val") for case in split[side] if case not in keep}
+    if gone:
+        kept = [{k: [c for c in v if c in keep] if k in ("train", "val") else v for k, v in s.items()} for s in splits]
+        write_json(kept, path)
+        print(f"{path}: {len(gone)} cases that are no longer there are taken out: {', '.join(sorted(gone)[:5])}.")

@@ -105,11 +105,11 @@ def test_labelled_data_give_nnunets_own_numbers(raw: Path, tiny_dataset: MakeDat
     stock = DatasetFingerprintExtractor(dataset.name, 1)
     stock.num_foreground_voxels_for_intensitystats = 1e5
     expected = json.loads(json.dumps(stock.run(), default=lambda x: x.item()))
-    assert SSLFingerprintExtractor(dataset.name, 1).run(overwrite_existing=True) == expected
+    assert SSLFingerprintExtractor(dataset.name, 0).run(overwrite_existing=True) == expected
     assert not (folder / FILE).exists()
 
     SSLPlannerResEncTiny(dataset.name).plan_experiment()
-    SSLPreprocessor(verbose=False).run(dataset.name, "3d_fullres", PLANS, num_processes=1)
+    SSLPreprocessor(verbose=False).run(dataset.name, "3d_fullres", PLANS, num_processes=0)
     ours = {case: load(folder / DATA, case) for case in ("tiny_00", "tiny_01", "tiny_02")}
     DefaultPreprocessor(verbose=False).run(dataset.name, "3d_fullres", PLANS, num_processes=1)
     for case, (data, seg, properties) in ours.items():
@@ -160,7 +160,7 @@ def check_reasons(found: dict[str, str], expected: dict[str, str]) -> None:
 def test_bad_files_are_left_out_and_the_good_ones_survive(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset, expected = heap_of_bad_files(raw)
     folder = preprocessed(raw, dataset)
-    fingerprint = SSLFingerprintExtractor(902, 1).run()
+    fingerprint = SSLFingerprintExtractor(902, 0).run()
     assert fingerprint["shapes_after_crop"] == [[18, 20, 22]] * 3
     check_reasons(left_out(folder), expected)
     assert "Left out 10 of 13 cases" in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_bad_files_are_left_out_and_the_good_ones_survive(raw: Path, capsys: pyt
     (folder / FILE).unlink()
     plans = SSLPlannerResEncTiny(902).plan_experiment()
     assert plans["configurations"]["3d_fullres"]["patch_size"] == [24, 24, 24]
-    SSLPreprocessor(verbose=False).run(902, "3d_fullres", PLANS, num_processes=1)
+    SSLPreprocessor(verbose=False).run(902, "3d_fullres", PLANS, num_processes=0)
     assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == {"good0", "good1", "good2"}
     check_reasons(left_out(folder), expected)
     data, seg, properties = load(folder / DATA, "good1")
@@ -178,12 +178,12 @@ def test_bad_files_are_left_out_and_the_good_ones_survive(raw: Path, capsys: pyt
     assert properties["class_locations"] == {}
 
     before = snapshot(folder / DATA)
-    _, name = prepare_corpus([902], "SSLPlannerResEncTiny", num_processes=1)  # everything is there
+    _, name = prepare_corpus([902], "SSLPlannerResEncTiny", num_processes=0)  # everything is there
     assert name == PLANS
     assert snapshot(folder / DATA) == before
     write(dataset / "imagesTr" / "nan_0000.nii.gz", noise(9, 16, 16, 16))  # repaired
     os.utime(dataset / "imagesTr" / "nan_0000.nii.gz", (2e9, 2e9))
-    prepare_corpus([902], "SSLPlannerResEncTiny", num_processes=1)
+    prepare_corpus([902], "SSLPlannerResEncTiny", num_processes=0)
     assert (folder / DATA / "nan.pkl").exists()
     assert "nan" not in left_out(folder)
 
@@ -191,20 +191,20 @@ def test_bad_files_are_left_out_and_the_good_ones_survive(raw: Path, capsys: pyt
 def test_only_bad_files_is_an_error(raw: Path) -> None:
     dataset = image_only(raw, 903, {"a": np.zeros((16, 16, 16), np.float32)})
     with pytest.raises(CorpusError, match=r"None of the 1 images.*\n.*a: empty"):
-        SSLFingerprintExtractor(903, 1).run()
+        SSLFingerprintExtractor(903, 0).run()
     write(dataset / "imagesTr" / "a_0000.nii.gz", noise(0, 16, 16, 16))
-    SSLFingerprintExtractor(903, 1).run()
+    SSLFingerprintExtractor(903, 0).run()
     SSLPlannerResEncTiny(903).plan_experiment()
     write(dataset / "imagesTr" / "a_0000.nii.gz", np.zeros((16, 16, 16), np.float32))
     with pytest.raises(CorpusError, match="None of the 1 images"):
-        SSLPreprocessor(verbose=False).run(903, "3d_fullres", PLANS, num_processes=1)
+        SSLPreprocessor(verbose=False).run(903, "3d_fullres", PLANS, num_processes=0)
 
 
 def test_without_labels_the_intensities_are_the_patients_not_the_airs(raw: Path) -> None:
     image = np.full((20, 20, 20), -1000, np.float32)
     image[6:14, 6:14, 6:14] = noise(0, 8, 8, 8) - 60  # about 40 HU in a sea of air
     image_only(raw, 904, {"a": image}, channel="CT")
-    statistics = SSLFingerprintExtractor(904, 1).run()["foreground_intensity_properties_per_channel"]["0"]
+    statistics = SSLFingerprintExtractor(904, 0).run()["foreground_intensity_properties_per_channel"]["0"]
     assert statistics["mean"] == pytest.approx(40, abs=5)
     assert statistics["percentile_00_5"] > -100
 
@@ -215,7 +215,7 @@ def test_background_outside_the_head_is_marked(raw: Path) -> None:
     image[sum(a**2 for a in axes) < 0.8] = 1
     image *= noise(0, 24, 24, 24)
     dataset = image_only(raw, 905, {"a": image})
-    prepare_corpus([905], SSLPlannerResEncTiny, num_processes=1)
+    prepare_corpus([905], SSLPlannerResEncTiny, num_processes=0)
     _, seg, _ = load(preprocessed(raw, dataset) / DATA, "a")
     assert set(np.unique(seg)) == {-1, 0}
 
@@ -225,7 +225,7 @@ def test_preprocessing_continues_and_notices_other_settings(
 ) -> None:
     dataset = tiny_dataset(raw, 906, num_cases=3, num_labelled=1)
     folder = preprocessed(raw, dataset)
-    SSLFingerprintExtractor(906, 1).run()
+    SSLFingerprintExtractor(906, 0).run()
     SSLPlannerResEncTiny(906).plan_experiment()
     save = nnUNetDatasetBlosc2.save_case
 
@@ -236,14 +236,14 @@ def test_preprocessing_continues_and_notices_other_settings(
 
     monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", staticmethod(full_disk))
     with pytest.raises(OSError, match="No space left"):  # no fault of the image: must not count as a bad one
-        SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=1)
+        SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=0)
     monkeypatch.setattr(nnUNetDatasetBlosc2, "save_case", staticmethod(save))
     assert not (folder / FILE).exists()
     first = snapshot(folder / DATA)
     assert set(first) == {"tiny_00.b2nd", "tiny_00_seg.b2nd", "tiny_00.pkl"}
     (folder / DATA / "tiny_02.b2nd").touch()  # killed while moving its files
 
-    SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=1)
+    SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=0)
     after = snapshot(folder / DATA)
     assert len(after) == 9
     assert {name: after[name] for name in first} == first
@@ -254,13 +254,13 @@ def test_preprocessing_continues_and_notices_other_settings(
     (dataset / "imagesTr" / "tiny_02_0000.nii.gz").unlink()
     SSLPlannerResEncTiny(906, overwrite_target_spacing=[2.0, 2.0, 2.0]).plan_experiment()
     capsys.readouterr()
-    SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=1)
+    SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=0)
     assert "are made anew: spacing changed" in capsys.readouterr().out
     assert len(snapshot(folder / DATA)) == 6
     assert load(folder / DATA, "tiny_00")[0].shape == (1, 10, 12, 14)
 
     (dataset / "imagesTr" / "tiny_01_0000.nii.gz").unlink()
-    SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=1)
+    SSLPreprocessor(verbose=False).run(906, "3d_fullres", PLANS, num_processes=0)
     assert "no longer in Dataset906_Tiny" in capsys.readouterr().out
     assert len(snapshot(folder / DATA)) == 3
 
@@ -269,7 +269,7 @@ def test_prediction_is_not_checked(raw: Path, tiny_dataset: MakeDataset) -> None
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     tiny_dataset(raw, 907, num_cases=1)
-    plans, _ = prepare_corpus([907], SSLPlannerResEncTiny, num_processes=1)
+    plans, _ = prepare_corpus([907], SSLPlannerResEncTiny, num_processes=0)
     manager = PlansManager(plans)
     data, _, _ = SSLPreprocessor(verbose=False).run_case_npy(
         np.full((1, 16, 16, 16), 5.0),
@@ -285,10 +285,10 @@ def test_prediction_is_not_checked(raw: Path, tiny_dataset: MakeDataset) -> None
 def test_several_datasets_form_one_corpus(raw: Path, tiny_dataset: MakeDataset) -> None:
     labelled = tiny_dataset(raw, 908, num_cases=2)
     scans = image_only(raw, 909, {"a": noise(1, 30, 30, 30), "b": noise(2, 30, 30, 30)}, channel="CT")
-    prepare_corpus([908], SSLPlannerPrimusTiny, num_processes=1)
+    prepare_corpus([908], SSLPlannerPrimusTiny, num_processes=0)
     alone = (preprocessed(raw, labelled) / "nnUNetSSLPrimusTinyPlans.json").read_bytes()
 
-    plans, name = prepare_corpus(["908", scans.name], SSLPlannerPrimusTiny, num_processes=1)
+    plans, name = prepare_corpus(["908", scans.name], SSLPlannerPrimusTiny, num_processes=0)
     assert name == "nnUNetSSLPrimusTinyPlans_with_908_909"
     assert (preprocessed(raw, labelled) / "nnUNetSSLPrimusTinyPlans.json").read_bytes() == alone
     other = json.loads((preprocessed(raw, scans) / f"{name}.json").read_text())
@@ -307,22 +307,22 @@ def test_several_datasets_form_one_corpus(raw: Path, tiny_dataset: MakeDataset) 
         folder = preprocessed(raw, dataset) / mine["data_identifier"]
         assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder))) == cases
 
-    assert prepare_corpus([909, 908], SSLPlannerPrimusTiny, num_processes=1)[1] == name
-    again, name = prepare_corpus([908, 909], plans_name="nnUNetSSLPrimusTinyPlans", num_processes=1)
+    assert prepare_corpus([909, 908], SSLPlannerPrimusTiny, num_processes=0)[1] == name
+    again, name = prepare_corpus([908, 909], plans_name="nnUNetSSLPrimusTinyPlans", num_processes=0)
     assert again == plans
 
 
 def test_existing_plans_can_be_shared(raw: Path, tiny_dataset: MakeDataset) -> None:
     labelled = tiny_dataset(raw, 910, num_cases=2, channels=2)
     scans = image_only(raw, 911, {"a": noise(1, 30, 30, 30)}, channel="CT")
-    plans, _ = prepare_corpus([910], SSLPlannerResEncTiny, spacing="median", num_processes=1)
+    plans, _ = prepare_corpus([910], SSLPlannerResEncTiny, spacing="median", num_processes=0)
     # the same as if nnU-Net had planned it
     plans.update(plans_name="nnUNetPlans", experiment_planner_used="ExperimentPlanner")
     del plans["configurations"]["3d_fullres"]["ssl"]
     plans["configurations"]["3d_fullres"]["preprocessor_name"] = "DefaultPreprocessor"
     (preprocessed(raw, labelled) / "nnUNetPlans.json").write_text(json.dumps(plans))
 
-    joint, name = prepare_corpus([910, 911], plans_name="nnUNetPlans", num_processes=1)
+    joint, name = prepare_corpus([910, 911], plans_name="nnUNetPlans", num_processes=0)
     assert name == "nnUNetPlans_with_910_911"
     other = json.loads((preprocessed(raw, scans) / f"{name}.json").read_text())["configurations"]["3d_fullres"]
     mine = joint["configurations"]["3d_fullres"]
@@ -341,19 +341,19 @@ def test_images_added_later_are_preprocessed(raw: Path, tmp_path: Path) -> None:
     for cases in ("a", "ab"):
         entries = {case: {"images": [str(tmp_path / f"{case}.nii.gz")]} for case in cases}
         (dataset / "dataset.json").write_text(json.dumps({"channel_names": {"0": "MR"}, "dataset": entries}))
-        prepare_corpus([918], SSLPlannerResEncTiny, num_processes=1)
+        prepare_corpus([918], SSLPlannerResEncTiny, num_processes=0)
         found = nnUNetDatasetBlosc2.get_identifiers(str(preprocessed(raw, dataset) / DATA))
         assert set(found) == set(cases)
 
 
 def test_preprocessed_data_are_enough(raw: Path, tiny_dataset: MakeDataset, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = tiny_dataset(raw, 912, num_cases=2)
-    plans, name = prepare_corpus([912], SSLPlannerResEncTiny, num_processes=1)
+    plans, name = prepare_corpus([912], SSLPlannerResEncTiny, num_processes=0)
     shutil.rmtree(dataset)
-    assert prepare_corpus([912], SSLPlannerResEncTiny, num_processes=1) == (plans, name)
+    assert prepare_corpus([912], SSLPlannerResEncTiny, num_processes=0) == (plans, name)
     assert "the raw images are not there; using the 2 preprocessed ones" in capsys.readouterr().out
     with pytest.raises(CorpusError, match=r"There is no .*Dataset912_Tiny"):
-        prepare_corpus([912], SSLPlannerPrimusTiny, num_processes=1)
+        prepare_corpus([912], SSLPlannerPrimusTiny, num_processes=0)
 
 
 def test_errors_list_what_there_is(raw: Path, tiny_dataset: MakeDataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,14 +364,14 @@ def test_errors_list_what_there_is(raw: Path, tiny_dataset: MakeDataset, monkeyp
     with pytest.raises(CorpusError, match="named twice"):
         resolve_datasets([913, dataset.name])
     with pytest.raises(CorpusError, match=r"no plans nnUNetPlans\. It has: none"):
-        prepare_corpus([913], plans_name="nnUNetPlans", num_processes=1)
+        prepare_corpus([913], plans_name="nnUNetPlans", num_processes=0)
     with pytest.raises(CorpusError, match="3d_fullres only"):
-        prepare_corpus([913], SSLPlannerResEncTiny, configuration="2d", num_processes=1)
+        prepare_corpus([913], SSLPlannerResEncTiny, configuration="2d", num_processes=0)
     with pytest.raises(CorpusError, match="not a planner for pre-training"):
-        prepare_corpus([913], "ExperimentPlanner", num_processes=1)
-    prepare_corpus([913], SSLPlannerResEncTiny, num_processes=1)
+        prepare_corpus([913], "ExperimentPlanner", num_processes=0)
+    prepare_corpus([913], SSLPlannerResEncTiny, num_processes=0)
     with pytest.raises(CorpusError, match=r"no configuration 3d_lowres\. It has: 3d_fullres"):
-        prepare_corpus([913], plans_name=PLANS, configuration="3d_lowres", num_processes=1)
+        prepare_corpus([913], plans_name=PLANS, configuration="3d_lowres", num_processes=0)
     monkeypatch.delenv("nnUNet_raw")
     with pytest.raises(CorpusError, match="export nnUNet_raw="):
         resolve_datasets([7])
@@ -382,13 +382,13 @@ def test_errors_list_what_there_is(raw: Path, tiny_dataset: MakeDataset, monkeyp
 
 def test_plans_of_nnunet_need_labels(raw: Path, tiny_dataset: MakeDataset) -> None:
     dataset = tiny_dataset(raw, 914, num_cases=2, num_labelled=1)
-    plans, _ = prepare_corpus([914], SSLPlannerResEncTiny, num_processes=1)
+    plans, _ = prepare_corpus([914], SSLPlannerResEncTiny, num_processes=0)
     assert [p.name for p in (preprocessed(raw, dataset) / "gt_segmentations").iterdir()] == ["tiny_00.nii.gz"]
     configuration = plans["configurations"]["3d_fullres"]
     configuration.update(preprocessor_name="DefaultPreprocessor", data_identifier="nnUNetPlans_3d_fullres")
     (preprocessed(raw, dataset) / "nnUNetPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetPlans"}))
     with pytest.raises(CorpusError, match="1 of 2 images of Dataset914_Tiny have none"):
-        prepare_corpus([914], plans_name="nnUNetPlans", num_processes=1)
+        prepare_corpus([914], plans_name="nnUNetPlans", num_processes=0)
 
 
 def test_a_killed_worker_is_a_clear_error() -> None:
@@ -409,22 +409,23 @@ def test_an_image_that_kills_its_process_is_left_out_and_the_others_survive(
     raw: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     dataset = image_only(raw, 919, {n: noise(i, 16, 16, 16) for i, n in enumerate(["a", "b", "killer", "z"])})
-    SSLFingerprintExtractor(919, 1).run()
+    SSLFingerprintExtractor(919, 0).run()
     SSLPlannerResEncTiny(919).plan_experiment()
     KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=2)
     folder = preprocessed(raw, dataset)
     assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == {"a", "b", "z"}
-    assert "twice (SIGKILL, most likely for want of memory)" in left_out(folder)["killer"]
+    assert "with nothing else running (SIGKILL, most likely for want of memory)" in left_out(folder)["killer"]
     assert "In short: 1 x it killed the process" in capsys.readouterr().out
-    KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=1)  # not tried again, else we die here
-    assert [p.name for p in (folder / DATA / "preprocessing").iterdir() if p.is_file()] == ["settings.json"]
+    KilledByBadImages(verbose=False).run(919, "3d_fullres", PLANS, num_processes=0)  # not tried again, else we die here
+    kept = {p.name for p in (folder / DATA / "preprocessing").iterdir() if p.is_file()}
+    assert kept == {"settings.json", "made_from.jsonl"}
     assert not any(p.is_file() for p in (folder / DATA / "preprocessing").glob("*/*"))
 
 
 def test_several_runs_share_the_cases(raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = {f"c{i:02d}": noise(i, 16, 16, 16) for i in range(12)} | {"zeros": np.zeros((16, 16, 16), np.float32)}
     dataset = image_only(raw, 920, images)
-    SSLFingerprintExtractor(920, 1).run()
+    SSLFingerprintExtractor(920, 0).run()
     SSLPlannerResEncTiny(920).plan_experiment()
     folder = preprocessed(raw, dataset)
     (folder / FILE).unlink()
@@ -437,7 +438,7 @@ def test_several_runs_share_the_cases(raw: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(SSLPreprocessor, "run_case", noted)
     with ThreadPool(3) as machines:  # each with a shard of its own
-        machines.map(lambda _: SSLPreprocessor(False).run(920, "3d_fullres", PLANS, num_processes=1), range(3))
+        machines.map(lambda _: SSLPreprocessor(False).run(920, "3d_fullres", PLANS, num_processes=0), range(3))
     assert len(done) == len(set(done)) == 13
     assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == images.keys() - {"zeros"}
     assert left_out(folder).keys() == {"zeros"}
@@ -446,7 +447,7 @@ def test_several_runs_share_the_cases(raw: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_another_run_with_other_settings_is_not_disturbed(raw: Path) -> None:
     dataset = image_only(raw, 921, {"a": noise(0, 16, 16, 16)})
-    prepare_corpus([921], SSLPlannerResEncTiny, num_processes=1)
+    prepare_corpus([921], SSLPlannerResEncTiny, num_processes=0)
     folder = preprocessed(raw, dataset) / DATA
     SSLPlannerResEncTiny(921, overwrite_target_spacing=[2.0, 2.0, 2.0]).plan_experiment()
     before = snapshot(folder)
@@ -454,20 +455,20 @@ def test_another_run_with_other_settings_is_not_disturbed(raw: Path) -> None:
         Shard(str(folder / "preprocessing")),
         pytest.raises(CorpusError, match=r"preprocessing into .* with other settings \(spacing\)"),
     ):
-        SSLPreprocessor(verbose=False).run(921, "3d_fullres", PLANS, num_processes=1)
+        SSLPreprocessor(verbose=False).run(921, "3d_fullres", PLANS, num_processes=0)
     assert snapshot(folder) == before
 
 
 def test_nnunets_preprocessed_data_are_used_as_they_are(raw: Path, tiny_dataset: MakeDataset, threads: None) -> None:
     dataset = tiny_dataset(raw, 922, num_cases=2)
-    plans, _ = prepare_corpus([922], SSLPlannerResEncTiny, num_processes=1)
+    plans, _ = prepare_corpus([922], SSLPlannerResEncTiny, num_processes=0)
     configuration = plans["configurations"]["3d_fullres"]
     configuration.update(preprocessor_name="DefaultPreprocessor", data_identifier="nnUNetPlans_3d_fullres")
     folder = preprocessed(raw, dataset)
     (folder / "nnUNetPlans.json").write_text(json.dumps({**plans, "plans_name": "nnUNetPlans"}))
     DefaultPreprocessor(verbose=False).run(922, "3d_fullres", "nnUNetPlans", num_processes=1)
     before = snapshot(folder / "nnUNetPlans_3d_fullres")
-    assert prepare_corpus([922], plans_name="nnUNetPlans", num_processes=1)[1] == "nnUNetPlans"
+    assert prepare_corpus([922], plans_name="nnUNetPlans", num_processes=0)[1] == "nnUNetPlans"
     assert snapshot(folder / "nnUNetPlans_3d_fullres") == before
     assert len(before) == 6
 
@@ -523,7 +524,7 @@ def test_real_scans(raw: Path, shared_data: Path) -> None:
     (scans / "dataset.json").write_text(
         json.dumps({"channel_names": {"0": "CT"}, "dataset": {"ct": {"images": [str(ct / "ct_small.nii.gz")]}}})
     )
-    plans, name = prepare_corpus([915, 916], SSLPlannerPrimusTiny, spacing="noresample", num_processes=1)
+    plans, name = prepare_corpus([915, 916], SSLPlannerPrimusTiny, spacing="noresample", num_processes=0)
     assert name == "nnUNetSSLPrimusTinyPlans_noresample_with_915_916"
     folder = preprocessed(raw, brains) / plans["configurations"]["3d_fullres"]["data_identifier"]
     data, _, _ = load(folder, next(iter(sequences)))

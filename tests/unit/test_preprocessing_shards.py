@@ -113,12 +113,12 @@ def fail_on(word: str, *_: object) -> str:
 
 def test_in_this_process_too_little_memory_is_no_end() -> None:
     tasks = (Task(w, (w,)) for w in ("a", "memory", "b"))
-    results = dict(work_off(fail_on, tasks, 1, ("shared",)))
+    results = dict(work_off(fail_on, tasks, 0, ("shared",)))
     assert (results["a"], results["b"]) == ("A", "B")
     assert isinstance(results["memory"], Died)
     assert "memory" in results["memory"].reason
     with pytest.raises(OSError, match="No space left"):
-        list(work_off(fail_on, iter([Task("disk", ("disk",))]), 1, ()))
+        list(work_off(fail_on, iter([Task("disk", ("disk",))]), 0, ()))
 
 
 @pytest.mark.parametrize("kind", ["kernel", "heartbeat"])
