@@ -255,19 +255,22 @@ def next_commands(
     plans: Mapping[str, Any], configuration: str, text: str, folds: str, *, from_scratch: bool, preprocess: bool
 ) -> str:
     """What to type after planning."""
-    number, name = dataset_id(plans["dataset_name"]), plans["plans_name"]
+    number, name = dataset_id(plans["dataset_name"]), shlex.quote(plans["plans_name"])
+    configuration = shlex.quote(configuration)
     weights = f" -pretrained_weights {shlex.quote(text)}"
     first = folds.split()[0]
 
     def commands(title: str, trainer: str, start: str) -> str:
-        train = f"nnUNetv2_train {number} {configuration} {{}} -tr {trainer} -p {name}{start}"
-        lines = [f"{title}:", f"  {train.format(first)}"]
+        def train(fold: str) -> str:
+            return f"nnUNetv2_train {number} {configuration} {fold} -tr {trainer} -p {name}{start}"
+
+        lines = [f"{title}:", f"  {train(first)}"]
         if folds != first:
-            lines += [f"all {len(folds.split())} folds:", f"  for f in {folds}; do {train.format('$f')}; done"]
+            lines += [f"all {len(folds.split())} folds:", f"  for f in {folds}; do {train('$f')}; done"]
         lines += [
             "predict:",
             f"  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {number} -c {configuration} -tr {trainer} -p {name} "
-            f"-f {first if folds == first else folds}",
+            f"-f {folds}",
         ]
         return "\n".join(lines)
 

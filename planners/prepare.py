@@ -289,7 +289,7 @@ def _warn_about_stock(
 ) -> None:
     done, changes = stock_cases(folder), compare(folder, cases)
     number = dataset_id(name)
-    again = f"nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {configuration}"
+    again = f"nnUNetv2_preprocess -d {number} -plans_name {shlex.quote(plans_name)} -c {shlex.quote(configuration)}"
     missing, gone = cases.keys() - done, sorted(done - cases.keys())
     if missing:
         print(
@@ -338,7 +338,7 @@ def _stock_preprocess(
             f"{plans_name} is preprocessed by nnU-Net's own preprocessor, which needs a label for every image; "
             f"{len(unlabelled)} of {len(images)} images of {name} have none, e.g. {unlabelled[0]}. Put the images without "
             f"labels into a dataset of their own and pre-train on both: nnUNetv2_pretrain {dataset_id(name)} ID "
-            f"-p {plans_name}; or use the planners for pre-training: --backbone resenc_l"
+            f"-p {shlex.quote(plans_name)}; or use the planners for pre-training: --backbone resenc_l"
         )
     print(f"{name}: preprocessing {len(images)} images for {plans_name}, {configuration}, as nnU-Net does.")
     manager = PlansManager(load_plans(name, plans_name)).get_configuration(configuration)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from os.path import isdir, isfile, join
@@ -42,8 +43,8 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
         if not isdir(folder) or not isfile(dataset_json):
             raise FileNotFoundError(
                 f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {dataset_id(name)} "
-                f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}, or let "
-                "nnUNetv2_pretrain do what is missing."
+                f"-plans_name {shlex.quote(trainer.plans_manager.plans_name)} -c {shlex.quote(trainer.configuration_name)}, or "
+                "let nnUNetv2_pretrain do what is missing."
             )
         labels, channels = _labels_and_channels(dataset_json, os.stat(dataset_json).st_mtime_ns)
         anatomy, anonymised = mask_labels(labels)

@@ -368,7 +368,8 @@ def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) ->
     dataset, name = dataset_id(plans["dataset_name"]), plans["plans_name"]
     return (
         f"\nThe pre-trained network: {checkpoint}\nFine-tune it on a labelled data set with the same plans, e.g.\n"
-        f"  nnUNetv2_train {dataset} {configuration} 0 -tr SSLFinetuneTrainer -p {name} -pretrained_weights {checkpoint}"
+        f"  nnUNetv2_train {dataset} {shlex.quote(configuration)} 0 -tr SSLFinetuneTrainer -p {shlex.quote(name)} "
+        f"-pretrained_weights {shlex.quote(checkpoint)}"
     )
 
 

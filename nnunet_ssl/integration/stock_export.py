@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,6 @@ def no_model_advice(path: Path, checkpoint: Mapping[str, Any]) -> str:
         )
     return (
         f"{path} comes from a pre-training, not from a fine-tuning: it predicts nothing. Stock nnU-Net starts from it as it "
-        f"is, where the networks agree: nnUNetv2_train ... -pretrained_weights {path}. To give it away, use --format nnssl; "
-        "stock nnU-Net's -pretrained_weights loads that file too."
+        f"is, where the networks agree: nnUNetv2_train ... -pretrained_weights {shlex.quote(str(path))}. To give it away, use "
+        "--format nnssl; stock nnU-Net's -pretrained_weights loads that file too."
     )
