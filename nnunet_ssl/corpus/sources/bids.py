@@ -17,7 +17,7 @@ from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
 from nnunet_ssl.corpus.sources.walking import walk_files
 from nnunet_ssl.files.entering import BadFile, read_json, why_no_file
 
-NO_IMAGE = re.compile(r"(?:.*mask|dseg|probseg|xfm|stim)", re.IGNORECASE)  # suffixes
+NO_IMAGE = re.compile(r"(?:.*mask|msk|dseg|probseg|xfm|stim)", re.IGNORECASE)  # suffixes
 MAX_SIDECAR = 1 << 24  # bytes
 # Of the sidecars' fields, those that describe the image; a corpus of 100,000 images with all of them fills the memory.
 SIDECAR_FIELDS = (

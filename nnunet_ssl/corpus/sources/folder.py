@@ -14,12 +14,11 @@ from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.dicom import find_series
 from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
+from nnunet_ssl.corpus.sources.layouts import Sorted, sort_files
 from nnunet_ssl.corpus.sources.walking import matching_files, walk_files
 from nnunet_ssl.corpus.subjects import MODALITY, subject_of
 from nnunet_ssl.files.entering import why_no_file
 
-# Names of files that lie beside images and are none. Whoever means them names them with a pattern.
-LABEL_MAP = re.compile(r"[_-](?:seg|dseg|probseg|segmentation|label|labels|mask|[a-z]*mask|roi)$", re.IGNORECASE)
 ENTITY = {
     "subject": re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)"),
     "session": re.compile(r"(?:^|[/_])(ses-[A-Za-z0-9]+)"),
@@ -42,16 +41,27 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
         root, files, whole_folder = abspath(os.path.dirname(source)), [abspath(source)], False
     images = _whole(file for file in files if ending_of(file))
     dicom = [file for file in files if not ending_of(file) and isfile(file) and is_dicom(file)]
-    labels = [file for file in images if whole_folder and LABEL_MAP.search(_stem(file))]
-    images = sorted(set(images) - set(labels))
+    # Whoever means files that are called like segmentations names them with a pattern.
+    sorted_files = sort_files(images, root) if whole_folder else Sorted(images, [], {}, {}, None)
+    labels, images = sorted_files.labels, sorted(sorted_files.images)
     series, about_series = find_series(dicom, root)
     if not images and not series:
         raise CorpusError(_nothing(source, files, about_series, labels))
     mistakes = [Mistake(file, reason) for file in images if (reason := why_no_file(file))]
     wrong = {mistake.where for mistake in mistakes}
-    rows = [_row(file, root, pattern) for file in images if file not in wrong]
+    rows = [
+        _row(file, root, pattern)
+        | sorted_files.about.get(file, {})
+        | ({"label": sorted_files.label_of[file]} if file in sorted_files.label_of else {})
+        for file in images
+        if file not in wrong
+    ]
     rows += [_row(s["path"], root, pattern) | {"name": s["name"]} if pattern else s for s in series]
     notes = [*_notes(source, files, images, dicom, labels), *about_series]
+    if sorted_files.layout:
+        notes.insert(
+            0, f"{source} is laid out as {sorted_files.layout}: {len(images)} images, {len(labels)} label maps."
+        )
     if pattern is not None:
         unmatched = [row["path"] for row in rows if row.pop("unmatched")]
         mistakes += [Mistake(path, f"does not match the subject pattern {pattern.pattern}") for path in unmatched]
@@ -105,7 +115,8 @@ def _notes(source: str, files: list[str], images: list[str], dicom: list[str], l
     notes = []
     if labels:
         notes.append(
-            f"{source}: {len(labels)} files are called like segmentations or masks and are left alone, e.g. "
+            f"{source}: {len(labels)} files are called like segmentations or masks, or lie in folders of such, and are "
+            f"left alone, e.g. "
             f"{basename(labels[0])}. To import them all the same, name them with a pattern such as '*{_stem(labels[0])[-4:]}.*'."
         )
     others = Counter(os.path.splitext(f)[1] or "without ending" for f in {*files} - {*images} - {*labels} - {*dicom})
