@@ -264,7 +264,7 @@ def test_the_line_of_the_last_attempt_counts(tmp_path: Path) -> None:
     later = Part(state, "a later one", {"a": first})  # sorted before "dead"
     later.begin("a", files)
     later.finish("a", "d1")
-    assert read_origins(state)["a"] == Origin((str(image),), None, None, (stamp(str(image)),), "d1", 2)
+    assert read_origins(state)["a"] == Origin([str(image)], None, None, [*stamp(str(image))], "d1", 2)
     with open(later.path, "a") as file:
         file.write('["b",1,["x"')  # killed while writing
     assert read_origins(state).keys() == {"a"}
