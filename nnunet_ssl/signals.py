@@ -72,11 +72,22 @@ def children_hold_back() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it lets signals through again when it is started later
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
+        start_tracker()
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_tracker() -> None:
+    """Start multiprocessing's process for what is to be cleaned up, deaf for what would end it in the middle of that.
+
+    It ignores SIGINT and SIGTERM, but died of SIGUSR1 to the group; its successor complained about all it did not know.
+    """
+    if hasattr(signal, "pthread_sigmask"):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        resource_tracker.ensure_running()  # which lets SIGINT and SIGTERM through again
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

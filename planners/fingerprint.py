@@ -20,6 +20,8 @@ from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import describe, report, update_left_out
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.cropping import crop_to_nonzero
 from nnunet_ssl.planners.workers import Died, Task, work_off
 
@@ -51,6 +53,8 @@ class SSLFingerprintExtractor(DatasetFingerprintExtractor):
         path = join(folder, "dataset_fingerprint.json")
         if isfile(path) and not overwrite_existing:
             return load_json(path)
+        say_errors_in_one_line()  # of nnU-Net's commands as well
+        require_writable(folder)
         makedirs(folder, exist_ok=True)
         results = self._analyse_all()
         reasons = {case: result for case, result in results.items() if isinstance(result, str)}

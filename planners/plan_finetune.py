@@ -29,6 +29,7 @@ from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.planners.changes import compare
 from nnunet_ssl.planners.datasets import plans_file, require_raw, resolve_datasets
 from nnunet_ssl.planners.finetune_differences import comparison, differences
@@ -80,6 +81,7 @@ def plan_finetuning(
     """Plan, check, preprocess; returns the commands to type next. Raises CorpusError and CheckpointError."""
     (name,) = resolve_datasets([dataset])
     labelled = require_labels(name)
+    require_writable(join(nnUNet_preprocessed, name))
     source = open_source(text)
     adapt_by = wishes.resolved_adapt(source.conventions)
     plans_name = checked_name(plans_name) if plans_name else default_name(source, adapt_by, wishes)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from os import makedirs
 from os.path import isfile, join
+from pathlib import Path
 from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
@@ -15,8 +17,13 @@ from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import FILE
-from nnunet_ssl.corpus.table import has_table, read_table, write_table
+from nnunet_ssl.corpus.table import FILE as TABLE
+from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.files.atomic import copy_file
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
+from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.changes import compare
 from nnunet_ssl.planners.datasets import (
@@ -76,8 +83,7 @@ def prepare_corpus(
         raise CorpusError("Neither a planner nor the name of existing plans is given. Use --backbone or -p.")
     several = len(names) > 1
     base, plans_name = plans_name, joint_plans_name(plans_name, names) if several else plans_name
-    makedirs(str(nnUNet_preprocessed), exist_ok=True)
-    with planning_lock(min(names)).waiting():
+    with _alone(planning_lock(min(names))):
         if several:
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:
@@ -86,6 +92,21 @@ def prepare_corpus(
         _preprocess(name, plans_name, configuration, num_processes)
         _keep_table(name)
     return load_plans(names[0], plans_name), plans_name
+
+
+@contextmanager
+def _alone(lock: Lock) -> Iterator[None]:
+    """Hold a lock in nnUNet_preprocessed; where nothing can be written nobody can change anything, and none is needed."""
+    folder = str(nnUNet_preprocessed)
+    try:
+        require_writable(folder)
+    except CannotWrite as error:
+        print(f"Only what is prepared already can be used: {error}")
+        yield
+        return
+    makedirs(folder, exist_ok=True)
+    with lock.waiting():
+        yield
 
 
 def find_planner(planner: type[SSLPlanner] | str) -> type[SSLPlanner]:
@@ -124,6 +145,22 @@ def name_of_plans(planner: type[SSLPlanner], how: Mapping[str, Any]) -> str:
     name += "_perimage" if how["normalization"] == PER_IMAGE else ""
     name += f"_{how['storage']}" if how["storage"] != STORAGE[0] else ""
     return name if how["patch_size"] is None else f"{name}_patch{'x'.join(map(str, how['patch_size']))}"
+
+
+def plans_in_use(
+    dataset_names: Sequence[str | int],
+    planner_class: str | None,
+    plans_name: str | None,
+    spacing: str | None,
+    normalization: str | None,
+    storage: str | None,
+) -> tuple[str, str]:
+    """(first data set, name of the plans) of what `prepare_corpus` prepares with these arguments; looks at no image."""
+    names = resolve_datasets(dataset_names)
+    if plans_name is None:
+        assert planner_class is not None
+        plans_name = name_of_plans(find_planner(planner_class), planner_settings(spacing, None, normalization, storage))
+    return names[0], joint_plans_name(plans_name, names) if len(names) > 1 else plans_name
 
 
 def _exists(name: str, plans_name: str | None) -> bool:
@@ -275,9 +312,21 @@ def _warn_about_stock(
 
 def _keep_table(name: str) -> None:
     """Copy the corpus table beside the preprocessed images, for machines on which the raw data set is not."""
-    raw = raw_folder(name)
-    if raw is not None and has_table(raw):
-        write_table(read_table(raw, with_problems=True), join(nnUNet_preprocessed, name))
+    raw, folder = raw_folder(name), join(nnUNet_preprocessed, name)
+    if raw is None or not has_table(raw):
+        return
+    source, copy = Path(raw, TABLE), Path(folder, TABLE)
+    if has_table(folder) and _same_file(source, copy):
+        return
+    try:
+        copy_file(source, copy)
+    except CannotWrite as error:
+        print(f"{name}: the table of the corpus is not copied: {error}")
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    a, b = one.stat(), other.stat()
+    return (a.st_size, a.st_mtime_ns) == (b.st_size, b.st_mtime_ns)
 
 
 def _stock_preprocess(

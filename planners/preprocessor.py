@@ -20,6 +20,8 @@ from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
 from nnunet_ssl.corpus.stamps import digest_of
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.datasets import load_plans, require_raw
 from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, step_of, summary
@@ -161,6 +163,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         """
         from nnunet_ssl.integration.unlabelled import limit_label_copy
 
+        say_errors_in_one_line()  # of nnU-Net's commands as well
         name = maybe_convert_to_dataset_name(dataset_name_or_id)
         raw, folder = require_raw(name, "preprocessing"), join(nnUNet_preprocessed, name)
         load_plans(name, plans_identifier)
@@ -172,6 +175,7 @@ class SSLPreprocessor(DefaultPreprocessor):
             follow_dataset_json(name, raw, dataset_json)
         plans_manager = PlansManager(load_plans(name, plans_identifier))
         configuration = plans_manager.get_configuration(configuration_name)
+        require_writable(join(folder, configuration.data_identifier))
         storage_dtype(configuration.configuration)  # a wrong one shows now
         # With tens of thousands of cases this entry would be megabytes, sent to every worker.
         dataset_json.pop("dataset", None)

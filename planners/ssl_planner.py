@@ -27,6 +27,10 @@ from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
 from nnunet_ssl.corpus.splits import take_over_splits
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.files.torn import is_whole
+from nnunet_ssl.integration.writing import whole_files
+from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.follow import follow_dataset_json
 from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
@@ -69,6 +73,7 @@ class SSLPlanner(ExperimentPlanner):
     ) -> None:
         if gpu_memory_target_in_gb is not None:
             print(f"{type(self).__name__} plans a fixed network: the GPU memory target is not used.")
+        say_errors_in_one_line()  # of nnU-Net's commands as well
         self.dataset_name = maybe_convert_to_dataset_name(dataset_name_or_id)
         self.spacing_style = require_spacing_style(spacing_style)
         self.normalization, self.storage = require_style(normalization), require_storage(storage)
@@ -92,6 +97,7 @@ class SSLPlanner(ExperimentPlanner):
                 f"There is no fingerprint of {self.dataset_name} yet. Run nnUNetv2_extract_fingerprint "
                 f"-d {dataset_id(self.dataset_name)} -fpe SSLFingerprintExtractor"
             )
+        require_writable(self.folder)
         self.dataset_fingerprint = load_json(fingerprint)
         self.geometry = geometry or self.dataset_fingerprint
         splits = join(self.raw_dataset_folder, "splits_final.json")
@@ -163,7 +169,9 @@ class SSLPlanner(ExperimentPlanner):
         makedirs(self.folder, exist_ok=True)
         follow_dataset_json(self.dataset_name, self.raw_dataset_folder, self.dataset_json)  # with other plans there
         write_json(self.dataset_json, join(self.folder, "dataset.json"))
-        write_json(self.plans, join(self.folder, f"{self.plans_identifier}.json"))
+        is_whole(join(self.folder, f"{self.plans_identifier}.json"))  # nnU-Net reads it for further configurations
+        with whole_files():
+            self.save_plans(self.plans)
         return self.plans
 
     def assemble(

@@ -11,6 +11,7 @@ import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
+from nnunet_ssl.files.folders import explaining
 from nnunet_ssl.planners.finished import SUFFIXES
 
 KEY = "storage_dtype"  # in a configuration of the plans; nnU-Net's float32 where it is absent
@@ -55,21 +56,22 @@ def save_case(
     blocks, chunks = comp_blosc2_params(data.shape, tuple(patch_size), data.itemsize)
     blocks_seg, chunks_seg = comp_blosc2_params(seg.shape, tuple(patch_size), seg.itemsize)
     cropped = properties.get("shape_after_cropping_and_before_resampling")
-    nnUNetDatasetBlosc2.save_case(
-        data,
-        seg,
-        dict(properties),
-        path,
-        chunks=chunks,
-        blocks=blocks,
-        chunks_seg=chunks_seg,
-        blocks_seg=blocks_seg,
-        clevel=LEVEL,
-        codec=CODEC,
-        filters=None if cropped is None or tuple(cropped) == data.shape[1:] else RESAMPLED,  # None: nnU-Net tries
-        filters_seg=[blosc2.Filter.NOFILTER],
-    )
-    for suffix in SUFFIXES:  # on the disk before the case counts as finished, in case the machine fails
-        if os.path.exists(path + suffix):
-            with open(path + suffix, "rb+") as file:
-                os.fsync(file.fileno())
+    with explaining(os.path.dirname(path)):
+        nnUNetDatasetBlosc2.save_case(
+            data,
+            seg,
+            dict(properties),
+            path,
+            chunks=chunks,
+            blocks=blocks,
+            chunks_seg=chunks_seg,
+            blocks_seg=blocks_seg,
+            clevel=LEVEL,
+            codec=CODEC,
+            filters=None if cropped is None or tuple(cropped) == data.shape[1:] else RESAMPLED,  # None: nnU-Net tries
+            filters_seg=[blosc2.Filter.NOFILTER],
+        )
+        for suffix in SUFFIXES:  # on the disk before the case counts as finished, in case the machine fails
+            if os.path.exists(path + suffix):
+                with open(path + suffix, "rb+") as file:
+                    os.fsync(file.fileno())

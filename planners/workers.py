@@ -166,11 +166,14 @@ class _Crew:
 
 
 def _serve(parent: int, connection: Connection, function: Callable[..., Any], shared: tuple[Any, ...]) -> None:
+    obey(parent)
     import torch
 
-    obey(parent)
     torch.set_num_threads(1)
-    connection.send((False, READY))
+    try:
+        connection.send((False, READY))
+    except OSError:
+        return  # the parent has left while this process began
     while True:
         try:
             arguments = connection.recv()

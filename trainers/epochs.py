@@ -15,6 +15,7 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.progress import duration
 
@@ -81,7 +82,7 @@ def finish_epoch(trainer: SSLTrainer) -> None:
         trainer.position.best = log["val_losses"]
         save_unless_disk_is_full(trainer, "checkpoint_best.pth")
     if trainer.local_rank == 0:
-        draw_epoch(trainer, last)
+        attempt_to_draw(trainer.print_to_log_file, draw_epoch, trainer, last)
 
 
 def save_unless_disk_is_full(trainer: SSLTrainer, name: str) -> None:

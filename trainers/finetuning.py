@@ -19,11 +19,13 @@ from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.files.atomic import atomic_path, write_json
+from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
 from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data import derive_seed, seed_everything
@@ -55,9 +57,11 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
+        begin_run(plans)
         require_device(device)
         keep_freed_memory(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
+        let_pictures_fail(self.logger, self.print_to_log_file)
         block = self.configuration_manager.configuration.get("finetune", {})
         where = f'plans["configurations"]["{configuration}"]["finetune"]'
         self.settings = read_config(FinetuneSettings, block, where)
@@ -143,7 +147,8 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
                 write_json(report.to_json(), join(self.output_folder, "pretrained_weights.json"))
                 self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
             self._use_phase(self.lr_scheduler.start_with([] if report is None else report.fresh_in_encoder()))
-        super().on_train_start()
+        with whole_files(self.print_to_log_file):
+            super().on_train_start()
         self.print_to_log_file(f"{self.schedule}\n{self.recipe}")
 
     def on_train_epoch_start(self) -> None:
@@ -230,9 +235,15 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but never leave half a file behind, nor weights that are not finite."""
         self._require_finite_weights()
-        if self.local_rank == 0 and not self.disable_checkpointing:
+        if self.local_rank != 0 or self.disable_checkpointing:
+            return
+        try:
             with atomic_path(filename) as temporary:
                 super().save_checkpoint(str(temporary))
+        except CannotWrite as error:
+            if basename(filename) == "checkpoint_final.pth":
+                raise
+            self.print_to_log_file(f"WARNING: not saved, the training goes on without: {error}")
 
 
 class SSLFinetuneWarmupTrainer(SSLFinetuneTrainer):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from os.path import isfile, join
 from typing import Any
 
@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ssl.signals import Stopped, guarded_forks, stopping_on_signals
 from nnunet_ssl.trainers.interruption import FINISH_EPOCH, Interruption, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.processes import Together
+from nnunet_ssl.trainers.run_lock import alone_in, doing
 from nnunet_ssl.trainers.stopping import USR2, leave
 
 LATEST = "checkpoint_latest.pth"
@@ -42,9 +43,15 @@ class InterruptibleTrainer(nnUNetTrainer):
         self.interruption.listen()
         self.together = Together(self.is_ddp)
         try:
-            super().run_training()
+            with self._alone_in_folder():
+                super().run_training()
         finally:
             self.interruption.ignore()
+
+    def _alone_in_folder(self) -> AbstractContextManager[None]:
+        """The lock of the result folder, in the first process; raises FolderInUse."""
+        folder = self.output_folder
+        return alone_in(folder, doing(folder)) if self.local_rank == 0 else nullcontext()
 
     def get_dataloaders(self) -> Any:
         """nnU-Net's, whose processes leave signals to this one, and end with it."""
@@ -86,7 +93,7 @@ class InterruptibleTrainer(nnUNetTrainer):
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net's; a signal ends it, and the network is saved already."""
         try:
-            with stopping_on_signals():
+            with stopping_on_signals(), self._alone_in_folder():
                 super().perform_actual_validation(save_probabilities)
         except Stopped as stopped:
             if isfile(join(self.output_folder, "checkpoint_final.pth")):

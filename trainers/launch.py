@@ -22,7 +22,7 @@ from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint, read_latest
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.planners.datasets import load_configuration, require_own_plans
@@ -32,7 +32,8 @@ from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.interruption import leave_with
 from nnunet_ssl.trainers.processes import patient_group, wait_for_all
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-from nnunet_ssl.trainers.state import existing_checkpoint
+from nnunet_ssl.trainers.state import RESUME_ORDER, existing_checkpoint
+from nnunet_ssl.trainers.validation import summary_file
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
     stored = join(folder, os.pardir, "plans.json")
     if not existing_checkpoint(folder) or not isfile(stored):
         return deepcopy(plans)
-    own = require_own_plans(load_json(stored), stored, plans["dataset_name"])
+    own = require_own_plans(stored_plans(stored, folder), stored, plans["dataset_name"])
     configuration = basename(dirname(folder)).rpartition("__")[2]
     before, now = (plan_settings(p, load_configuration(p, configuration)) for p in (own, plans))
     changed = [key for key in now if now[key] != before.get(key)]
@@ -81,6 +82,16 @@ def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
             f"{plans['plans_name']} say something else now. Move that folder away to start anew, or undo the change."
         )
     return own
+
+
+def stored_plans(file: str, folder: str) -> dict[str, Any]:
+    """The plans in `file`, or, where a kill left half of it, those in a checkpoint of `folder`."""
+    try:
+        return load_json(file)
+    except ValueError:
+        checkpoint, path, _ = read_latest(folder, RESUME_ORDER)
+        print(f"WARNING: {file} is damaged; using the plans that {path} holds. The training writes it anew.")
+        return deepcopy(checkpoint["init_args"]["plans"])
 
 
 def run_process(run: Run) -> str:
@@ -105,9 +116,15 @@ def run_process(run: Run) -> str:
 
 
 def is_finished(folder: str, num_epochs: int | None) -> bool:
-    """Whether the run in `folder` has reached `num_epochs` epochs, or its own end if None."""
+    """Whether the run in `folder` has reached `num_epochs` epochs, or its own end if None, and was validated then."""
     final = join(folder, "checkpoint_final.pth")
-    return isfile(final) and (num_epochs is None or read_checkpoint(final)["current_epoch"] >= num_epochs)
+    if not isfile(final) or not isfile(summary_file(folder)):
+        return False
+    try:
+        reached = read_checkpoint(final)["current_epoch"]
+    except CheckpointError:
+        return False  # a damaged file is the end of nothing
+    return num_epochs is None or reached >= num_epochs
 
 
 def join_torchrun(device: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from os.path import isfile, join
@@ -24,6 +24,7 @@ from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.writing import begin_run, whole_files
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
 from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
@@ -42,9 +43,10 @@ from nnunet_ssl.trainers.position import Phase, Position
 from nnunet_ssl.trainers.precision import autocast_dtype
 from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first
 from nnunet_ssl.trainers.progress import EpochBar
+from nnunet_ssl.trainers.run_lock import alone_in, doing
 from nnunet_ssl.trainers.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked
-from nnunet_ssl.trainers.validation import validate_cases
+from nnunet_ssl.trainers.validation import summary_file, validate_cases
 
 
 class SSLTrainer(nnUNetTrainer):
@@ -68,6 +70,7 @@ class SSLTrainer(nnUNetTrainer):
         dataset_json: dict,
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
+        begin_run(plans)
         require_device(device)
         keep_freed_memory(device)
         # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
@@ -200,7 +203,8 @@ class SSLTrainer(nnUNetTrainer):
         Fold "all": a few subjects, always the same, are held out to watch the loss. A numbered fold: nnU-Net's own
         split, so that pre-training sees no image on which that fold is later validated.
         """
-        return split_corpus(self, super().do_split)
+        with whole_files(self.print_to_log_file):
+            return split_corpus(self, super().do_split)
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """Endless iterators over training batches, from the present iteration on, and over the validation batches."""
@@ -231,11 +235,16 @@ class SSLTrainer(nnUNetTrainer):
         """
         self.interruption.listen()
         try:
-            with self.determinism:
+            with self._alone_in_folder(), self.determinism:
                 super().run_training()
         except BaseException:
             self.interruption.ignore()
             raise
+
+    def _alone_in_folder(self) -> AbstractContextManager[None]:
+        """The lock of the result folder, in the first process; raises FolderInUse."""
+        folder = self.output_folder
+        return alone_in(folder, doing(folder)) if self.local_rank == 0 else nullcontext()
 
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
@@ -246,7 +255,8 @@ class SSLTrainer(nnUNetTrainer):
         if not self.was_initialized:
             self.initialize()
         self.together.check_start(self)
-        super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
+        with whole_files(self.print_to_log_file):
+            super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
         schemes = self.configuration_manager.normalization_schemes
         for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
             self.warn_once(warning)
@@ -353,6 +363,9 @@ class SSLTrainer(nnUNetTrainer):
 
     def on_train_end(self) -> None:
         self.position.phase = Phase.ENDED  # nnU-Net goes back to the last epoch to save it
+        summary = summary_file(self.output_folder)
+        if self.local_rank == 0 and isfile(summary):
+            os.remove(summary)  # of a shorter training
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.together.finish()
@@ -367,7 +380,8 @@ class SSLTrainer(nnUNetTrainer):
         """Run the method on the centre of every held-out case: pictures and errors go to `validation/`."""
         self.interruption.listen()
         try:
-            with deterministic(self.warn_once) if self.wants_determinism else nullcontext():
+            deterministically = deterministic(self.warn_once) if self.wants_determinism else nullcontext()
+            with self._alone_in_folder(), deterministically:
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)

@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.methods import MethodOutput
+from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.data import VALIDATION, Corpus, derive_seed
 from nnunet_ssl.trainers.loading import corpus_sources
@@ -56,11 +57,17 @@ def validate_cases(trainer: SSLTrainer) -> None:
             own[identifier] = {"loss": output.loss.item(), **{k: v.item() for k, v in output.terms.items()}}
             if number < MAX_PICTURES and (first or shared):
                 picture = join(folder, f"{identifier.replace('/', '__')}.png")
-                draw_preview({k: v[0].cpu() for k, v in output.preview.items()}, picture, identifier)
+                shown = {k: v[0].cpu() for k, v in output.preview.items()}
+                attempt_to_draw(trainer.print_to_log_file, draw_preview, shown, picture, identifier)
     results = gathered(own, group)
     if first:
         write_summary(trainer, {identifier: results[identifier] for identifier in companions}, folder)
     wait_for_all(group)
+
+
+def summary_file(folder: str) -> str:
+    """Where the figures of a run in `folder` go; that it is there says that the final validation was made."""
+    return join(folder, "validation", "summary.json")
 
 
 def write_summary(trainer: SSLTrainer, cases: dict[str, dict[str, float]], folder: str) -> None:

@@ -146,10 +146,12 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunet_ssl.corpus.environment import environment
     from nnunet_ssl.files.atomic import write_json
+    from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.report.benchmark_table import draw_benchmark, table
     from nnunet_ssl.trainers.devices import require_device
 
     check(args)
+    require_writable(*(os.path.dirname(path) for path in (args.json, args.picture) if path))
     require_device(device(args.device))
     with (
         TemporaryDirectory() as folder,

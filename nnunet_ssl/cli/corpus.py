@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Describe, and write what is asked for."""
-    from os.path import basename, normpath
+    from os.path import basename, dirname, normpath
 
     from nnunet_ssl.corpus.errors import CorpusError
     from nnunet_ssl.corpus.filters import matching
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.overview.look import describe_columns, look_at
     from nnunet_ssl.corpus.overview.sections import as_text
     from nnunet_ssl.corpus.sources.pretrain_data import write_pretrain_data
+    from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.report.corpus_page import write_corpus_page
 
     if args.sample < 0:
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     if args.check or args.forget:
         look_at_preprocessed(args)
         return
+    require_writable(*(dirname(path) for path in (args.html, args.export_pretrain_data) if path))
     folder = find_raw_dataset(args.dataset)
     if folder is None:
         raise CorpusError(

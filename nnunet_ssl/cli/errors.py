@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
 
-from nnunet_ssl.quoting import printable, printing_what_is_printable
+from nnunet_ssl.messages import one_line
+from nnunet_ssl.quoting import printing_what_is_printable
 from nnunet_ssl.signals import Stopped, stopping_on_signals
 
 KEPT = "What was done is kept; the same command goes on from there."
 
 
-def raised_by_us(traceback: TracebackType | None) -> bool:
-    """Whether the innermost frame of a traceback is code of this package."""
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("nnunet_ssl")
-
-
 @contextmanager
 def one_line_errors(command: str, kept: str = KEPT) -> Iterator[None]:
-    """Print an error this package raised on purpose as `command: message` and exit with 1; print what is printable alone.
+    """Print an error that a person can do something about as `command: message` and exit with 1; print what is printable alone.
 
-    Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set. SIGINT (Ctrl-C), SIGTERM
+    Errors from elsewhere keep their traceback, see `one_line`. SIGINT (Ctrl-C), SIGTERM
     and SIGUSR1 end in one line that says what is `kept` and how to go on, and with exit code 128 + the signal's number.
     """
     try:
@@ -34,9 +26,10 @@ def one_line_errors(command: str, kept: str = KEPT) -> Iterator[None]:
             try:
                 yield
             except Exception as error:
-                if os.environ.get("NNUNET_SSL_TRACEBACK") or not raised_by_us(error.__traceback__):
+                message = one_line(error)
+                if message is None:
                     raise
-                print(printable(f"{command}: {error}"), file=sys.stderr)
+                print(f"{command}: {message}", file=sys.stderr)
                 sys.exit(1)
     except (Stopped, KeyboardInterrupt) as stopped:
         number = stopped.number if isinstance(stopped, Stopped) else signal.SIGINT

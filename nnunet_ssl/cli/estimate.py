@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags
+from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, name_of_run
 from nnunet_ssl.methods import method_names
 from nnunet_ssl.settings import PretrainBlock
 
@@ -51,6 +51,7 @@ def plans_of(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         args.datasets, planner, args.plans, args.spacing, args.normalization, args.storage
     )
     if nnUNet_results.is_set() and "dataset_name" in plans:
+        plans["plans_name"] = name_of_run(plans["plans_name"], args)
         folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
         plans = launch.plans_of_run(folder, plans)
     plans["configurations"][args.configuration] = load_configuration(plans, args.configuration)

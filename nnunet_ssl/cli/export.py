@@ -82,8 +82,10 @@ def run(args: argparse.Namespace) -> None:
     """Export, and publish if asked."""
     check_flags(args)
     from nnunet_ssl.checkpoints.read import read_checkpoint
+    from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.stock_export import find_model
 
+    require_writable(Path(args.out).expanduser().absolute().parent)
     model = find_model(args.source, args.folds, args.checkpoint)
     if model is None and (args.folds or args.checkpoint):
         raise ValueError(f"-f and -chk go with a model folder of nnU-Net, and {args.source} is none.")

@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.import_report import describe_import
     from nnunet_ssl.corpus.importing import ImportOptions, import_corpus
     from nnunet_ssl.corpus.sources.kinds import SourceOptions
+    from nnunet_ssl.files.folders import require_writable
 
     pattern = read_pattern(args.subject_pattern)
     if args.dataset < 1:
@@ -108,6 +109,7 @@ def run(args: argparse.Namespace) -> None:
     if folder is not None and args.name is not None and dataset_title(basename(folder)) != args.name:
         raise ValueError(f"Number {args.dataset} is taken by {basename(folder)}. Choose another -d, or leave out -n.")
     folder = folder or join(require_folder("nnUNet_raw"), dataset_name(args.dataset, args.name))
+    require_writable(folder)
     source = SourceOptions(
         dataset=dataset_title(basename(folder)),
         kind=args.kind,

@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # Before torch starts its threads: on a CPU, threads that wait actively take the cores from those that read the data.
@@ -28,7 +33,9 @@ EXAMPLES = """examples:
   torchrun --nnodes 4 --nproc-per-node 8 -m nnunet_ssl.pretrain 745 --method mae --backbone primus_m
 
 Run the same command again and it continues where it stopped. The flags under "recipe" are written into the `ssl` block of
-the plans.json in the result folder; the plans in nnUNet_preprocessed stay as they are."""
+the plans.json in the result folder; the plans in nnUNet_preprocessed stay as they are. A command that asks for other settings
+than that folder holds ends with the list of them: add --continue to go on with the run that is there, or --run-name NAME for
+one beside it. Ctrl-C, SIGTERM and SIGUSR1 save at once; SIGUSR2, or a file FINISH_EPOCH in the result folder, after the epoch."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,6 +92,19 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="WEIGHTS",
         help="start from this checkpoint: a file or its folder, ORG/NAME on the Hugging Face Hub, or a name that "
         "nnUNetv2_pretrain_models lists",
+    )
+    what.add_argument(
+        "--run-name",
+        metavar="NAME",
+        help="a run beside the others: its folder is TRAINER__PLANS_NAME__CONFIGURATION, with plans of that name in it",
+    )
+    what.add_argument(
+        "--continue",
+        "--c",
+        dest="go_on",
+        action="store_true",
+        help="go on with the run in the result folder although its settings differ from what is asked for now; needed only then. "
+        "What the flags set is changed: its length (--epochs), and how it is computed",
     )
     recipe = parser.add_argument_group("recipe (default: the published one of method and backbone)")
     recipe.add_argument("--epochs", type=int, metavar="N")
@@ -195,6 +215,11 @@ def check_flags(args: argparse.Namespace) -> None:
         )
     if args.fold != "all" and not args.fold.isdigit():
         raise ValueError(f'-f wants "all" or the number of a fold, found {args.fold!r}.')
+    if args.run_name is not None and not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", args.run_name):
+        raise ValueError(
+            f"--run-name becomes part of a folder's name: letters, digits, points, dashes and single underscores between "
+            f"them, found {args.run_name!r}."
+        )
     block = PretrainBlock.read({"ssl": flags_as_settings(args)}, method_names(), args.configuration)
     for name, fields in block.methods.items():
         read_config(get_method(name).Config, fields, f"the flags of {name}")
@@ -247,14 +272,17 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.report.benchmark_table import table
     from nnunet_ssl.trainers import launch
+    from nnunet_ssl.trainers.asked import WEIGHTS, differences, note_weights, refuse_differences
     from nnunet_ssl.trainers.benchmark import benchmark
     from nnunet_ssl.trainers.devices import require_device
     from nnunet_ssl.trainers.processes import first_process_first
     from nnunet_ssl.trainers.sharding import require_sharding
+    from nnunet_ssl.trainers.state import existing_checkpoint
 
     check_flags(args)
     if args.preprocess_only:
@@ -264,20 +292,30 @@ def run(args: argparse.Namespace) -> None:
     if args.estimate and not estimate(args):
         return
     require_device(device(args.device))
-    require_folder("nnUNet_results")
+    if not args.estimate:
+        require_writable(require_folder("nnUNet_results"))
     under_torchrun = launch.join_torchrun(args.device)
     if flags_as_settings(args).get("shard"):
         require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)
     if args.pretrained_weights is not None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
-    with first_process_first():
-        plans, _ = prepare(args)
+    with first_process_first(), nobody_else_in_folder(args):
+        plans, plans_name = prepare(args)
+    plans["plans_name"] = name_of_run(plans_name, args)
     folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
-    plans = launch.plans_of_run(folder, plans)
+    asked, plans = plans, launch.plans_of_run(folder, plans)
+    apply_flags(asked, args)
+    note_weights(asked, args.pretrained_weights)
+    if existing_checkpoint(folder) and not args.go_on:
+        refuse_differences(folder, differences(plans, asked, args.configuration, args.method), command_line())
     apply_flags(plans, args)
+    plans.setdefault(WEIGHTS, asked[WEIGHTS])
     final = join(folder, "checkpoint_final.pth")
     if launch.is_finished(folder, args.epochs):
-        print(f"This pre-training is finished: {final}\nMore epochs: --epochs N. To start anew, move {folder} away.")
+        print(
+            f"This pre-training is finished: {final}\nMore epochs: --epochs N --continue. To start anew: --run-name NAME, "
+            f"or move {folder} away."
+        )
         return
     fold = args.fold if args.fold == "all" else int(args.fold)
     dataset_json = load_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
@@ -287,9 +325,39 @@ def run(args: argparse.Namespace) -> None:
         return
     launch.launch(job, 1 if under_torchrun else args.num_gpus)
     if not under_torchrun or dist.get_rank() == 0:
-        print(next_commands(plans, args.configuration, final))
+        print(next_commands({**plans, "plans_name": plans_name}, args.configuration, final))
     if under_torchrun:
         dist.destroy_process_group()
+
+
+def name_of_run(plans_name: str, args: argparse.Namespace) -> str:
+    """The name of the run's own plans, by which nnU-Net names the result folder."""
+    return plans_name if args.run_name is None else f"{plans_name}_{args.run_name}"
+
+
+@contextmanager
+def nobody_else_in_folder(args: argparse.Namespace) -> Iterator[None]:
+    """Refuse before hours of preprocessing what would be refused after them: a second run in the result folder."""
+    from torch import distributed as dist
+
+    from nnunet_ssl.planners.prepare import plans_in_use
+    from nnunet_ssl.trainers import launch
+    from nnunet_ssl.trainers.run_lock import alone_in, doing
+
+    if args.estimate or (dist.is_initialized() and dist.get_rank() > 0):
+        yield
+        return
+    planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
+    dataset, name = plans_in_use(args.datasets, planner, args.plans, args.spacing, args.normalization, args.storage)
+    plans = {"dataset_name": dataset, "plans_name": name_of_run(name, args)}
+    folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
+    with alone_in(folder, doing(folder)):
+        yield
+
+
+def command_line() -> str:
+    """What the user has typed, to be typed again with more behind it."""
+    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:
@@ -306,8 +374,10 @@ def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) ->
 def main(argv: list[str] | None = None) -> None:
     """Entry point of nnUNetv2_pretrain and of `python -m nnunet_ssl.pretrain`."""
     from nnunet_ssl.cli.errors import one_line_errors
+    from nnunet_ssl.signals import start_tracker
 
     args = build_parser().parse_args(argv)
+    start_tracker()
     with one_line_errors("nnUNetv2_pretrain"):
         run(args)
 

@@ -78,6 +78,9 @@ def atomic_path(path: Where, ending: str = "") -> Iterator[Path]:
         reason = _reason(error, temporary, path)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if descriptor is not None:
+            os.close(descriptor)  # before the free bytes are counted
+            descriptor = None
         if reason is not None:
             raise cannot_write(path, reason) from error
         raise
@@ -104,9 +107,9 @@ def copy_file(source: Where, path: Where) -> None:
         shutil.copystat(source, temporary)
 
 
-def write_json(content: Any, path: Where, indent: int | None = 2) -> None:
+def write_json(content: Any, path: Where, indent: int | None = 2, sort_keys: bool = False) -> None:
     """Write JSON; raises TypeError before anything is written for what JSON cannot hold."""
-    write_text(json.dumps(content, indent=indent), path)
+    write_text(json.dumps(content, indent=indent, sort_keys=sort_keys), path)
 
 
 def _is_special(path: Path) -> bool:

@@ -21,16 +21,24 @@ class CannotWrite(OSError):
         return str(self.args[1])
 
 
-def cannot_write(path: str | os.PathLike[str], error: OSError, needed: int | None = None) -> CannotWrite:
-    """The error to raise when writing `path` failed with `error`; needed: bytes the file takes, where that is known."""
-    return CannotWrite(error.errno, why_unwritable(path, error, needed))
+def cannot_write(
+    path: str | os.PathLike[str], error: OSError, needed: int | None = None, place: Path | None = None
+) -> CannotWrite:
+    """The error to raise when writing `path` failed with `error`; see `why_unwritable`."""
+    return CannotWrite(error.errno, why_unwritable(path, error, needed, place))
 
 
-def why_unwritable(path: str | os.PathLike[str], error: OSError, needed: int | None = None) -> str:
-    """One line: what cannot be written, why, the bytes free, and the way out."""
+def why_unwritable(
+    path: str | os.PathLike[str], error: OSError, needed: int | None = None, place: Path | None = None
+) -> str:
+    """One line: what cannot be written, why, the bytes free, and the way out.
+
+    needed: bytes the file takes, where that is known. place: the folder to blame, by default the file's.
+    """
     path = Path(path)
-    folder = path.parent
-    start = f"{path} cannot be written: {error.strerror or error}."
+    folder = place or path.parent
+    what = path.parent if path.name == "..." else path
+    start = f"{what} cannot be written: {error.strerror or error}."
     if error.errno in FULL:
         wanted = "" if needed is None else f", {needed:,} bytes are needed"
         return (
@@ -45,6 +53,24 @@ def why_unwritable(path: str | os.PathLike[str], error: OSError, needed: int | N
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return f"{start} Make the folder {folder} first (mkdir -p), or name another one."
     return f"{start} Check the folder {folder}, and type the same command again."
+
+
+def explanation(error: BaseException) -> str | None:
+    """One line for an error that comes of a full or read-only disk, whoever raised it; None for any other."""
+    if isinstance(error, CannotWrite):
+        return str(error)
+    if not isinstance(error, OSError) or error.errno not in (*FULL, *FORBIDDEN):
+        return None
+    if error.filename is not None:
+        path = Path(os.fsdecode(error.filename) if isinstance(error.filename, bytes) else str(error.filename))
+        reading = error.errno not in (*FULL, errno.EROFS) and os.access(path.parent, os.W_OK)
+        return None if reading else why_unwritable(path, error)
+    if error.errno not in FULL:
+        return None
+    rooms = [
+        f"{v} ({os.environ[v]}) has {free_bytes(os.environ[v]):,} bytes free" for v in VARIABLES if os.environ.get(v)
+    ]
+    return f"{error.strerror}. {', '.join(rooms)}. Free space there, and type the same command again."
 
 
 def free_bytes(folder: str | os.PathLike[str]) -> int:

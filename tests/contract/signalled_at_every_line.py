@@ -14,7 +14,6 @@ import shutil
 import signal
 import sys
 from collections import defaultdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -37,43 +36,11 @@ from nnunet_ssl.trainers import (
 )
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
-CLOCK = ("epoch_start_timestamps", "epoch_end_timestamps")
+sys.path.insert(0, str(Path(__file__).parents[1] / "drills"))
+from same_run import content, digest
+
 MODULES = (ssl_trainer, epochs, position, processes, progress, state, stepping, stopping, validation)
 FILES = {module.__file__ for module in (*MODULES, logger, stock)}
-
-
-def content(file: Path) -> dict[str, Any]:
-    """What of a checkpoint has to be the same: weights, optimiser, place, log but for its clock."""
-    saved = torch.load(file, weights_only=True)
-    log = json.loads(json.dumps(saved["logging"]))
-    for name in CLOCK:
-        log.pop(name, None)
-        for part in log.values():
-            if isinstance(part, dict):
-                part.pop(name, None)
-    kept = ("network_weights", "optimizer_state", "current_epoch", "finished_iterations", "_best_ema")
-    return {**{k: saved[k] for k in kept}, "logging": log, "heads": saved["ssl"]["heads"]}
-
-
-def digest(value: Any) -> str:
-    """The same text for the same content, tensors bit by bit."""
-    hashed = sha256()
-
-    def add(part: Any) -> None:
-        if isinstance(part, torch.Tensor):
-            hashed.update(part.contiguous().numpy().tobytes())
-        elif isinstance(part, dict):
-            for key in part:
-                hashed.update(repr(key).encode())
-                add(part[key])
-        elif isinstance(part, (list, tuple)):
-            for item in part:
-                add(item)
-        else:
-            hashed.update(repr(part).encode())
-
-    add(value)
-    return hashed.hexdigest()
 
 
 def make(job: dict[str, Any], folder: Path) -> Any:

@@ -119,7 +119,7 @@ def test_a_step_without_memory_says_what_to_type(block, message, make_trainer, p
     monkeypatch.setattr(stepping, "run_batch", full)
     with pytest.raises(torch.OutOfMemoryError, match=message) as caught:
         trained(make_trainer(trainer_class("mae"), plans(plans_for, **block)), folders[0])
-    from nnunet_ssl.cli.errors import raised_by_us
+    from nnunet_ssl.messages import raised_by_us
 
     assert raised_by_us(caught.value.__traceback__)  # one line for the user
     assert "can't allocate" in str(caught.value.__cause__)

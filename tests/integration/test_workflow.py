@@ -112,7 +112,7 @@ def test_nnunets_own_plans_and_trainer(configuration, folders, run_command, tiny
     assert "Mean Validation Dice" in trained.stdout
 
 
-def test_pretrain_twice_continues_and_ends(folders, run_command, tiny_dataset):
+def test_pretrain_again_continues_or_says_what_differs(folders, run_command, tiny_dataset):
     """Nothing is prepared: one command does it all; again it resumes; once more it has nothing to do."""
     tiny_dataset(folders["nnUNet_raw"], 902, num_cases=5, num_labelled=0)
     flags = ["--backbone", "resenc_tiny", "--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1"]
@@ -122,15 +122,42 @@ def test_pretrain_twice_continues_and_ends(folders, run_command, tiny_dataset):
     plans = result(folders, "Dataset902_Tiny", "SSLMAETrainer", PLANS["resenc"], "all").parent / "plans.json"
     block = json.loads(plans.read_text())["configurations"]["3d_fullres"]["ssl"]
     assert (block["seed"], block["mae"]["mask_ratio"]) == (3, 0.6)
-    second = run_command([*command, "--epochs", "2"], folders)
-    assert "Continuing from" in second.stdout
+    again = run_command([*command, "--epochs", "1", "--mask-ratio", "0.6", "--seed", "3"], folders)
+    assert "finished" in again.stdout
+    # That was a trial; nothing of it is to slip into another run.
+    refused = run_command([*command, "--epochs", "2"], folders, check=False)
+    assert refused.returncode == 1
+    differences = (
+        "mae.mask_ratio: 0.6 there, 0.75 asked for; num_epochs: 1 there, 2 asked for; seed: 3 there, 0 asked for"
+    )
+    assert differences in refused.stderr
+    assert "--continue" in refused.stderr
+    assert "--run-name" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    (plans.parent / "fold_all" / "checkpoint_final.pth").rename(plans.parent / "fold_all" / "whole.pth")
+    whole = (plans.parent / "fold_all" / "whole.pth").read_bytes()
+    (plans.parent / "fold_all" / "checkpoint_final.pth").write_bytes(whole[: len(whole) // 2])
+    (plans.parent / "fold_all" / "whole.pth").unlink()
+    plans.write_text(plans.read_text()[:100])  # as a kill leaves it
+    second = run_command([*command, "--epochs", "2", "--continue"], folders)
+    assert "WARNING: Skipped checkpoint_final.pth" in second.stdout
+    assert "checkpoint_best.pth" in second.stdout
     assert "mask_ratio=0.6" in second.stdout
-    third = run_command([*command, "--epochs", "2"], folders)
+    assert json.loads(plans.read_text())["plans_name"] == PLANS["resenc"]
+    third = run_command([*command, "--epochs", "2", "--c"], folders)
     assert "finished" in third.stdout
-    refused = run_command([*command, "--epochs", "3", "--mask-ratio", "0.75"], folders, check=False)
+    # Killed after the last epoch: what is missing is done.
+    summary = plans.parent / "fold_all" / "validation" / "summary.json"
+    summary.unlink()
+    run_command([*command, "--epochs", "2", "--c"], folders)
+    assert summary.is_file()
+    refused = run_command([*command, "--epochs", "3", "--mask-ratio", "0.75", "--c"], folders, check=False)
     assert refused.returncode == 1
     assert "mask_ratio: 0.6 then, 0.75 now" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    beside = run_command([*command, "--epochs", "1", "--run-name", "seven", "--seed", "7"], folders)
+    own = result(folders, "Dataset902_Tiny", "SSLMAETrainer", f"{PLANS['resenc']}_seven", "all")
+    assert torch.load(own / "checkpoint_final.pth", weights_only=True)["ssl"]["settings"]["seed"] == 7
+    assert f"-p {PLANS['resenc']} " in beside.stdout  # plans of that name lie in nnUNet_preprocessed
 
 
 def test_several_datasets_and_channels(folders, run_command, tiny_dataset):

@@ -1,0 +1,76 @@
+"""One run per result folder: two would overwrite each other's checkpoints, plans and logs."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os.path import abspath, basename, dirname, isdir, join
+
+from nnunet_ssl.files.heartbeat import BEAT, SILENCE
+from nnunet_ssl.files.locks import Lock, Owner
+from nnunet_ssl.files.owner import place
+
+FILE = "running.lock"
+PATIENCE = SILENCE + BEAT  # seconds after which a holder on another machine has shown that it lives
+POLL = 1.0
+
+_held: dict[str, tuple[Lock, int]] = {}  # of this process, with how often it holds them
+
+
+class FolderInUse(RuntimeError):
+    """Another run is at work in a result folder."""
+
+
+@contextmanager
+def alone_in(folder: str, doing: str) -> Iterator[None]:
+    """Hold the lock of a result folder; whoever holds it may do so again. Its owner's death ends it.
+
+    doing: what others are told. Where the holder runs on another machine, or where locks are heart-beats, it may be dead all the
+    same, as after SLURM has requeued a job: then this waits until that shows. Raises FolderInUse where it lives.
+    """
+    path = join(abspath(folder), FILE)
+    lock, count = _held.get(path) or (_acquire(path, doing), 0)
+    _held[path] = lock, count + 1
+    try:
+        yield
+    finally:
+        lock, count = _held.pop(path)
+        if count > 1:
+            _held[path] = lock, count - 1
+        else:
+            lock.release()
+
+
+def _acquire(path: str, doing: str) -> Lock:
+    os.makedirs(dirname(path), exist_ok=True)
+    lock = Lock(path, doing)
+    end = time.monotonic() + PATIENCE
+    told = False
+    while not lock.try_acquire():
+        owner = lock.owner()
+        here = owner is not None and owner.place == place() and not isdir(path)
+        if owner is not None and (here or time.monotonic() > end):
+            raise FolderInUse(_refusal(dirname(path), owner))
+        if owner is not None and not told:
+            told = True
+            print(f"{dirname(path)} is held by {owner}. Waiting up to {PATIENCE:.0f} s for a sign of life.", flush=True)
+        time.sleep(POLL if told else 0.05)
+    return lock
+
+
+def _refusal(folder: str, owner: Owner) -> str:
+    stop = (
+        f"kill {owner.pid} (on {owner.host})" if owner.slurm_job is None else f"scancel {shlex.quote(owner.slurm_job)}"
+    )
+    return (
+        f"{folder} is in use by {owner}. Two runs in one folder would overwrite each other. Wait until it has ended, stop it "
+        f"with {stop}, which saves, or give this run a folder of its own: nnUNetv2_pretrain ... --run-name NAME."
+    )
+
+
+def doing(folder: str) -> str:
+    """What a run in the fold's folder `folder` is doing, for people: "training SSLMAETrainer__PLANS__3d_fullres"."""
+    return f"training {basename(dirname(abspath(folder)))}"
