@@ -20,7 +20,7 @@ from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import FILE as TABLE
 from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.files.atomic import copy_file
-from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.files.folders import is_writable, require_writable
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.files.unwritable import CannotWrite
@@ -260,7 +260,9 @@ def _nothing_to_do(
         return False
     changes = compare(folder, cases)
     left_out = left_out_here(base, cases, step_of(folder)) - changes.finished
-    if changes.changed or changes.gone or changes.to_write or len(changes.finished) + len(left_out) < len(cases):
+    if changes.changed or changes.gone or len(changes.finished) + len(left_out) < len(cases):
+        return False
+    if changes.to_write and is_writable(folder):  # where nothing can be written, it is good to know and can wait
         return False
     require_some(name, len(changes.finished), base)
     more = f", {len(left_out)} left out ({FILE})" if left_out else ""
