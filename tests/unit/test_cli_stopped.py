@@ -41,7 +41,7 @@ def command():
         process.communicate()
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
 def test_one_line_says_what_is_kept(name, command):
     process = command(0)
     number = getattr(signal, name)
