@@ -40,6 +40,8 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+# Before torch is there: a fork would lose its threads, and on a busy machine threads that wait actively take all the time.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 from same_run import differing
 
@@ -161,6 +163,8 @@ class Place:
         environment = {f"nnUNet_{n}": str(self.folder / n) for n in ("raw", "preprocessed", "results")}
         environment |= {"nnUNet_n_proc_DA": "2", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self.mark}
         environment |= {"PYTHONWARNINGS": "ignore"}
+        if self.mode in ("process", "group"):
+            environment["LOCAL_WORLD_SIZE"] = str(os.cpu_count())  # one thread: others may be using this machine
         process: Any
         with log.open("wb") as file:
             if self.forked:
@@ -484,7 +488,6 @@ def main() -> int:
     parser.add_argument("--forked", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is there: a fork would lose its threads
     if args.forked:
         from nnunet_ssl.cli import pretrain  # noqa: F401
         from nnunet_ssl.planners import prepare  # noqa: F401
