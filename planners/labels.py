@@ -28,8 +28,9 @@ def copy_labels(name: str, cases: Mapping[str, Mapping[str, Any]], ending: str) 
     base = join(nnUNet_preprocessed, name)
     folder = join(base, FOLDER)
     labels = {c: f["label"] for c, f in cases.items() if f["label"] is not None and not split_masks(f["label"])}
-    os.makedirs(folder, exist_ok=True)
-    there = {file for file in os.listdir(folder) if not file.startswith(".")}
+    if labels:
+        os.makedirs(folder, exist_ok=True)
+    there = {file for file in os.listdir(folder) if not file.startswith(".")} if isdir(folder) else set()
     renewed = []
     for case, label in labels.items():
         copy = join(folder, case + ending)

@@ -7,7 +7,6 @@ from os.path import isfile, join
 from typing import Any, NamedTuple
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -15,11 +14,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
 from nnunet_ssl.corpus.stamps import digest_of
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
@@ -41,8 +42,8 @@ def require_some(name: str, number: int, folder: str) -> None:
         left_out = read_left_out(folder)
         reasons = shortened([f"{case}: {entry['reason']}" for case, entry in left_out.items()])
         raise CorpusError(
-            f"None of the {len(left_out)} images of {name} can be used:\n{reasons}\nAll of them are in {join(folder, FILE)}; "
-            "remove it to have them tried again."
+            f"None of the {len(left_out)} images of {name} can be used:\n{reasons}\nAll of them are in {join(folder, FILE)}. "
+            f"Replace them, or have them tried as they are: nnUNetv2_pretrain_corpus -d {dataset_id(name)} --forget all"
         )
 
 
@@ -73,7 +74,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         dataset_json: dict[str, Any] | str,
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """As in DefaultPreprocessor; while preparing training data, raises UnusableImage for what fails a check."""
-        described: dict[str, Any] = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        described: dict[str, Any] = read_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
         if self.checks:
             reason = reason_against(data, seg, properties, plans_manager, configuration_manager)
             if reason:
@@ -190,7 +191,8 @@ class SSLPreprocessor(DefaultPreprocessor):
         if finished:
             print(f"{len(finished)} of {len(cases)} cases are finished already, and made from what is there now.")
         if bad:
-            print(f"{len(bad)} cases are left out as before. To try them again, remove their entries from {folder}.")
+            again = f"nnUNetv2_pretrain_corpus -d {dataset_id(name)} --forget CASE"
+            print(f"{len(bad)} cases are left out as before. To try one again: {again}")
         with Shard(state_folder(output)) as shard:
             shard.forget_claims(but=set(todo))
             distribution = Distribution(shard, output, folder, cases, todo, step, changes.before)

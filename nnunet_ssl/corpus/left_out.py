@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os.path import isfile, join
 from typing import Any
 
 from nnunet_ssl.corpus.images import shortened
 from nnunet_ssl.corpus.stamps import stamps_of
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import BadFile, read_json
 from nnunet_ssl.files.torn import is_whole
 
 FILE = "left_out_images.json"
@@ -17,15 +17,11 @@ FILE = "left_out_images.json"
 
 def describe(case: Mapping[str, Any], reason: str, step: str) -> dict[str, Any]:
     """The entry of a case: its files with size and time of change, the reason, and the step that found it."""
-    return {"files": _files(case), "reason": reason, "step": step, "stamps": _stamps(_files(case))}
+    return {"files": _files(case), "reason": reason, "step": step, "stamps": stamps_of(_files(case))}
 
 
 def _files(case: Mapping[str, Any]) -> list[str]:
     return [*case["images"], *([case["label"]] if case.get("label") else [])]
-
-
-def _stamps(files: Sequence[str]) -> list[list[int]]:
-    return [list(stamp) for stamp in stamps_of(files)]
 
 
 def read_left_out(folder: str) -> dict[str, dict[str, Any]]:
@@ -33,8 +29,13 @@ def read_left_out(folder: str) -> dict[str, dict[str, Any]]:
     path = join(folder, FILE)
     if not is_whole(path):
         return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    content = read_json(path)
+    fields = ("files", "reason", "step")
+    if not isinstance(content, dict) or not all(
+        isinstance(e, dict) and all(f in e for f in fields) for e in content.values()
+    ):
+        raise BadFile(f"{path}: not a list of images that are left out. Remove it: they will be tried again.")
+    return content
 
 
 def update_left_out(folder: str, examined: Iterable[str], found: Mapping[str, Mapping[str, Any]]) -> None:
@@ -52,7 +53,7 @@ def still_left_out(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> set[s
     return {
         name
         for name, entry in recorded.items()
-        if name in cases and entry["files"] == _files(cases[name]) and entry.get("stamps") == _stamps(entry["files"])
+        if name in cases and entry["files"] == _files(cases[name]) and entry.get("stamps") == stamps_of(entry["files"])
     }
 
 
