@@ -30,8 +30,8 @@ def alone_in(folder: str, doing: str) -> Iterator[None]:
     """Hold the lock of a result folder; whoever holds it may do so again. Its owner's death ends it.
 
     doing: what others are told. Where the holder runs on another machine, or where locks are heart-beats, it may be dead all the
-    same, as after SLURM has requeued a job: then this waits until that shows. Raises FolderInUse where it lives, CannotWrite where
-    the folder cannot be written.
+    same, as after SLURM has requeued a job: then this waits until that shows. Raises FolderInUse where it lives, CannotWrite
+    where the folder cannot be written.
     """
     path = join(abspath(folder), FILE)
     lock, count = _held.get(path) or (_acquire(path, doing), 0)
