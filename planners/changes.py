@@ -70,12 +70,12 @@ def compare(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> Changes:
     doubtful = []
     for case, found in zip(kept, stamps, strict=True):
         files, before = cases[case], known.get(case)
-        now = Origin(tuple(files["images"]), files["label"], files.get("modality"), tuple(found))
-        if before is not None and before[:4] == now[:4]:
+        now = (files["images"], files["label"], files.get("modality"), found)
+        if before is not None and before[:4] == now:
             changes.finished.add(case)
             changes.origins[case] = before
         else:
-            doubtful.append((case, before, now))
+            doubtful.append((case, before, Origin(*now)))
     _decide(folder, doubtful, changes)
     changes.to_write = known.keys() != changes.origins.keys() or bool(changes.touched) or needs_joining(state)
     return changes
@@ -89,7 +89,7 @@ def _decide(folder: str, doubtful: list[tuple[str, Origin | None, Origin]], chan
         for (case, before, now), digest in zip(doubtful, digests, strict=True):
             if before is None:
                 made = os.stat(join(folder, f"{case}.pkl")).st_mtime_ns
-                if any(time > made for _, time in now.stamps):
+                if any(time > made for time in now.stamps[1::2]):
                     changes.changed[case] = "newer than what was made of it"
                     continue
                 changes.adopted.append(case)
@@ -106,18 +106,14 @@ def _decide(folder: str, doubtful: list[tuple[str, Origin | None, Origin]], chan
 def _may_be_same(before: Origin | None, now: Origin) -> bool:
     if before is None or not before.digest or before.modality != now.modality:
         return False
-    sizes = [[size for size, _ in origin.stamps] for origin in (before, now)]
-    return sizes[0] == sizes[1] and (before.label is None) == (now.label is None)
+    return before.stamps[::2] == now.stamps[::2] and (before.label is None) == (now.label is None)
 
 
 def _what(before: Origin, now: Origin) -> str:
-    num_of_label = len(now.stamps) - len(now.images) if now.label else 0
-    images_now, images_before = (o.stamps[: len(o.stamps) - num_of_label] for o in (now, before))
-    if before.label != now.label and images_now[: len(now.images)] == images_before[: len(now.images)]:
-        return "label"
-    if images_now != images_before or before.images != now.images:
+    of_images = 2 * len(now.images)
+    if before.images != now.images or before.stamps[:of_images] != now.stamps[:of_images]:
         return "image"
-    return "label" if before.stamps != now.stamps else "modality"
+    return "label" if before.label != now.label or before.stamps != now.stamps else "modality"
 
 
 def _some(names: Iterable[str]) -> str:

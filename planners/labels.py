@@ -29,8 +29,9 @@ def copy_labels(name: str, cases: Mapping[str, Mapping[str, Any]], ending: str) 
     base = join(nnUNet_preprocessed, name)
     folder = join(base, FOLDER)
     labels = usable_labels(base, cases)
-    os.makedirs(folder, exist_ok=True)
-    there = {file for file in os.listdir(folder) if not file.startswith(".")}
+    if labels:
+        os.makedirs(folder, exist_ok=True)
+    there = {file for file in os.listdir(folder) if not file.startswith(".")} if isdir(folder) else set()
     renewed = []
     for case, label in labels.items():
         copy = join(folder, case + ending)

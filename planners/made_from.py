@@ -15,7 +15,7 @@ from contextlib import suppress
 from os.path import isdir, join
 from typing import Any, NamedTuple
 
-from nnunet_ssl.corpus.stamps import Stamp, stamps_of
+from nnunet_ssl.corpus.stamps import stamps_of
 from nnunet_ssl.files.atomic import write_text
 
 TABLE, PARTS = "made_from.jsonl", "made_from"
@@ -24,27 +24,27 @@ TABLE, PARTS = "made_from.jsonl", "made_from"
 class Origin(NamedTuple):
     """What a case was made from; `digest` is empty until the case is finished."""
 
-    images: tuple[str, ...]
+    images: list[str]
     label: str | None
     modality: str | None
-    stamps: tuple[Stamp, ...]
+    stamps: list[int]  # bytes and time of change [ns] of each file in turn: images, label
     digest: str = ""
     turn: int = 1
 
 
 def origin_now(case: Mapping[str, Any], turn: int = 1) -> Origin:
     """The origin of a case of `list_images` (with `modality`, where the corpus table says it), as its files are now."""
-    images, label = tuple(case["images"]), case["label"]
-    return Origin(images, label, case.get("modality"), tuple(stamps_of([*images, label])), "", turn)
+    images, label = list(case["images"]), case["label"]
+    return Origin(images, label, case.get("modality"), stamps_of([*images, label]), "", turn)
 
 
 def read_origins(state: str) -> dict[str, Origin]:
     """{case: origin} of a state folder; a line that was not written to its end counts as none."""
     found: dict[str, Origin] = {}
     for name in [TABLE, *_parts(state)]:
-        for case, origin in _read(join(state, name)):
-            if case not in found or origin.turn >= found[case].turn:
-                found[case] = origin
+        for case, turn, images, label, modality, stamps, digest in _rows(join(state, name)):
+            if case not in found or turn >= found[case].turn:
+                found[case] = Origin(images, label, modality, stamps, digest, turn)
     return found
 
 
@@ -94,7 +94,7 @@ def _parts(state: str) -> list[str]:
     return [join(PARTS, name) for name in sorted(os.listdir(folder))] if isdir(folder) else []
 
 
-def _read(path: str) -> list[tuple[str, Origin]]:
+def _rows(path: str) -> list[list[Any]]:
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().splitlines()
@@ -107,10 +107,4 @@ def _read(path: str) -> list[tuple[str, Origin]]:
         for line in lines:
             with suppress(ValueError):
                 rows.append(json.loads(line))
-    found = []
-    for row in rows:
-        with suppress(TypeError, ValueError, AttributeError):
-            case, turn, images, label, modality, stamps, digest = row
-            pairs = tuple((size, time) for size, time in stamps)
-            found.append((case, Origin(tuple(images), label, modality, pairs, digest, int(turn))))
-    return found
+    return [row for row in rows if isinstance(row, list) and list(map(type, row[:2])) == [str, int] and len(row) == 7]

@@ -14,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
+from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
@@ -49,8 +50,8 @@ def require_some(name: str, number: int, folder: str) -> None:
         left_out = read_left_out(folder)
         reasons = shortened([f"{case}: {entry['reason']}" for case, entry in left_out.items()])
         raise CorpusError(
-            f"None of the {len(left_out)} images of {name} can be used:\n{reasons}\nAll of them are in {join(folder, FILE)}; "
-            "remove it to have them tried again."
+            f"None of the {len(left_out)} images of {name} can be used:\n{reasons}\nAll of them are in {join(folder, FILE)}. "
+            f"Replace them, or have them tried as they are: nnUNetv2_pretrain_corpus -d {dataset_id(name)} --forget all"
         )
 
 
@@ -203,7 +204,8 @@ class SSLPreprocessor(DefaultPreprocessor):
         if finished:
             print(f"{len(finished)} of {len(cases)} cases are finished already, and made from what is there now.")
         if bad:
-            print(f"{len(bad)} cases are left out as before. To try them again, remove their entries from {folder}.")
+            again = f"nnUNetv2_pretrain_corpus -d {dataset_id(name)} --forget CASE"
+            print(f"{len(bad)} cases are left out as before. To try one again: {again}")
         with Shard(state_folder(output)) as shard:
             shard.forget_claims(but=set(todo))
             distribution = Distribution(shard, output, folder, cases, todo, step, changes.before)

@@ -171,7 +171,7 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
 
 def end_quietly_on_signals() -> None:
     """In a process that has just begun, before its trainer listens: nothing is to be saved yet, so signals end it."""
-    for number in AT_ONCE:
+    for number in SIGNALS:
         signal.signal(number, lambda number, _: os._exit(128 + number))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent held them back, see `launch`

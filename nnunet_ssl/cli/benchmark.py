@@ -172,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     from nnunet_ssl.cli.errors import one_line_errors
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_benchmark"):
+    with one_line_errors(
+        "nnUNetv2_pretrain_benchmark", "Nothing was measured to its end; the same command begins anew."
+    ):
         run(args)
 
 

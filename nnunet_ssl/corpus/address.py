@@ -39,4 +39,6 @@ def split_masks(address: str) -> dict[str, str]:
 
 def files_of(address: str) -> list[str]:
     """The files behind an address of either kind."""
+    if "::" not in address:
+        return [address]
     return list(split_masks(address).values()) or [split_volume(address)[0]]

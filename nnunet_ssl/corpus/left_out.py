@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from os.path import isfile, join
 from typing import Any
 
@@ -17,15 +17,11 @@ FILE = "left_out_images.json"
 
 def describe(case: Mapping[str, Any], reason: str, step: str) -> dict[str, Any]:
     """The entry of a case: its files with size and time of change, the reason, and the step that found it."""
-    return {"files": _files(case), "reason": reason, "step": step, "stamps": _stamps(_files(case))}
+    return {"files": _files(case), "reason": reason, "step": step, "stamps": stamps_of(_files(case))}
 
 
 def _files(case: Mapping[str, Any]) -> list[str]:
     return [*case["images"], *([case["label"]] if case.get("label") else [])]
-
-
-def _stamps(files: Sequence[str]) -> list[list[int]]:
-    return [list(stamp) for stamp in stamps_of(files)]
 
 
 def read_left_out(folder: str) -> dict[str, dict[str, Any]]:
@@ -57,7 +53,7 @@ def still_left_out(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> set[s
     return {
         name
         for name, entry in recorded.items()
-        if name in cases and entry["files"] == _files(cases[name]) and entry.get("stamps") == _stamps(entry["files"])
+        if name in cases and entry["files"] == _files(cases[name]) and entry.get("stamps") == stamps_of(entry["files"])
     }
 
 

@@ -17,9 +17,9 @@ MISSING = (-1, -1)
 Stamp = tuple[int, int]  # bytes, time of change [ns]; equal or not: which is newer means nothing
 
 
-def stamps_of(addresses: Iterable[str | None]) -> list[Stamp]:
-    """The stamps of the files behind addresses (nnunet_ssl.corpus.address) in their order; MISSING where there is none."""
-    return [stamp(file) for address in addresses if address is not None for file in files_of(address)]
+def stamps_of(addresses: Iterable[str | None]) -> list[int]:
+    """The numbers of the stamps of the files behind addresses (nnunet_ssl.corpus.address), one after the other."""
+    return [n for address in addresses if address is not None for file in files_of(address) for n in stamp(file)]
 
 
 def stamp(file: str) -> Stamp:
@@ -31,7 +31,7 @@ def stamp(file: str) -> Stamp:
     return found.st_size, found.st_mtime_ns
 
 
-def all_stamps(addresses: Sequence[Sequence[str | None]]) -> list[list[Stamp]]:
+def all_stamps(addresses: Sequence[Sequence[str | None]]) -> list[list[int]]:
     """`stamps_of` each, by many threads."""
     parts = [addresses[start : start + PART] for start in range(0, len(addresses), PART)]
     with ThreadPoolExecutor(min(NUM_THREADS, max(1, len(parts)))) as pool:

@@ -264,7 +264,7 @@ def test_the_line_of_the_last_attempt_counts(tmp_path: Path) -> None:
     later = Part(state, "a later one", {"a": first})  # sorted before "dead"
     later.begin("a", files)
     later.finish("a", "d1")
-    assert read_origins(state)["a"] == Origin((str(image),), None, None, (stamp(str(image)),), "d1", 2)
+    assert read_origins(state)["a"] == Origin([str(image)], None, None, [*stamp(str(image))], "d1", 2)
     with open(later.path, "a") as file:
         file.write('["b",1,["x"')  # killed while writing
     assert read_origins(state).keys() == {"a"}
@@ -342,3 +342,13 @@ else:
     assert json.loads((base / FILE).read_text()).keys() == {"huge"}
     assert "huge: it killed the process that worked on it, with nothing else running (SIGKILL" in done.stdout
     assert len(list((base / DATA).glob("*.pkl"))) == 3
+
+
+def test_what_cannot_be_written_can_wait(data: DataSet, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """A file was touched, and nnUNet_preprocessed is read-only: what is there does."""
+    os.utime(data.image("tiny_00"), (1e9, 1e9))
+    monkeypatch.setattr("nnunet_ssl.planners.prepare.is_writable", lambda _: False)
+    before = {p: stamp(str(p)) for p in data.base.rglob("*")}
+    data.prepare()
+    assert {p: stamp(str(p)) for p in data.base.rglob("*")} == before
+    assert "4 preprocessed images are there" in capsys.readouterr().out
