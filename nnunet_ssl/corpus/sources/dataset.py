@@ -23,6 +23,13 @@ def dataset_folder(source: str) -> str | None:
     return find_raw_dataset(source) if source.isdecimal() or is_dataset_name(source) else None
 
 
+def is_decathlon(folder: str) -> bool:
+    """Whether a folder with a dataset.json is laid out as in the Medical Decathlon: files without the channel's number."""
+    images = join(folder, "imagesTr")
+    names = [name for name in listdir(images) if not name.startswith(".")] if isdir(images) else []
+    return bool(names) and not any(re.search(r"_\d{4}\.[A-Za-z.]+$", name) for name in names)
+
+
 def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bool = False) -> Found:
     """The cases of a data set; its labels stay where they are and are no masks.
 

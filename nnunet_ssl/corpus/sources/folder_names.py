@@ -9,7 +9,7 @@ SUBJECT = re.compile(
     re.IGNORECASE,
 )
 DATE = r"(?:19|20)\d{2}[-_.]?(?:0[1-9]|1[0-2])[-_.]?(?:0[1-9]|[12]\d|3[01])"
-OCCASION = "ses|session|visit|timepoint|time|tp|scan|study|exam|baseline|follow[ _-]?up|month|year|day|week|pre[ _-]?op|post[ _-]?op|pre|post"
+OCCASION = r"ses|session|visit|timepoint|time|tp|scan|study|baseline|follow[ _-]?up|month|year|day|week|pre[ _-]?op|post[ _-]?op"
 SESSION = re.compile(rf"(?:{DATE}(?:[ _T-].*)?|(?:{OCCASION})[ _-]?\d*)", re.IGNORECASE)
 # Words that name a sequence, the most telling first, and what it is called here.
 SEQUENCES = (
