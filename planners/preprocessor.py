@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from os.path import isfile, join
 from typing import Any, NamedTuple
 
@@ -76,6 +77,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         super().__init__(verbose)
         self.checks = False
         self.bad_label: str | None = None  # of the case that is worked on
+        self.wanted: Collection[str] | None = None  # the cases to make now, all by default; others stay as they are
 
     def run_case_npy(
         self,
@@ -201,6 +203,11 @@ class SSLPreprocessor(DefaultPreprocessor):
         step = step_of(output)
         bad = left_out_here(folder, cases, step) - finished
         todo = [case for case in cases if case not in finished and case not in bad]
+        if self.wanted is not None:
+            spared = len(todo)
+            todo = [case for case in todo if case in self.wanted]
+            if spared > len(todo):
+                print(f"{spared - len(todo)} cases that the filter leaves out are not preprocessed.")
         if finished:
             print(f"{len(finished)} of {len(cases)} cases are finished already, and made from what is there now.")
         if bad:

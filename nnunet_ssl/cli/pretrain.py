@@ -252,6 +252,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         normalization=args.normalization,
         storage=args.storage,
         num_processes=args.num_processes,
+        expression=args.filter,
     )
 
 
