@@ -9,6 +9,7 @@ import pandas as pd
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
+from nnunet_ssl.corpus.hounsfield import name_cts
 from nnunet_ssl.corpus.label_maps import find_label_maps
 from nnunet_ssl.corpus.overview.describe import add_files, add_headers, compare_masks, unroll_series
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
@@ -60,6 +61,9 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         table = table.drop(index={row for row, _ in unfit}).reset_index(drop=True)
         if not options.not_label_maps:
             table, note = _without_label_maps(table, options.num_threads)
+            notes += note
+        if options.channels is None:
+            table, note = name_cts(table, options.num_threads)
             notes += note
     else:
         table = add_files(table, options.num_threads)
