@@ -352,3 +352,16 @@ def test_what_cannot_be_written_can_wait(data: DataSet, monkeypatch: pytest.Monk
     data.prepare()
     assert {p: stamp(str(p)) for p in data.base.rglob("*")} == before
     assert "4 preprocessed images are there" in capsys.readouterr().out
+
+
+def test_on_a_file_system_without_locks(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks are folders there; nothing takes them for data sets or for preprocessed images."""
+    monkeypatch.setenv("NNUNET_SSL_LOCKS", "heartbeat")
+    shutil.rmtree(data.base)
+    for _ in range(2):
+        prepare_corpus([940], SSLPlannerResEncTiny, num_processes=0)
+    assert set(data.made()) == CASES
+    forget("Dataset940_Tiny", ["tiny_00"])
+    prepare_corpus([940], SSLPlannerResEncTiny, num_processes=0)
+    assert set(data.made()) == CASES
+    assert [p.name for p in data.base.parent.glob("Dataset*")] == ["Dataset940_Tiny"]
