@@ -365,3 +365,27 @@ def test_on_a_file_system_without_locks(data: DataSet, monkeypatch: pytest.Monke
     prepare_corpus([940], SSLPlannerResEncTiny, num_processes=0)
     assert set(data.made()) == CASES
     assert [p.name for p in data.base.parent.glob("Dataset*")] == ["Dataset940_Tiny"]
+
+
+def test_an_import_renames_channels_and_prunes(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    from nnunet_ssl.cli.import_corpus import main
+
+    scans = data.raw.parents[1] / "scans"
+    shutil.copytree(data.raw / "imagesTr", scans)
+    main(["-i", str(scans), "-d", "943", "-n", "Scans", "-np", "1"])
+    prepare_corpus([943], SSLPlannerResEncTiny, num_processes=0)
+    with pytest.raises(SystemExit):
+        main(["-i", str(scans), "-d", "943", "--channel-name", "CT", "MR", "-np", "1"])
+    assert "names 2 channels (CT, MR), the images have 1" in capsys.readouterr().err
+    main(["-i", str(scans), "-d", "943", "--channel-name", "CT", "-np", "1"])
+    assert "-> CT. All images are preprocessed anew" in capsys.readouterr().out
+    plans, _ = prepare_corpus([943], SSLPlannerResEncTiny, num_processes=0)
+    assert plans["configurations"]["3d_fullres"]["normalization_schemes"] == ["CTNormalization"]
+    folder = data.base.parent / "Dataset943_Scans"
+    (scans / "tiny_02_0000.nii.gz").unlink()
+    assert len(list(folder.rglob("*.pkl"))) == 4
+    main(["-i", str(scans), "-d", "943", "--prune", "-np", "1"])
+    assert "what was made of 1 cases is removed" in capsys.readouterr().out
+    assert len(list(folder.rglob("*.pkl"))) == 3
+    main(["-i", str(scans), "-d", "943", "-np", "1"])
+    assert "-> CT" not in capsys.readouterr().out  # the name stays
