@@ -66,7 +66,7 @@ def _entries(entries: Any) -> Iterator[str]:
 
 
 def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("label"), (str, type(None))):
+    if not isinstance(entry, dict) or not isinstance(entry.get("label"), (str, type(None))):
         return False
     images = entry.get("images")
     return isinstance(images, list) and len(images) > 0 and all(isinstance(path, str) and path for path in images)
