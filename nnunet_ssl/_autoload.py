@@ -40,9 +40,9 @@ def build_network(stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 class Torch(ModuleType):
     """`torch` as the modules of nnU-Net see it that open checkpoints: all of it but `load` is torch's own."""
 
-    def __init__(self, torch: ModuleType) -> None:
+    def __init__(self, torch: ModuleType, opener: str) -> None:
         super().__init__(torch.__name__)
-        self.nnunet_ssl_stock = torch
+        self.nnunet_ssl_stock, self.nnunet_ssl_opener = torch, opener
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["nnunet_ssl_stock"], name)
@@ -51,7 +51,7 @@ class Torch(ModuleType):
         """torch.load, by our reader."""
         from nnunet_ssl.integration.opening import load
 
-        return load(*args, **kwargs)
+        return load(*args, opener=self.nnunet_ssl_opener, **kwargs)
 
 
 REPLACEMENTS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -133,7 +133,7 @@ def guard(module: ModuleType) -> bool:
     """Have a module's `torch.load` done by our reader; False while the module may still bind `torch` anew."""
     torch = vars(module).get("torch")
     if torch is not None and not isinstance(torch, Torch):
-        vars(module)["torch"] = Torch(torch)
+        vars(module)["torch"] = Torch(torch, module.__name__)
     return torch is not None and not getattr(module.__spec__, "_initializing", False)
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from types import FrameType
@@ -36,8 +36,8 @@ class Stopped(BaseException):
 
 
 @contextmanager
-def stopping_on_signals() -> Iterator[None]:
-    """In the block, a signal raises Stopped where the program is; a second Ctrl-C ends the process at once.
+def stopping_on_signals(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
+    """In the block, one of these signals raises Stopped where the program is; a second Ctrl-C ends the process at once.
 
     A training puts its own handlers in their place, see `trainers/interruption.py`.
     """
@@ -57,7 +57,7 @@ def stopping_on_signals() -> Iterator[None]:
         elif number == signal.SIGINT and time.monotonic() - since > SAME_TOUCH:
             os._exit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in AT_ONCE}
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

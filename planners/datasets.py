@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from os.path import isdir, isfile, join
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -15,6 +14,7 @@ from nnunet_ssl.corpus.dataset_names import dataset_id, datasets_in, named
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.names import reason_against_file
+from nnunet_ssl.files.entering import BadFile, read_json
 
 
 def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
@@ -61,9 +61,9 @@ def load_plans(name: str, plans_name: str) -> dict[str, Any]:
             f"nnUNetv2_pretrain {dataset_id(name)} --backbone resenc_l"
         )
     try:
-        plans = load_json(path)
-    except ValueError as error:
-        raise CorpusError(f"{path} is not valid JSON: {error}. Remove it to have the plans made anew.") from error
+        plans = read_json(path)
+    except BadFile as error:
+        raise CorpusError(f"{error}. Remove it to have the plans made anew.") from error
     return require_own_plans(plans, path, name)
 
 

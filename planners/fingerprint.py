@@ -8,7 +8,6 @@ from os.path import isfile, join
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -20,6 +19,7 @@ from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import describe, report, update_left_out
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.cropping import crop_to_nonzero
@@ -52,7 +52,7 @@ class SSLFingerprintExtractor(DatasetFingerprintExtractor):
         folder = join(nnUNet_preprocessed, self.dataset_name)
         path = join(folder, "dataset_fingerprint.json")
         if isfile(path) and not overwrite_existing:
-            return load_json(path)
+            return read_json(path)
         say_errors_in_one_line()  # of nnU-Net's commands as well
         require_writable(folder)
         makedirs(folder, exist_ok=True)

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping
 from os.path import isdir, join
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.planners.distribution import try_again
@@ -44,7 +44,7 @@ def follow_dataset_json(name: str, raw: str, dataset_json: Mapping[str, Any]) ->
     path = join(base, "dataset.json")
     if not isdir(base):
         return
-    copy = load_json(path) if is_whole(path) else {}
+    copy = read_json(path) if is_whole(path) else {}
     changed = corrected(dataset_json, copy)
     if not changed:
         return
@@ -104,7 +104,7 @@ def _plans(base: str) -> Iterator[dict[str, Any]]:
     """The plans in a data set's folder of nnUNet_preprocessed."""
     for file in sorted(os.listdir(base)):
         if file.endswith(".json") and is_whole(join(base, file)):
-            content = load_json(join(base, file))
+            content = read_json(join(base, file))
             if isinstance(content, dict) and {"configurations", "plans_name"} <= content.keys():
                 yield content
 

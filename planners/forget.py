@@ -9,7 +9,6 @@ from contextlib import suppress
 from os.path import isdir, isfile, join
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_ssl.corpus.errors import CorpusError
@@ -18,6 +17,7 @@ from nnunet_ssl.corpus.left_out import read_left_out
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import drop_from_splits
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.torn import is_torn
 from nnunet_ssl.planners.changes import compare
 from nnunet_ssl.planners.datasets import load_configuration, load_plans, raw_folder
@@ -49,7 +49,7 @@ def check(name: str) -> list[str]:
     lines = []
     copy = join(base, "dataset.json")
     if isfile(copy) and not is_torn(copy):
-        changed = corrected(dataset_json, load_json(copy))
+        changed = corrected(dataset_json, read_json(copy))
         lines += (
             [f"{name}: {', '.join(changed)} in dataset.json changed since the planning; plans follow."]
             if changed

@@ -7,12 +7,12 @@ from copy import deepcopy
 from os.path import isfile, join
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import load_configuration, load_plans, plans_file
 from nnunet_ssl.planners.follow import follow_dataset_json
 from nnunet_ssl.planners.normalization import are_per_image, distinct_modalities, schemes_for
@@ -31,7 +31,7 @@ def have_joint_plans(names: Sequence[str], plans_name: str) -> bool:
 
 def pooled_geometry(names: Sequence[str]) -> dict[str, Any]:
     """Spacings and shapes of all images of all datasets, from their fingerprints."""
-    fingerprints = [load_json(join(nnUNet_preprocessed, name, "dataset_fingerprint.json")) for name in names]
+    fingerprints = [read_json(join(nnUNet_preprocessed, name, "dataset_fingerprint.json")) for name in names]
     return {key: [x for f in fingerprints for x in f[key]] for key in ("spacings", "shapes_after_crop")}
 
 

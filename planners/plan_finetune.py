@@ -12,7 +12,6 @@ from os.path import isdir, isfile, join
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
@@ -29,6 +28,7 @@ from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.planners.changes import compare
 from nnunet_ssl.planners.datasets import plans_file, require_raw, resolve_datasets
@@ -215,7 +215,7 @@ def write_plans(plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
     """Write new plans, and dataset.json beside them; raises CorpusError where other plans have that name."""
     name, plans_name = plans["dataset_name"], plans["plans_name"]
     path = plans_file(name, plans_name)
-    if isfile(path) and load_json(path) != plans:
+    if isfile(path) and read_json(path) != plans:
         raise CorpusError(
             f"{path} exists and holds other plans, which are never overwritten. Choose another name with "
             f"-plans_name {plans_name}_2, or remove the file if nothing was trained with it."
@@ -236,7 +236,7 @@ def preprocess_for(
 ) -> None:
     """Preprocess the images that are not finished, and copy labels to where nnU-Net validates against them."""
     base = join(nnUNet_preprocessed, name)
-    settings = load_json(plans_file(name, plans_name))["configurations"][configuration]
+    settings = read_json(plans_file(name, plans_name))["configurations"][configuration]
     folder = join(base, settings["data_identifier"])
     # nnUNetv2_preprocess leaves no record of its settings, but begins with an empty folder.
     by_nnunet = isdir(folder) and not isfile(join(folder, STATE, SETTINGS))
@@ -255,19 +255,22 @@ def next_commands(
     plans: Mapping[str, Any], configuration: str, text: str, folds: str, *, from_scratch: bool, preprocess: bool
 ) -> str:
     """What to type after planning."""
-    number, name = dataset_id(plans["dataset_name"]), plans["plans_name"]
+    number, name = dataset_id(plans["dataset_name"]), shlex.quote(plans["plans_name"])
+    configuration = shlex.quote(configuration)
     weights = f" -pretrained_weights {shlex.quote(text)}"
     first = folds.split()[0]
 
     def commands(title: str, trainer: str, start: str) -> str:
-        train = f"nnUNetv2_train {number} {configuration} {{}} -tr {trainer} -p {name}{start}"
-        lines = [f"{title}:", f"  {train.format(first)}"]
+        def train(fold: str) -> str:
+            return f"nnUNetv2_train {number} {configuration} {fold} -tr {trainer} -p {name}{start}"
+
+        lines = [f"{title}:", f"  {train(first)}"]
         if folds != first:
-            lines += [f"all {len(folds.split())} folds:", f"  for f in {folds}; do {train.format('$f')}; done"]
+            lines += [f"all {len(folds.split())} folds:", f"  for f in {folds}; do {train('$f')}; done"]
         lines += [
             "predict:",
             f"  nnUNetv2_predict -i INPUT_FOLDER -o OUTPUT_FOLDER -d {number} -c {configuration} -tr {trainer} -p {name} "
-            f"-f {first if folds == first else folds}",
+            f"-f {folds}",
         ]
         return "\n".join(lines)
 

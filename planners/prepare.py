@@ -264,7 +264,7 @@ def _nothing_to_do(
     left_out = left_out_here(base, cases, step_of(folder)) - changes.finished
     if changes.changed or changes.gone or len(changes.finished) + len(left_out) < len(cases):
         return False
-    if changes.to_write and is_writable(folder):  # where nothing can be written, it is good to know and can wait
+    if changes.to_write and is_writable(folder):  # files of the same content that have moved: no reason to need a disk
         return False
     require_some(name, len(changes.finished), base)
     more = f", {len(left_out)} left out ({FILE})" if left_out else ""
@@ -293,7 +293,7 @@ def _warn_about_stock(
 ) -> None:
     done, changes = stock_cases(folder), compare(folder, cases)
     number = dataset_id(name)
-    again = f"nnUNetv2_preprocess -d {number} -plans_name {plans_name} -c {configuration}"
+    again = f"nnUNetv2_preprocess -d {number} -plans_name {shlex.quote(plans_name)} -c {shlex.quote(configuration)}"
     missing, gone = cases.keys() - done, sorted(done - cases.keys())
     if missing:
         print(
@@ -342,7 +342,7 @@ def _stock_preprocess(
             f"{plans_name} is preprocessed by nnU-Net's own preprocessor, which needs a label for every image; "
             f"{len(unlabelled)} of {len(images)} images of {name} have none, e.g. {unlabelled[0]}. Put the images without "
             f"labels into a dataset of their own and pre-train on both: nnUNetv2_pretrain {dataset_id(name)} ID "
-            f"-p {plans_name}; or use the planners for pre-training: --backbone resenc_l"
+            f"-p {shlex.quote(plans_name)}; or use the planners for pre-training: --backbone resenc_l"
         )
     print(f"{name}: preprocessing {len(images)} images for {plans_name}, {configuration}, as nnU-Net does.")
     manager = PlansManager(load_plans(name, plans_name)).get_configuration(configuration)

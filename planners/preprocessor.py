@@ -7,7 +7,6 @@ from os.path import isfile, join
 from typing import Any, NamedTuple
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
@@ -21,6 +20,7 @@ from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
 from nnunet_ssl.corpus.stamps import digest_of
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
@@ -74,7 +74,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         dataset_json: dict[str, Any] | str,
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         """As in DefaultPreprocessor; while preparing training data, raises UnusableImage for what fails a check."""
-        described: dict[str, Any] = load_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
+        described: dict[str, Any] = read_json(dataset_json) if isinstance(dataset_json, str) else dataset_json
         if self.checks:
             reason = reason_against(data, seg, properties, plans_manager, configuration_manager)
             if reason:

@@ -9,7 +9,6 @@ from os.path import isfile, join
 from typing import Any
 
 import numpy as np
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.configuration import ANISO_THRESHOLD
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import (
     ExperimentPlanner,
@@ -27,6 +26,7 @@ from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
 from nnunet_ssl.corpus.splits import take_over_splits
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.integration.writing import whole_files
@@ -98,7 +98,7 @@ class SSLPlanner(ExperimentPlanner):
                 f"-d {dataset_id(self.dataset_name)} -fpe SSLFingerprintExtractor"
             )
         require_writable(self.folder)
-        self.dataset_fingerprint = load_json(fingerprint)
+        self.dataset_fingerprint = read_json(fingerprint)
         self.geometry = geometry or self.dataset_fingerprint
         splits = join(self.raw_dataset_folder, "splits_final.json")
         take_over_splits(splits, join(self.folder, "splits_final.json"), self.dataset)
@@ -112,7 +112,7 @@ class SSLPlanner(ExperimentPlanner):
         path = join(self.folder, f"{self.plans_identifier}.json")
         taken = any(fnmatch.fnmatch(self.plans_identifier, pattern) for pattern in NNUNET_PLANS)
         if isfile(path) and not taken:
-            author = str(load_json(path).get("experiment_planner_used", ""))
+            author = str(read_json(path).get("experiment_planner_used", ""))
             taken = author != type(self).__name__ and not author.startswith("SSLPlanner")
         if taken:
             raise CorpusError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -13,6 +12,7 @@ from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.changes import Changes, compare
 from nnunet_ssl.planners.distribution import step_of, try_again
@@ -32,8 +32,7 @@ def stored_settings(folder: str) -> dict[str, Any]:
     if not isfile(path):
         return {}
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
+        content = read_json(path)
     except ValueError:
         return {}  # torn
     return content if isinstance(content, dict) else {}

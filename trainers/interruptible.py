@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.signals import Stopped, guarded_forks, stopping_on_signals
+from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
 from nnunet_ssl.trainers.interruption import FINISH_EPOCH, Interruption, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.processes import Together
 from nnunet_ssl.trainers.run_lock import alone_in, doing
@@ -40,13 +40,13 @@ class InterruptibleTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """nnU-Net's loop."""
-        self.interruption.listen()
-        self.together = Together(self.is_ddp)
-        try:
-            with self._alone_in_folder():
+        with self._alone_in_folder():
+            self.interruption.listen()
+            self.together = Together(self.is_ddp)
+            try:
                 super().run_training()
-        finally:
-            self.interruption.ignore()
+            finally:
+                self.interruption.ignore()
 
     def _alone_in_folder(self) -> AbstractContextManager[None]:
         """The lock of the result folder, in the first process; raises FolderInUse."""
@@ -92,8 +92,9 @@ class InterruptibleTrainer(nnUNetTrainer):
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """As nnU-Net's; a signal ends it, and the network is saved already."""
+        self.interruption.listen()  # to SIGUSR2 as well, after which there is only this to be finished
         try:
-            with stopping_on_signals(), self._alone_in_folder():
+            with stopping_on_signals(AT_ONCE), self._alone_in_folder():
                 super().perform_actual_validation(save_probabilities)
         except Stopped as stopped:
             if isfile(join(self.output_folder, "checkpoint_final.pth")):
@@ -102,6 +103,8 @@ class InterruptibleTrainer(nnUNetTrainer):
                     "The same command with --c makes it from its beginning."
                 )
             raise leave_with(stopped.number) from None
+        finally:
+            self.interruption.ignore()
 
     def _stop_if_asked(self) -> None:
         asked = self.together.agreed(self.interruption.requested)

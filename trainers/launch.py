@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
@@ -24,6 +23,7 @@ from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint, read_latest
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.planners.datasets import load_configuration, require_own_plans
 from nnunet_ssl.planners.finished import plan_settings
@@ -87,7 +87,7 @@ def plans_of_run(folder: str, plans: dict[str, Any]) -> dict[str, Any]:
 def stored_plans(file: str, folder: str) -> dict[str, Any]:
     """The plans in `file`, or, where a kill left half of it, those in a checkpoint of `folder`."""
     try:
-        return load_json(file)
+        return read_json(file)
     except ValueError:
         checkpoint, path, _ = read_latest(folder, RESUME_ORDER)
         print(f"WARNING: {file} is damaged; using the plans that {path} holds. The training writes it anew.")
@@ -171,7 +171,7 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
 
 def end_quietly_on_signals() -> None:
     """In a process that has just begun, before its trainer listens: nothing is to be saved yet, so signals end it."""
-    for number in AT_ONCE:
+    for number in SIGNALS:
         signal.signal(number, lambda number, _: os._exit(128 + number))
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent held them back, see `launch`

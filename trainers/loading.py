@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from os.path import isdir, isfile, join
 from typing import TYPE_CHECKING, Any
 
 import torch
-from batchgenerators.utilities.file_and_folder_operations import load_json
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 from torch import distributed as dist
@@ -20,6 +20,7 @@ from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import raw_folder
 from nnunet_ssl.planners.foreground import mask_labels
 from nnunet_ssl.trainers.augmentation import Augmentation, augmentation
@@ -42,8 +43,8 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
         if not isdir(folder) or not isfile(dataset_json):
             raise FileNotFoundError(
                 f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {dataset_id(name)} "
-                f"-plans_name {trainer.plans_manager.plans_name} -c {trainer.configuration_name}, or let "
-                "nnUNetv2_pretrain do what is missing."
+                f"-plans_name {shlex.quote(trainer.plans_manager.plans_name)} -c {shlex.quote(trainer.configuration_name)}, or "
+                "let nnUNetv2_pretrain do what is missing."
             )
         labels, channels = _labels_and_channels(dataset_json, os.stat(dataset_json).st_mtime_ns)
         anatomy, anonymised = mask_labels(labels)
@@ -57,7 +58,7 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
 @lru_cache(maxsize=64)
 def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Of a dataset.json, which in a large corpus has tens of megabytes; `changed` is its time of change."""
-    content = load_json(dataset_json)
+    content = read_json(dataset_json)
     names = content.get("channel_names") or content.get("modality") or {}
     return content.get("labels", {}), tuple(str(name) for name in names.values())
 

@@ -12,6 +12,7 @@ from os.path import abspath, basename, dirname, isdir, join
 from nnunet_ssl.files.heartbeat import BEAT, SILENCE
 from nnunet_ssl.files.locks import Lock, Owner
 from nnunet_ssl.files.owner import place
+from nnunet_ssl.files.unwritable import cannot_write
 
 FILE = "running.lock"
 PATIENCE = SILENCE + BEAT  # seconds after which a holder on another machine has shown that it lives
@@ -29,7 +30,8 @@ def alone_in(folder: str, doing: str) -> Iterator[None]:
     """Hold the lock of a result folder; whoever holds it may do so again. Its owner's death ends it.
 
     doing: what others are told. Where the holder runs on another machine, or where locks are heart-beats, it may be dead all the
-    same, as after SLURM has requeued a job: then this waits until that shows. Raises FolderInUse where it lives.
+    same, as after SLURM has requeued a job: then this waits until that shows. Raises FolderInUse where it lives, CannotWrite
+    where the folder cannot be written.
     """
     path = join(abspath(folder), FILE)
     lock, count = _held.get(path) or (_acquire(path, doing), 0)
@@ -45,11 +47,10 @@ def alone_in(folder: str, doing: str) -> Iterator[None]:
 
 
 def _acquire(path: str, doing: str) -> Lock:
-    os.makedirs(dirname(path), exist_ok=True)
     lock = Lock(path, doing)
     end = time.monotonic() + PATIENCE
     told = False
-    while not lock.try_acquire():
+    while not _try(lock):
         owner = lock.owner()
         here = owner is not None and owner.place == place() and not isdir(path)
         if owner is not None and (here or time.monotonic() > end):
@@ -59,6 +60,14 @@ def _acquire(path: str, doing: str) -> Lock:
             print(f"{dirname(path)} is held by {owner}. Waiting up to {PATIENCE:.0f} s for a sign of life.", flush=True)
         time.sleep(POLL if told else 0.05)
     return lock
+
+
+def _try(lock: Lock) -> bool:
+    try:
+        os.makedirs(dirname(lock.path), exist_ok=True)
+        return lock.try_acquire()
+    except OSError as error:
+        raise cannot_write(lock.path, error) from error
 
 
 def _refusal(folder: str, owner: Owner) -> str:

@@ -233,13 +233,14 @@ class SSLTrainer(nnUNetTrainer):
 
         Signals are remembered until the final validation is over, or until this ends before it.
         """
-        self.interruption.listen()
-        try:
-            with self._alone_in_folder(), self.determinism:
-                super().run_training()
-        except BaseException:
-            self.interruption.ignore()
-            raise
+        with self._alone_in_folder():
+            self.interruption.listen()
+            try:
+                with self.determinism:
+                    super().run_training()
+            except BaseException:
+                self.interruption.ignore()
+                raise
 
     def _alone_in_folder(self) -> AbstractContextManager[None]:
         """The lock of the result folder, in the first process; raises FolderInUse."""

@@ -105,9 +105,9 @@ def say(message: str) -> None:
 
 def measure(args: argparse.Namespace, folder: str) -> Benchmark:
     """Benchmark the data set, or artificial images in `folder`."""
-    from batchgenerators.utilities.file_and_folder_operations import load_json
     from nnunetv2.paths import nnUNet_preprocessed
 
+    from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.planners import ssl_planner
     from nnunet_ssl.planners.datasets import load_configuration, load_plans, resolve_datasets
     from nnunet_ssl.planners.synthetic import synthetic_dataset
@@ -120,7 +120,7 @@ def measure(args: argparse.Namespace, folder: str) -> Benchmark:
     def of_plans(plans: dict) -> Benchmark:
         load_configuration(plans, args.configuration)
         apply_flags(plans, args)
-        dataset_json = load_json(os.path.join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
+        dataset_json = read_json(os.path.join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
         return benchmark(Run(plans, args.configuration, "all", dataset_json, args.method, args.device), effort, say=say)
 
     def region_of(patch_size: Sequence[int]) -> tuple[int, ...]:
@@ -172,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     from nnunet_ssl.cli.errors import one_line_errors
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_benchmark"):
+    with one_line_errors(
+        "nnUNetv2_pretrain_benchmark", "Nothing was measured to its end; the same command begins anew."
+    ):
         run(args)
 
 

@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
     from nnunet_ssl.cli.errors import one_line_errors
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_corpus"):
+    with one_line_errors("nnUNetv2_pretrain_corpus", "Nothing is half written; the same command begins anew."):
         run(args)
 
 

@@ -6,6 +6,7 @@ import argparse
 import inspect
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -156,16 +157,23 @@ def check_plugins(plugins: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
 
 def check_folders() -> Iterator[Finding]:
     """nnU-Net's three folders."""
-    for name in FOLDERS:
-        folder = os.environ.get(name)
+    from nnunet_ssl.corpus.folders import how_to_spell
+
+    for variable in FOLDERS:
+        folder = os.environ.get(variable)
         if folder is None:
-            yield Finding(False, f"{name} is not set", f"export {name}=/path/to/{name}")
+            yield Finding(False, f"{variable} is not set", f"export {variable}=/path/to/{variable}")
         elif not os.path.isdir(folder):
-            yield Finding(False, f"{name}={folder} does not exist", f"mkdir -p {folder}")
-        elif name != "nnUNet_raw" and not os.access(folder, os.W_OK):
-            yield Finding(False, f"{name}={folder} cannot be written to", f"Check its permissions: ls -ld {folder}")
+            cure = how_to_spell(variable, folder) or f"mkdir -p {shlex.quote(folder)}"
+            yield Finding(False, f"{variable}={folder} does not exist", cure)
+        elif variable != "nnUNet_raw" and not os.access(folder, os.W_OK):
+            yield Finding(
+                False,
+                f"{variable}={folder} cannot be written to",
+                f"Check its permissions: ls -ld {shlex.quote(folder)}",
+            )
         else:
-            yield Finding(True, f"{name}={folder} ({shutil.disk_usage(folder).free / 2**30:.0f} GiB free)")
+            yield Finding(True, f"{variable}={folder} ({shutil.disk_usage(folder).free / 2**30:.0f} GiB free)")
 
 
 def last_lines(text: str, count: int = 5) -> str:

@@ -18,8 +18,8 @@ KEPT = "What was done is kept; the same command goes on from there."
 def one_line_errors(command: str, kept: str = KEPT) -> Iterator[None]:
     """Print an error that a person can do something about as `command: message` and exit with 1; print what is printable alone.
 
-    Errors from elsewhere keep their traceback, see `one_line`. SIGINT (Ctrl-C), SIGTERM
-    and SIGUSR1 end in one line that says what is `kept` and how to go on, and with exit code 128 + the signal's number.
+    Errors from elsewhere keep their traceback, and so does everything when NNUNET_SSL_TRACEBACK is set. SIGINT (Ctrl-C), SIGTERM,
+    SIGUSR1 and SIGUSR2 end in one line that says what is `kept` and how to go on, and with exit code 128 + the signal's number.
     """
     try:
         with printing_what_is_printable(), stopping_on_signals():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,9 @@ def _export_model(args: argparse.Namespace, model: Any) -> Path:
 
     folder, made = export_stock_model(model, args.out, overwrite=args.overwrite, finish=finish)
     _tell(folder, made.removed)
-    print(f"Predict with it: nnUNetv2_predict_from_modelfolder -i IMAGES -o SEGMENTATIONS -m {folder}")
+    print(
+        f"Predict with it: nnUNetv2_predict_from_modelfolder -i IMAGES -o SEGMENTATIONS -m {shlex.quote(str(folder))}"
+    )
     return folder
 
 
@@ -184,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     from nnunet_ssl.cli.errors import one_line_errors
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_export"):
+    with one_line_errors("nnUNetv2_pretrain_export", "Nothing is half written; the same command begins anew."):
         run(args)
 
 

@@ -60,6 +60,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--filter", dest="expression", metavar="EXPR", help="register only images that match, see docs")
     parser.add_argument("--no-test-images", action="store_true", help="of nnU-Net data sets: leave imagesTs out")
     parser.add_argument("--split-channels", action="store_true", help="of nnU-Net data sets: every channel is an image")
+    parser.add_argument(
+        "--not-label-maps",
+        action="store_true",
+        help="register images that look like label maps, too; those that are called so are named with a pattern",
+    )
+    parser.add_argument(
+        "--drop-duplicates", action="store_true", help="of files with the same content, register the first"
+    )
     parser.add_argument("--no-headers", action="store_true", help="do not open the files: shapes stay unknown")
     parser.add_argument("--strict", action="store_true", help="register nothing if a header is wrong")
     parser.add_argument(
@@ -126,6 +134,8 @@ def run(args: argparse.Namespace) -> None:
         strict=args.strict,
         lenient=args.lenient,
         prune=args.prune,
+        not_label_maps=args.not_label_maps,
+        drop_duplicates=args.drop_duplicates,
         num_threads=args.num_threads,
     )
     imported = import_corpus(args.sources, folder, options)
@@ -150,7 +160,7 @@ def main(argv: list[str] | None = None) -> None:
     from nnunet_ssl.cli.errors import one_line_errors
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_import"):
+    with one_line_errors("nnUNetv2_pretrain_import", "Nothing is half written; the same command completes the import."):
         run(args)
 
 

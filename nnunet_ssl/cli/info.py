@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     from nnunet_ssl.cli.errors import one_line_errors
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_info"):
+    with one_line_errors("nnUNetv2_pretrain_info", "The same command begins anew."):
         run(args)
 
 

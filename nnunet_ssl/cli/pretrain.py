@@ -267,11 +267,12 @@ def estimate(args: argparse.Namespace) -> bool:
 
 def run(args: argparse.Namespace) -> None:
     """Prepare the corpus and train."""
-    from batchgenerators.utilities.file_and_folder_operations import join, load_json
+    from batchgenerators.utilities.file_and_folder_operations import join
     from nnunetv2.paths import nnUNet_preprocessed
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
@@ -318,7 +319,7 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     fold = args.fold if args.fold == "all" else int(args.fold)
-    dataset_json = load_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
+    dataset_json = read_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
     job = launch.Run(plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights)
     if args.estimate:
         print(table(benchmark(job, processes=args.num_gpus)))
@@ -367,7 +368,8 @@ def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) ->
     dataset, name = dataset_id(plans["dataset_name"]), plans["plans_name"]
     return (
         f"\nThe pre-trained network: {checkpoint}\nFine-tune it on a labelled data set with the same plans, e.g.\n"
-        f"  nnUNetv2_train {dataset} {configuration} 0 -tr SSLFinetuneTrainer -p {name} -pretrained_weights {checkpoint}"
+        f"  nnUNetv2_train {dataset} {shlex.quote(configuration)} 0 -tr SSLFinetuneTrainer -p {shlex.quote(name)} "
+        f"-pretrained_weights {shlex.quote(checkpoint)}"
     )
 
 

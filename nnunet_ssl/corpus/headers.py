@@ -14,6 +14,7 @@ from nnunet_ssl.corpus.formats import dicom, itk, nifti, tiff
 from nnunet_ssl.corpus.formats.header import Header, require_spacing
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.reading import damage, describe_failure
+from nnunet_ssl.files.entering import why_no_content, why_no_file
 
 CHUNK = 128  # files per task of a thread
 FORMATS: dict[tuple[str, ...], Callable[[str], Header]] = {
@@ -26,6 +27,9 @@ FORMATS: dict[tuple[str, ...], Callable[[str], Header]] = {
 
 def read_header(path: str) -> Header:
     """The header of an image; raises UnusableImage with the reason when it cannot be right."""
+    reason = why_no_file(path) or why_no_content(path)
+    if reason:
+        raise UnusableImage(reason)
     try:
         ending = ending_of(path)
         read = next((function for endings, function in FORMATS.items() if ending in endings), dicom.header)

@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from os.path import isdir, isfile, join
+from os.path import isdir, isfile, join, lexists
 from typing import Any
 
 from nnunet_ssl.corpus.address import files_of, split_volume
 from nnunet_ssl.corpus.dataset_check import mistakes_in
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
+from nnunet_ssl.files.entering import BadFile, read_json
 
 NUM_SHOWN = 10  # files named in an error message
 EXAMPLE = '{"channel_names": {"0": "T1w"}, "labels": {"background": 0}, "numTraining": 12, "file_ending": ".nii.gz"}'
@@ -21,15 +22,14 @@ EXAMPLE = '{"channel_names": {"0": "T1w"}, "labels": {"background": 0}, "numTrai
 def load_dataset_json(folder: str) -> dict[str, Any]:
     """The dataset.json in `folder` as it is; raises CorpusError when it is missing or not JSON."""
     path = join(folder, "dataset.json")
-    if not isfile(path):
+    if not lexists(path):
         raise CorpusError(
             f"There is no {path}. Every nnU-Net dataset has one, for images without labels e.g.\n{EXAMPLE}"
         )
     try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as error:
-        raise CorpusError(f"{path} is not valid JSON: {error}. A minimal one:\n{EXAMPLE}") from error
+        content = read_json(path)
+    except BadFile as error:
+        raise CorpusError(f"{error}. A minimal one:\n{EXAMPLE}") from error
     if not isinstance(content, dict):
         raise CorpusError(f"{path} holds a {type(content).__name__}, expected an object such as\n{EXAMPLE}")
     return content

@@ -9,7 +9,9 @@ import pandas as pd
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
+from nnunet_ssl.corpus.label_maps import find_label_maps
 from nnunet_ssl.corpus.overview.describe import add_files, add_headers, compare_masks, unroll_series
+from nnunet_ssl.corpus.overview.duplicates import find_duplicates
 from nnunet_ssl.corpus.register import Registered, known_images, register, unchanged
 from nnunet_ssl.corpus.sources.found import MAX_SHOWN, Mistake
 from nnunet_ssl.corpus.sources.kinds import SourceOptions, collect
@@ -28,6 +30,8 @@ class ImportOptions:
     strict: bool = False
     lenient: bool = False
     prune: bool = False
+    not_label_maps: bool = False
+    drop_duplicates: bool = False
     num_threads: int = 8
 
 
@@ -54,6 +58,9 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         unfit = _unfit_masks(table, options.num_threads)
         mistakes += [Mistake(_where(table, row), reason) for row, reason in unfit]
         table = table.drop(index={row for row, _ in unfit}).reset_index(drop=True)
+        if not options.not_label_maps:
+            table, note = _without_label_maps(table, options.num_threads)
+            notes += note
     else:
         table = add_files(table, options.num_threads)
     if mistakes and not options.lenient:
@@ -70,15 +77,42 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         notes.append(
             f"{num_series} files are 4-D series; {_taken(options.series)}. Another choice: --series first, mean or all."
         )
+    if options.drop_duplicates:
+        table, note = _without_duplicates(table, options.num_threads)
+        notes += note
     if options.expression:
         before = len(table)
         table = table[matching(table, options.expression)].reset_index(drop=True)
         notes.append(f"{len(table)} of {before} images match the filter {options.expression}")
     if not len(table):
-        raise CorpusError("No image is left to register.")
+        lines = "".join(f"\n  {mistake}" for mistake in mistakes[:MAX_SHOWN])
+        raise CorpusError(f"No image is left to register{':' if lines else '.'}{lines}")
     table["modality"] = table["modality"].astype(object)
     notes += _about_modalities(table, options.channels)
     return Imported(register(table, known, folder, options.channels, prune=options.prune), mistakes, notes)
+
+
+def _without_label_maps(table: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:
+    rows = find_label_maps(table, num_threads)
+    if not rows:
+        return table, []
+    shown = ", ".join(table["path"].iloc[rows[:3]])
+    note = (
+        f"{len(rows)} of {len(table)} images look like label maps (few whole numbers in large pieces, no noise) and are left "
+        f"alone: {shown}{', ...' if len(rows) > 3 else ''}. If they are images: --not-label-maps"
+    )
+    return table.drop(index=table.index[rows]).reset_index(drop=True), [note]
+
+
+def _without_duplicates(table: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:
+    """The table with the first, in alphabetical order, of images with the same content, and what is said about it."""
+    groups = find_duplicates(table["path"].dropna().astype(str).tolist(), num_threads)
+    extra = {path: group[0] for group in map(sorted, groups) for path in group[1:]}
+    if not extra:
+        return table, ["No two files have the same content."]
+    again, first = next(iter(extra.items()))
+    note = f"{len(extra)} files repeat the content of others and are dropped, e.g. {again}, which is {first}."
+    return table[~table["path"].isin(list(extra))].reset_index(drop=True), [note]
 
 
 def describe_mistakes(mistakes: Sequence[Mistake]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from os.path import isfile, join
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from nnunet_ssl.corpus.images import shortened
 from nnunet_ssl.corpus.stamps import stamps_of
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import BadFile, read_json
 from nnunet_ssl.files.torn import is_whole
 
 FILE = "left_out_images.json"
@@ -29,8 +29,13 @@ def read_left_out(folder: str) -> dict[str, dict[str, Any]]:
     path = join(folder, FILE)
     if not is_whole(path):
         return {}
-    with open(path, encoding="utf-8") as file:
-        return json.load(file)
+    content = read_json(path)
+    fields = ("files", "reason", "step")
+    if not isinstance(content, dict) or not all(
+        isinstance(e, dict) and all(f in e for f in fields) for e in content.values()
+    ):
+        raise BadFile(f"{path}: not a list of images that are left out. Remove it: they will be tried again.")
+    return content
 
 
 def update_left_out(folder: str, examined: Iterable[str], found: Mapping[str, Mapping[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunet_ssl.corpus.address import split_volume
 from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.units import NIFTI, count_not_finite, in_millimetres
+from nnunet_ssl.files.entering import why_no_content, why_no_file
 
 NUM_TRIED = 20  # images tried until one can be read
 MAX_REASON = 240  # characters
@@ -43,12 +44,15 @@ def choose_reader(dataset_json: dict[str, Any], cases: Mapping[str, Mapping[str,
 
 
 def damage(path: str) -> str | None:
-    """What is missing of a NIfTI file, None when all of it is there or it is another format.
+    """Why a path is no file, or what is missing of a NIfTI file; None when all of it is there or it is another format.
 
     `path` may be the address of one volume. ITK fills the missing part of a truncated .nii or .nii.gz with zeros and says
     nothing; it does notice for other formats.
     """
     path = split_volume(path)[0]
+    reason = why_no_file(path) or why_no_content(path)
+    if reason:
+        return reason
     if not path.lower().endswith((".nii", ".nii.gz")):
         return None
     try:

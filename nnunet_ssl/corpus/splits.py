@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
-from os.path import isfile
+from os.path import isfile, lexists
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.files.atomic import copy_file, write_json
+from nnunet_ssl.files.entering import BadFile, read_json
 
 FILE = "splits_final.json"
 
 
 def require_splits(path: str) -> None:
     """Raise CorpusError unless `path` is missing or holds splits as nnU-Net writes them, of cases that may be called so."""
-    if not isfile(path):
+    if not lexists(path):
         return
     remedy = f"Correct {path}, or remove it: nnU-Net then makes new splits."
     try:
-        with open(path, encoding="utf-8") as file:
-            splits = json.load(file)
-    except ValueError as error:
-        raise CorpusError(f"{path} is not valid JSON: {error}. {remedy}") from error
+        splits = read_json(path)
+    except BadFile as error:
+        raise CorpusError(f"{error}. {remedy}") from error
     sides = [
         split.get(side) if isinstance(split, dict) else None for split in _list(splits) for side in ("train", "val")
     ]
@@ -45,8 +44,7 @@ def take_over_splits(source: str, target: str, cases: Container[str]) -> None:
     if not isfile(target):
         copy_file(source, target)
         return
-    with open(source, encoding="utf-8") as one, open(target, encoding="utf-8") as other:
-        given, used = ([_folds(split, cases) for split in json.load(file)] for file in (one, other))
+    given, used = ([_folds(split, cases) for split in read_json(path)] for path in (source, target))
     if used[: len(given)] != given:  # more folds than are given are nnU-Net's business
         raise CorpusError(f"{target} holds other splits than {source}. Remove the one that is not meant.")
 
@@ -60,8 +58,7 @@ def drop_from_splits(path: str, keep: Container[str]) -> None:
     require_splits(path)
     if not isfile(path):
         return
-    with open(path, encoding="utf-8") as file:
-        splits = json.load(file)
+    splits = read_json(path)
     gone = {case for split in splits for side in ("train", "val") for case in split[side] if case not in keep}
     if gone:
         kept = [{k: [c for c in v if c in keep] if k in ("train", "val") else v for k, v in s.items()} for s in splits]

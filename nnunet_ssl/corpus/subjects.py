@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from os.path import isfile
+from typing import Any
 
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import BadFile, read_json
 
 # BIDS: sub-<label> in front, possibly after the name of the dataset it came from.
 BIDS_SUBJECT = re.compile(r"^(?:.+?__)?sub-[A-Za-z0-9]+(?=_|$)")
@@ -89,10 +90,14 @@ def stable_split(cases: Iterable[str], subjects: Mapping[str, str], file: str) -
 
     The file is written by the first call. Where nothing can be written, the split goes by the hashes alone, and says so.
     """
-    remembered: list[str] = []
+    remembered: Any = []
     if isfile(file):
-        with open(file, encoding="utf-8") as opened:
-            remembered = json.load(opened)["held_out"]
+        stored = read_json(file)
+        remembered = stored["held_out"] if isinstance(stored, dict) and "held_out" in stored else None
+        if not isinstance(remembered, list) or not all(isinstance(name, str) for name in remembered):
+            raise BadFile(
+                f'{file}: holds no list "held_out" of names. Remove it: the same subjects are chosen as a rule.'
+            )
     training, validation = split_by_subject(cases, subjects, remembered)
     people = sorted({subjects[case] for case in validation})
     if not remembered and len(set(subjects.values())) > 1:

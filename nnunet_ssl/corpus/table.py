@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from os.path import isfile, join
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -97,6 +98,12 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
         if name not in columns:
             columns[str(name)] = _settled(table[name])
     return pd.DataFrame(columns, index=table.index)
+
+
+def numbers(table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """Columns of numbers [N, columns] as floats, NaN where there is none: whatever type pandas keeps them in."""
+    of_each = [table[name].astype("Float64").to_numpy(dtype=float, na_value=np.nan) for name in columns]
+    return np.stack(of_each, axis=1) if len(table) else np.empty((0, len(columns)))
 
 
 def _as(column: pd.Series, kind: str) -> pd.Series:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -93,8 +94,12 @@ def _task(page: Page, folder: Path, scale: Scale) -> None:
 def _commands(page: Page, steps: Sequence[Step], variables: Mapping[str, str], folder: Path) -> None:
     page.heading("What was done")
     page.paragraph("These commands, in this order. Each ran in a process of its own; its log lies in the folder logs.")
-    lines = [f"export {name}={value}" for name, value in variables.items() if name.startswith("nnUNet")]
-    lines.append(f"cd {folder}")
+    lines = [
+        f"export {variable}={shlex.quote(value)}"
+        for variable, value in variables.items()
+        if variable.startswith("nnUNet")
+    ]
+    lines.append(f"cd {shlex.quote(str(folder))}")
     for step in steps:
         lines += ["", f"# {step.title}", *(f"# {line}" if step.edit else line for line in step.lines)]
     page.commands(lines)

@@ -9,6 +9,7 @@ and writes a page. Everything is done by the commands a user types, each in a pr
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 import sys
 import time
@@ -80,9 +81,9 @@ def main(argv: list[str] | None = None) -> int:
             find_program(program)
         prepare_folder(folder)
         variables = environment(folder)
-        for name, value in variables.items():
-            print(f"export {name}={value}")
-        print(f"cd {folder}\n")
+        for variable, value in variables.items():
+            print(f"export {variable}={shlex.quote(value)}")
+        print(f"cd {shlex.quote(str(folder))}\n")
         seconds = run_steps(steps, folder, variables)
         page = write_report(folder, scale, args.seed, args.device, steps, variables, seconds, time.monotonic() - start)
     except DemoError as error:

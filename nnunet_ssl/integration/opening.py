@@ -19,6 +19,7 @@ from nnunet_ssl._autoload import OPENERS, replace
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.integration.class_lookup import find_registered
 
+WEIGHTS = "nnunetv2.run.load_pretrained_weights"  # takes the weights of any file, a pre-training's above all
 SWITCH = "NNUNET_SSL_REFUSE_UNSAFE"  # set to 1: nothing is ever unpickled unseen, stock trainers' files included
 _warned = set[str]()
 
@@ -41,8 +42,8 @@ class Opened(str):
         return opened
 
 
-def load(file: Any, *args: Any, **kwargs: Any) -> Any:
-    """nnU-Net's `torch.load`: what our reader reads, else, for files of its own trainers, what nnU-Net would do.
+def load(file: Any, *args: Any, opener: str = "", **kwargs: Any) -> Any:
+    """`torch.load` of nnU-Net's module `opener`: what our reader reads, else, for files of its own trainers, what nnU-Net would do.
 
     Raises CheckpointError for a file that holds more than data where one of our trainers would open it, or where the
     environment variable NNUNET_SSL_REFUSE_UNSAFE is set.
@@ -58,7 +59,8 @@ def load(file: Any, *args: Any, **kwargs: Any) -> Any:
             raise
         warn_once(f"nnU-Net unpickles {file}, which holds more than data and can run code ({error})")
         return torch.load(file, *args, **kwargs)
-    _refuse_pretraining(checkpoint, file)
+    if opener != WEIGHTS:
+        _refuse_pretraining(checkpoint, file)
     return checkpoint
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from batchgenerators.utilities.file_and_folder_operations import load_json
 
 from nnunet_ssl.checkpoints.export.formats import CARD, Finish, new_folder
 from nnunet_ssl.checkpoints.export.portable import Portable
@@ -17,6 +16,7 @@ from nnunet_ssl.checkpoints.export.private import DATASET_JSON, FINGERPRINT, Scr
 from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.stock_model import check_same_network, stock_plans, stock_trainer
 
 FOLD = re.compile(r"fold_(\d+|all)$")
@@ -67,8 +67,8 @@ def export_stock_model(
     scrub = Scrubber()
     checkpoints = {fold: read_checkpoint(path) for fold, path in model.checkpoints.items()}
     configuration = _configuration(checkpoints, model)
-    plans = stock_plans(load_json(str(model.folder / "plans.json")), scrub)
-    dataset_json = scrub.keep(load_json(str(model.folder / "dataset.json")), DATASET_JSON, "dataset.json")
+    plans = stock_plans(read_json(str(model.folder / "plans.json")), scrub)
+    dataset_json = scrub.keep(read_json(str(model.folder / "dataset.json")), DATASET_JSON, "dataset.json")
     trainer = stock_trainer(plans, configuration)
     stock = {}
     for fold, checkpoint in checkpoints.items():
@@ -81,7 +81,7 @@ def export_stock_model(
         write_json(dataset_json, str(temporary / "dataset.json"))
         fingerprint = model.folder / "dataset_fingerprint.json"
         if fingerprint.is_file():
-            known = scrub.keep(load_json(str(fingerprint)), FINGERPRINT, "dataset_fingerprint.json")
+            known = scrub.keep(read_json(str(fingerprint)), FINGERPRINT, "dataset_fingerprint.json")
             write_json(known, str(temporary / "dataset_fingerprint.json"))
         for fold, content in stock.items():
             (temporary / f"fold_{fold}").mkdir()
@@ -143,6 +143,6 @@ def no_model_advice(path: Path, checkpoint: Mapping[str, Any]) -> str:
         )
     return (
         f"{path} comes from a pre-training, not from a fine-tuning: it predicts nothing. Stock nnU-Net starts from it as it "
-        f"is, where the networks agree: nnUNetv2_train ... -pretrained_weights {path}. To give it away, use --format nnssl; "
-        "stock nnU-Net's -pretrained_weights loads that file too."
+        f"is, where the networks agree: nnUNetv2_train ... -pretrained_weights {shlex.quote(str(path))}. To give it away, use "
+        "--format nnssl; stock nnU-Net's -pretrained_weights loads that file too."
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from os.path import join
 from typing import Any
 
-from batchgenerators.utilities.file_and_folder_operations import load_json
-
 from nnunet_ssl.corpus.address import split_masks
 from nnunet_ssl.corpus.images import list_images
+from nnunet_ssl.files.entering import read_json
 
 
 def limit_label_copy() -> None:
@@ -27,7 +26,7 @@ def labelled_cases(raw_dataset_folder: str, dataset_json: dict[str, Any] | None 
     Raises CorpusError for files that dataset.json names and that do not exist.
     """
     if dataset_json is None:
-        dataset_json = load_json(join(raw_dataset_folder, "dataset.json"))
+        dataset_json = read_json(join(raw_dataset_folder, "dataset.json"))
     cases = list_images(raw_dataset_folder, dataset_json)
     # Masks of an imported corpus are addresses, not files, and no ground truth.
     return {name: case for name, case in cases.items() if case["label"] is not None and not split_masks(case["label"])}

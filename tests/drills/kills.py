@@ -10,6 +10,8 @@ disturbed: weights, optimiser, log and validation bit by bit. What TERM, USR1 an
     --between-epochs N   N runs that get a signal between two epochs, sent by themselves at a known place, instead
     --plan CHAINS        chains as MODE:PHASE-SIGNAL,PHASE-SIGNAL,... instead, e.g. group:training-TERM,writing-KILL
     --seed S             of everything random (0)
+    --epochs N           of every run (8)
+    --forked             victims of one process are forked from this one, which has imported everything: twice as many an hour
 
 The same command again goes on where it stopped: results.jsonl in FOLDER holds what was done. Prints a table; exit code 1 where
 something was lost, left behind or different.
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing.util
 import os
 import random
 import re
@@ -27,6 +30,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import Counter
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -36,38 +40,19 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
+# Before torch is there: a fork would lose its threads, and on a busy machine threads that wait actively take all the time.
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
 sys.path.insert(0, str(Path(__file__).parent))
 from same_run import differing
 
 PHASES = ("fingerprint", "preprocessing", "training", "writing", "validation")
 MODES = ("process", "group", "several", "torchrun")
-ORDER = ("process", "group", "several", "group", "process", "torchrun")  # one process is killed in less time
+ORDER = ("process", "group", "process", "several", "process", "group", "group", "torchrun")  # by what a kill costs
 SIGNALS = ("KILL", "TERM", "USR1", "INT")
 SAVING = ("TERM", "USR1", "INT")
-NAME, CASES, EPOCHS = "Dataset801_Drill", 8, 6
-FLAGS = [
-    "801",
-    "--backbone",
-    "resenc_tiny",
-    "--epochs",
-    str(EPOCHS),
-    "--iterations-per-epoch",
-    "6",
-    "--batch-size",
-    "2",
-]
-FLAGS += [
-    "--val-iterations-per-epoch",
-    "2",
-    "--patch-size",
-    "32",
-    "--set",
-    "save_every=1",
-    "-np",
-    "2",
-    "-device",
-    "cpu",
-]
+NAME, CASES = "Dataset801_Drill", 8
+FLAGS = ["801", "--backbone", "resenc_tiny", "--iterations-per-epoch", "4", "--val-iterations-per-epoch", "1"]
+FLAGS += ["--batch-size", "2", "--patch-size", "32", "--set", "save_every=1", "-np", "2", "-device", "cpu"]
 RUN = Path("results") / NAME / "SSLMAETrainer__nnUNetSSLResEncTinyPlans__3d_fullres" / "fold_all"
 PATIENCE = 240.0  # seconds after which a victim hangs
 MARK = "NNUNET_SSL_DRILL"
@@ -102,12 +87,58 @@ def write_images(raw: Path) -> None:
     )
 
 
+class Forked:
+    """A pre-training in a fork of this process, with what of a Popen is needed."""
+
+    def __init__(self, output: int, environment: dict[str, str], ambush: Any, flags: list[str]) -> None:
+        self.returncode: int | None = None
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid:
+            return
+        code: Any = 1
+        try:
+            os.setsid()
+            for descriptor in (1, 2):
+                os.dup2(output, descriptor)
+            os.environ.update(environment)
+            run(ambush, flags)
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            multiprocessing.util._exit_function()
+            sys.stdout.flush()
+            os._exit(code if isinstance(code, int) else 1)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, seconds: float = 1e9) -> int:
+        end = time.monotonic() + seconds
+        while self.poll() is None:
+            if time.monotonic() > end:
+                raise subprocess.TimeoutExpired("a fork", seconds)
+            time.sleep(0.01)
+        assert self.returncode is not None
+        return self.returncode
+
+
 class Place:
     """nnU-Net's folders of one chain, and how its command is started there."""
 
-    def __init__(self, folder: Path, mode: str) -> None:
+    def __init__(self, folder: Path, mode: str, options: argparse.Namespace) -> None:
         self.folder, self.mode, self.starts = folder, mode, 0
+        self.flags = [*FLAGS, "--epochs", str(options.epochs)]
+        self.forked = options.forked and mode in ("process", "group")
         self.mark = f"{folder.name}-{os.getpid()}-{random.random()}"
+        self.session = 0  # of the last start; those of torchrun's processes have the mark alone
 
     @property
     def run(self) -> Path:
@@ -125,25 +156,35 @@ class Place:
         for name in ("preprocessed", "results"):
             (self.folder / name).mkdir(exist_ok=True)
 
-    def start(self, script: list[str] | None = None) -> tuple[subprocess.Popen[bytes], Path]:
-        """A process in a group of its own, and the file of its output."""
+    def start(self, ambush: tuple[str, str, int] | None = None) -> tuple[Any, Path]:
+        """A process in a group of its own, and the file of its output; `ambush` as in `run`."""
         self.starts += 1
         log = self.folder / f"output_{self.starts:03d}.txt"
         environment = {f"nnUNet_{n}": str(self.folder / n) for n in ("raw", "preprocessed", "results")}
         environment |= {"nnUNet_n_proc_DA": "2", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", MARK: self.mark}
         environment |= {"PYTHONWARNINGS": "ignore"}
+        if self.mode in ("process", "group"):
+            environment["LOCAL_WORLD_SIZE"] = str(os.cpu_count())  # one thread: others may be using this machine
+        process: Any
         with log.open("wb") as file:
-            process = subprocess.Popen(
-                self.command() if script is None else script,
-                env={**os.environ, **environment},
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            if self.forked:
+                process = Forked(file.fileno(), environment, ambush, self.flags)
+            else:
+                process = subprocess.Popen(
+                    self.command() if ambush is None else self.ambushed(ambush),
+                    env={**os.environ, **environment},
+                    stdout=file,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        self.session = process.pid
         return process, log
 
+    def ambushed(self, ambush: tuple[str, str, int]) -> list[str]:
+        return [sys.executable, __file__, "--victim", *map(str, ambush), *self.flags]
+
     def command(self) -> list[str]:
-        module = ["-m", "nnunet_ssl.pretrain", *FLAGS]
+        module = ["-m", "nnunet_ssl.pretrain", *self.flags]
         if self.mode == "torchrun":
             start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
             return [sys.executable, *start, *module]
@@ -167,8 +208,11 @@ class Place:
 
     def _owns(self, pid: int) -> bool:
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            if state[0] == "Z":
                 return False
+            if int(state[3]) == self.session:
+                return True
             return f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes()
         except OSError:
             return False
@@ -187,7 +231,7 @@ class Place:
         return None if notes else (saved["current_epoch"], len(saved["finished_iterations"]))
 
 
-def wait_for_end(process: subprocess.Popen[bytes]) -> int:
+def wait_for_end(process: Any) -> int:
     try:
         return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
@@ -196,14 +240,12 @@ def wait_for_end(process: subprocess.Popen[bytes]) -> int:
         return -999
 
 
-def wait_for_phase(
-    phase: str, place: Place, process: subprocess.Popen[bytes], log: Path, chance: random.Random
-) -> bool:
+def wait_for_phase(phase: str, place: Place, process: Any, log: Path, chance: random.Random) -> bool:
     """Return True at a random moment of the phase, False where the run has ended before."""
     said = {
         "fingerprint": ("extracting the fingerprint", 1.5),
         "preprocessing": (": preprocessing ", 1.5),
-        "training": ("Epoch ", 4.0),
+        "training": ("Epoch ", 2.0),
         "writing": ("Epoch ", 0.0),
         "validation": ("Training done.", 0.7),
     }
@@ -287,8 +329,8 @@ def compare(place: Place, reference: Path) -> list[str]:
 class Drill:
     """A folder with references, chains and the list of what was done."""
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder.resolve(), seed
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.folder, self.seed = options, options.folder.resolve(), options.seed
         self.results = self.folder / "results.jsonl"
         self.done: list[dict[str, Any]] = []
         if self.results.exists():
@@ -305,7 +347,9 @@ class Drill:
     def reference(self, mode: str) -> Path:
         """The folder of the undisturbed run with as many processes."""
         processes = 1 if mode in ("process", "group") else 2
-        place = Place(self.folder / f"undisturbed_{processes}", "process" if processes == 1 else "several")
+        place = Place(
+            self.folder / f"undisturbed_{processes}", "process" if processes == 1 else "several", self.options
+        )
         if not (place.run / "validation" / "summary.json").exists():
             place.begin(None if processes == 1 else self.reference("process"))
             code = place.finish()
@@ -318,7 +362,7 @@ class Drill:
             return
         reference = self.reference(mode)
         chance = random.Random(f"{self.seed} {name}")
-        place = Place(self.folder / name, mode)
+        place = Place(self.folder / name, mode, self.options)
         place.begin(None if plan[0][0] in PHASES[:2] else self.reference("process"))
         kills = []
         for phase, what in plan:
@@ -342,7 +386,10 @@ class Drill:
             chance = random.Random(f"{self.seed} plan {index}")
             mode = ORDER[index % len(ORDER)]
             early = [p for p in PHASES[:2] if chance.random() < 0.35]
-            late = [chance.choice(("training", "training", "writing")) for _ in range(chance.randint(6, 9))]
+            late = [
+                chance.choice(("training", "training", "writing"))
+                for _ in range(chance.randint(6, 9) if mode in MODES[:2] else 3)
+            ]
             end = ["validation"] * (chance.random() < 0.6)
             phases = [*early, *late, *end]
             self.chain(f"chain_{index:03d}", mode, [(phase, chance.choice(SIGNALS)) for phase in phases])
@@ -355,12 +402,11 @@ class Drill:
             if any(entry["chain"] == name for entry in self.done):
                 continue
             chance = random.Random(f"{self.seed} {name}")
-            what, where, epoch = chance.choice(SAVING), chance.choice(PLACES), chance.randrange(EPOCHS - 1)
-            place = Place(self.folder / name, "process")
+            what, where, epoch = chance.choice(SAVING), chance.choice(PLACES), chance.randrange(self.options.epochs - 1)
+            place = Place(self.folder / name, "process", self.options)
             place.begin(self.reference("process"))
             kill = Kill(name, "process", where, what)
-            script = [sys.executable, __file__, "--victim", what, where, str(epoch), *FLAGS]
-            process, log = place.start(script)
+            process, log = place.start((what, where, epoch))
             kill.exit_code = wait_for_end(process)
             look(kill, place, log, getattr(signal, f"SIG{what}"), None)
             if kill.exit_code == 0:
@@ -391,11 +437,15 @@ class Drill:
 PLACES = ("before the end", "before saving", "after saving", "after the end", "first line", "second line")
 
 
-def victim(what: str, where: str, epoch: int, flags: list[str]) -> None:
-    """Pre-train, and send oneself a signal at a place between `epoch` and the next."""
+def run(ambush: tuple[str, str, int] | None, flags: list[str]) -> None:
+    """Pre-train; with `ambush` (signal, place, epoch) send oneself a signal at a place between the epoch and the next."""
     from nnunet_ssl.cli.pretrain import main
     from nnunet_ssl.trainers import epochs
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+    if ambush is None:
+        return main(flags)
+    what, where, epoch = ambush
 
     def sending(function: Any, at: str, before: bool, shift: int = 0) -> Any:
         def wrapped(*args: Any) -> Any:
@@ -409,9 +459,14 @@ def victim(what: str, where: str, epoch: int, flags: list[str]) -> None:
 
         return wrapped
 
+    def after_end(*args: Any) -> None:
+        end(*args)
+        if where == "after the end" and args[0].current_epoch == epoch + 1:
+            signal.raise_signal(getattr(signal, f"SIG{what}"))
+
     trainer: Any = SSLTrainer
-    trainer.on_epoch_end = sending(trainer.on_epoch_end, "before the end", True)
-    trainer.on_epoch_end = sending(trainer.on_epoch_end, "after the end", False)
+    end = sending(trainer.on_epoch_end, "before the end", True)
+    trainer.on_epoch_end = after_end
     epochs.save_unless_disk_is_full = sending(epochs.save_unless_disk_is_full, "before saving", True)
     epochs.save_unless_disk_is_full = sending(epochs.save_unless_disk_is_full, "after saving", False)
     trainer.on_epoch_start = sending(trainer.on_epoch_start, "first line", True, 1)
@@ -421,7 +476,7 @@ def victim(what: str, where: str, epoch: int, flags: list[str]) -> None:
 
 def main() -> int:
     if sys.argv[1:2] == ["--victim"]:
-        victim(sys.argv[2], sys.argv[3], int(sys.argv[4]), sys.argv[5:])
+        run((sys.argv[2], sys.argv[3], int(sys.argv[4])), sys.argv[5:])
         return 0
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -429,9 +484,15 @@ def main() -> int:
     parser.add_argument("--between-epochs", type=int)
     parser.add_argument("--plan", nargs="+")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--forked", action="store_true")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    drill = Drill(args.folder, args.seed)
+    if args.forked:
+        from nnunet_ssl.cli import pretrain  # noqa: F401
+        from nnunet_ssl.planners import prepare  # noqa: F401
+        from nnunet_ssl.trainers import benchmark  # noqa: F401
+    drill = Drill(args)
     if args.plan:
         for index, text in enumerate(args.plan):
             mode, _, kills = text.partition(":")

@@ -171,7 +171,7 @@ BAD = {
     "cut_gz": "truncated or damaged",
     "no_gzip": "not a gzip file",
     "text": "cannot be read",
-    "empty": "cannot be read",
+    "empty": "empty: 0 bytes",
     "cut_mha": "truncated",
     "cut_nrrd": "truncated",
     "colour": "colour",

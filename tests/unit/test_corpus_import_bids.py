@@ -109,7 +109,7 @@ def test_mistakes_in_bids_are_reported_all_at_once(raw, tmp_path, capsys):
         ("sub-01/ses-a/anat/sub-01_ses-b_FLAIR.nii.gz", "should contain ses-a"),
         ("sub-01/ses-a/anat/sub-01_ses-a.nii.gz", "without a suffix"),
         ("sub-02/ses-a/anat/sub-02_ses-a_PDw.nii.gz", "datalad get"),
-        ("T2w.json", "not readable as JSON"),
+        ("T2w.json", "not valid JSON"),
         ("participants.tsv, row 3", "listed before"),
         ("participants.tsv, row 4", "'02', expected sub-<label>"),
         ("participants.tsv", "sub-02 has a folder and no row"),

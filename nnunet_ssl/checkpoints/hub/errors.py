@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 
 from nnunet_ssl.checkpoints.hub.address import HubAddress
 from nnunet_ssl.checkpoints.hub.known_models import close_names
@@ -65,8 +66,8 @@ def _how_to_fill_the_cache(address: HubAddress) -> str:
     from huggingface_hub import constants
 
     return (
-        f"Where there is network, run `nnUNetv2_pretrain_models {address} --download`, or `hf download "
-        f"{address.repo_id}`; the cache is {constants.HF_HUB_CACHE} (HF_HOME moves it). Or give the path of a file."
+        f"Where there is network, run `nnUNetv2_pretrain_models {shlex.quote(str(address))} --download`, or `hf download "
+        f"{shlex.quote(address.repo_id)}`; the cache is {constants.HF_HUB_CACHE} (HF_HOME moves it). Or give the path of a file."
     )
 
 

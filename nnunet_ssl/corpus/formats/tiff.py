@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from os.path import isfile
@@ -13,6 +12,7 @@ import tifffile
 
 from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.header import Header
+from nnunet_ssl.files.entering import read_json
 
 TIFF = (".tif", ".tiff")
 
@@ -46,8 +46,7 @@ def spacing_beside(path: str) -> list[float] | None:
     without_channel = stem[:-5] if stem[-5:-4] == "_" and stem[-4:].isdigit() else stem
     for candidate in (f"{stem}.json", f"{without_channel}.json"):
         if isfile(candidate):
-            with open(candidate, encoding="utf-8") as file:
-                content = json.load(file)
+            content = read_json(candidate)
             if isinstance(content, dict) and "spacing" in content:
                 return [float(s) for s in content["spacing"]]
     return None

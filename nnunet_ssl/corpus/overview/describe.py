@@ -14,7 +14,7 @@ from nnunet_ssl.corpus.address import MEAN
 from nnunet_ssl.corpus.headers import Header, read_headers
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.subjects import subject_of
-from nnunet_ssl.corpus.table import HEADER_COLUMNS, SHAPE, SPACING, has_table, read_table, typed
+from nnunet_ssl.corpus.table import HEADER_COLUMNS, SHAPE, SPACING, has_table, numbers, read_table, typed
 
 SERIES = ("first", "mean", "all")
 CHUNK = 1024
@@ -89,8 +89,7 @@ def add_slices(table: pd.DataFrame) -> pd.DataFrame:
 
     Where several axes have the largest spacing, the one with the fewest voxels counts.
     """
-    shape = table[list(SHAPE)].astype(float).to_numpy(na_value=np.nan)
-    spacing = table[list(SPACING)].astype(float).to_numpy(na_value=np.nan)
+    shape, spacing = numbers(table, SHAPE), numbers(table, SPACING)
     thickness = spacing.max(axis=1, initial=-np.inf)
     slices = np.where(spacing >= thickness[:, None] * 0.999, shape, np.inf).min(axis=1, initial=np.inf)
     return table.assign(thickness=thickness, slices=np.where(np.isfinite(slices), slices, np.nan))
@@ -125,7 +124,7 @@ def compare_masks(table: pd.DataFrame, column: str, num_threads: int) -> dict[in
     """{position: reason} for the masks in `column` that cannot belong to their image, by their headers."""
     rows = np.flatnonzero((table[column].notna() & table["problem"].isna()).to_numpy())
     headers = read_headers(table[column].iloc[rows].tolist(), num_threads, show_progress=False)
-    shapes = table[list(SHAPE)].to_numpy(dtype=float, na_value=np.nan)[rows]
+    shapes = numbers(table, SHAPE)[rows]
     return {
         int(row): reason
         for row, header, shape in zip(rows, headers, shapes, strict=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -14,9 +13,12 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.bids_masks import assign_masks, find_masks
 from nnunet_ssl.corpus.sources.csv_table import read_rows
-from nnunet_ssl.corpus.sources.found import Found, Mistake, frame, why_no_file
+from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
+from nnunet_ssl.corpus.sources.walking import walk_files
+from nnunet_ssl.files.entering import BadFile, read_json, why_no_file
 
-NO_IMAGE = re.compile(r"(?:.*mask|dseg|probseg|xfm|stim)", re.IGNORECASE)  # suffixes
+NO_IMAGE = re.compile(r"(?:.*mask|msk|dseg|probseg|xfm|stim)", re.IGNORECASE)  # suffixes
+MAX_SIDECAR = 1 << 24  # bytes
 # Of the sidecars' fields, those that describe the image; a corpus of 100,000 images with all of them fills the memory.
 SIDECAR_FIELDS = (
     "Manufacturer",
@@ -49,14 +51,10 @@ def find_in_bids(source: str) -> Found:
     sidecars = Sidecars(root)
     rows = []
     for subject in subjects:
-        for where, folders, files in os.walk(join(root, subject), followlinks=True):
-            folders.sort()
-            for name in sorted(files):
-                if name.startswith(".") or not ending_of(name):
-                    continue
-                row = _row(join(where, name), root, subject, mistakes)
-                if row is not None:
-                    rows.append(row | participants.get(subject, {}) | sidecars.of(row["path"]))
+        for path in walk_files(join(root, subject)):
+            row = _row(path, root, subject, mistakes) if ending_of(path) else None
+            if row is not None:
+                rows.append(row | participants.get(subject, {}) | sidecars.of(row["path"]))
     mistakes += sidecars.mistakes
     masks, found = find_masks(root)
     mistakes += found
@@ -174,10 +172,9 @@ class Sidecars:
     def _read(self, path: str) -> dict[str, Any]:
         where = relpath(path, self.root)
         try:
-            with open(path, encoding="utf-8") as file:
-                content = json.load(file)
-        except (OSError, ValueError) as error:
-            self.mistakes.append(Mistake(where, f"not readable as JSON: {error}"))
+            content = read_json(path, MAX_SIDECAR)
+        except BadFile as error:
+            self.mistakes.append(Mistake(where, str(error).removeprefix(f"{path}: ")))
             return {}
         if not isinstance(content, dict):
             self.mistakes.append(Mistake(where, f"holds a {type(content).__name__}, expected an object"))

@@ -6,14 +6,16 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from os.path import abspath, basename, join, relpath
+from os.path import abspath, basename, relpath
 from typing import Any, NamedTuple
 
 from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.headers import read_header
 from nnunet_ssl.corpus.reader import ending_of
-from nnunet_ssl.corpus.sources.found import Mistake, why_no_file
+from nnunet_ssl.corpus.sources.found import Mistake
+from nnunet_ssl.corpus.sources.walking import walk_files
 from nnunet_ssl.corpus.subjects import MODALITY
+from nnunet_ssl.files.entering import why_no_file
 
 MASK = re.compile(r"_(?:[a-z]*mask)$", re.IGNORECASE)
 ANONYMISED = re.compile(r"deface|defacing|anon|face", re.IGNORECASE)
@@ -42,19 +44,16 @@ def find_masks(root: str) -> tuple[list[Mask], list[Mistake]]:
         if e.is_dir() and (e.name.startswith("sub-") or e.name == "derivatives")
     ]
     for top in sorted(tops):
-        for where, folders, files in os.walk(top, followlinks=True):
-            folders.sort()
-            for name in sorted(files):
-                stem = name[: -len(ending_of(name) or "")]
-                if not ending_of(name) or name.startswith(".") or not MASK.search(stem):
-                    continue
-                path = join(where, name)
-                if reason := why_no_file(path):
-                    mistakes.append(Mistake(relpath(path, root), reason))
-                    continue
-                mask = _describe(path, stem)
-                if mask is not None:
-                    masks.append(mask)
+        for path in walk_files(top):
+            stem = basename(path)[: -len(ending_of(path) or "")]
+            if not ending_of(path) or not MASK.search(stem):
+                continue
+            if reason := why_no_file(path):
+                mistakes.append(Mistake(relpath(path, root), reason))
+                continue
+            mask = _describe(path, stem)
+            if mask is not None:
+                masks.append(mask)
     return masks, mistakes
 
 

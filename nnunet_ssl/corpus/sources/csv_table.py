@@ -16,7 +16,9 @@ from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.images import absolute_path
 from nnunet_ssl.corpus.names import bad_case_names
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
-from nnunet_ssl.corpus.sources.found import Found, Mistake, why_no_file, with_source_columns
+from nnunet_ssl.corpus.sources.found import Found, Mistake, with_source_columns
+from nnunet_ssl.corpus.sources.table_lines import MAX_LINE, read_lines
+from nnunet_ssl.files.entering import why_no_file
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "<na>")
 # Other names under which published tables have these columns.
@@ -50,6 +52,8 @@ def find_in_table(source: str, dataset: str) -> Found:
     """
     table, mistakes = read_rows(source)
     table = rename_columns(table, source)
+    if not len(table) and not mistakes:
+        raise CorpusError(f"{source} has a header and no rows: it lists no image.")
     if "path" not in table:
         raise CorpusError(
             f"{source} has no column `path` (or {', '.join(ALIASES['path'])}). It has: {', '.join(map(str, table.columns))}."
@@ -61,14 +65,21 @@ def find_in_table(source: str, dataset: str) -> Found:
 def read_rows(source: str) -> tuple[pd.DataFrame, list[Mistake]]:
     """(table with the column `where`, mistakes): missing values as None, numbers as numbers, names such as 007 as text."""
     if source.lower().endswith((".parquet", ".pq")):
+        reason = why_no_file(source)
+        if reason:
+            raise CorpusError(f"{source} cannot be read as a table: {reason}.")
         try:
             table = pq.read_table(source).to_pandas()
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{source} cannot be read as Parquet: {error}") from error
-        return table.assign(where=[f"{basename(source)}, row {i + 1}" for i in range(len(table))]), []
-    with open(source, "rb") as file:
-        first = file.readline().decode("utf-8-sig", "replace")
-    delimiter = "\t" if source.lower().endswith(".tsv") else max(",;\t", key=first.count)
+        where = pd.Series(
+            [f"{basename(source)}, row {i + 1}" for i in range(len(table))], index=table.index, dtype=object
+        )
+        long = _too_long(table)
+        mistakes = [Mistake(w, f"more than {MAX_LINE:,} characters in a cell") for w in where[long]]
+        return table.assign(where=where)[~long].reset_index(drop=True), mistakes
+    text, delimiter, wrong = read_lines(source)
+    first = text.partition(b"\n")[0].decode()
     bad: list[Mistake] = []
 
     def report(row: pa_csv.InvalidRow) -> str:
@@ -80,7 +91,7 @@ def read_rows(source: str) -> tuple[pd.DataFrame, list[Mistake]]:
     header = [name.strip().strip('"') for name in first.strip("\r\n").split(delimiter)]
     try:
         content = pa_csv.read_csv(
-            source,
+            pa.BufferReader(text),
             read_options=pa_csv.ReadOptions(use_threads=False),  # rows have numbers only then
             parse_options=pa_csv.ParseOptions(
                 delimiter=delimiter, invalid_row_handler=report, newlines_in_values=False, ignore_empty_lines=False
@@ -100,7 +111,22 @@ def read_rows(source: str) -> tuple[pd.DataFrame, list[Mistake]]:
         raise CorpusError(f"{source} has several columns called {', '.join(repeated)}.")
     empty = np.logical_and.reduce([table[column].astype(str).str.strip() == "" for column in table.columns])
     table["where"] = [f"{basename(source)}, row {n}" for n in lines]
-    return _clean(table[~empty].reset_index(drop=True)), bad
+    return _clean(table[~empty].reset_index(drop=True)), sorted([*wrong, *bad], key=_row_of)
+
+
+def _too_long(table: pd.DataFrame) -> pd.Series:
+    """Which rows hold a text that nobody can have meant."""
+    long = pd.Series(False, index=table.index)
+    for column in table.columns:
+        if table[column].dtype == object or isinstance(table[column].dtype, pd.StringDtype):
+            lengths = table[column].map(lambda cell: len(cell) if isinstance(cell, (str, bytes)) else 0)
+            long |= lengths > MAX_LINE
+    return long
+
+
+def _row_of(mistake: Mistake) -> int:
+    number = mistake.where.rpartition(" ")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def rename_columns(table: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -149,7 +175,7 @@ def check_rows(table: pd.DataFrame, mistakes: list[Mistake], *, own_names: bool 
         for position in table.index[given & (table["name"] == name)]:
             reasons[position].append(f"the case name {name!r} {reason}")
     mistakes = mistakes + [Mistake(table.at[i, "where"], reason) for i, of in enumerate(reasons) for reason in of]
-    table = table[[not of for of in reasons]].reset_index(drop=True)
+    table = table[np.array([not of for of in reasons], dtype=bool)].reset_index(drop=True)
     names = table["name"].where(table["name"].notna(), pd.Series(suggest_names(table), dtype=object))
     table["name"] = names
     table["subject"] = table["subject"].where(table["subject"].notna(), table["name"])

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from os.path import abspath, basename, isdir, join, relpath
+from collections.abc import Iterable
+from os.path import abspath, basename, isdir, isfile, join, relpath
 from typing import Any
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.dicom import find_series
-from nnunet_ssl.corpus.sources.found import Found, Mistake, frame, why_no_file
+from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
+from nnunet_ssl.corpus.sources.layouts import Sorted, sort_files
+from nnunet_ssl.corpus.sources.walking import matching_files, walk_files
 from nnunet_ssl.corpus.subjects import MODALITY, subject_of
+from nnunet_ssl.files.entering import why_no_file
 
-# Names of files that lie beside images and are none. Whoever means them names them with a pattern.
-LABEL_MAP = re.compile(r"[_-](?:seg|dseg|probseg|segmentation|label|labels|mask|[a-z]*mask|roi)$", re.IGNORECASE)
 ENTITY = {
     "subject": re.compile(r"(?:^|[/_])(sub-[A-Za-z0-9]+)"),
     "session": re.compile(r"(?:^|[/_])(ses-[A-Za-z0-9]+)"),
@@ -33,24 +33,35 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
     folder (the fixed part of a glob). Raises CorpusError when there is nothing that nnU-Net reads.
     """
     if isdir(source):
-        root, files, whole_folder = abspath(source), list(_walk(source)), True
+        root, files, whole_folder = abspath(source), list(walk_files(source)), True
     elif any(c in source for c in "*?["):
         root = abspath(_fixed_part(source))
-        files, whole_folder = sorted(abspath(f) for f in glob.iglob(source, recursive=True) if not isdir(f)), False
+        files, whole_folder = matching_files(source), False
     else:
         root, files, whole_folder = abspath(os.path.dirname(source)), [abspath(source)], False
     images = _whole(file for file in files if ending_of(file))
-    dicom = [file for file in files if not ending_of(file) and is_dicom(file)] if len(images) < len(files) else []
-    labels = [file for file in images if whole_folder and LABEL_MAP.search(_stem(file))]
-    images = sorted(set(images) - set(labels))
+    dicom = [file for file in files if not ending_of(file) and isfile(file) and is_dicom(file)]
+    # Whoever means files that are called like segmentations names them with a pattern.
+    sorted_files = sort_files(images, root) if whole_folder else Sorted(images, [], {}, {}, None)
+    labels, images = sorted_files.labels, sorted(sorted_files.images)
     series, about_series = find_series(dicom, root)
     if not images and not series:
         raise CorpusError(_nothing(source, files, about_series, labels))
     mistakes = [Mistake(file, reason) for file in images if (reason := why_no_file(file))]
     wrong = {mistake.where for mistake in mistakes}
-    rows = [_row(file, root, pattern) for file in images if file not in wrong]
+    rows = [
+        _row(file, root, pattern)
+        | sorted_files.about.get(file, {})
+        | ({"label": sorted_files.label_of[file]} if file in sorted_files.label_of else {})
+        for file in images
+        if file not in wrong
+    ]
     rows += [_row(s["path"], root, pattern) | {"name": s["name"]} if pattern else s for s in series]
     notes = [*_notes(source, files, images, dicom, labels), *about_series]
+    if sorted_files.layout:
+        notes.insert(
+            0, f"{source} is laid out as {sorted_files.layout}: {len(images)} images, {len(labels)} label maps."
+        )
     if pattern is not None:
         unmatched = [row["path"] for row in rows if row.pop("unmatched")]
         mistakes += [Mistake(path, f"does not match the subject pattern {pattern.pattern}") for path in unmatched]
@@ -61,19 +72,6 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
             f"{rows[0]['subject']}. If that is wrong, say where they are: --subject-pattern '(?P<subject>[^/]+)/'"
         )
     return Found(frame(rows), mistakes, notes)
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """All files below a folder, through links too, hidden ones left alone."""
-    seen = set()
-    for where, folders, files in os.walk(abspath(folder), followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (join(where, f) for f in sorted(files) if not f.startswith("."))
 
 
 def _row(file: str, root: str, pattern: re.Pattern[str] | None) -> dict[str, Any]:
@@ -117,7 +115,8 @@ def _notes(source: str, files: list[str], images: list[str], dicom: list[str], l
     notes = []
     if labels:
         notes.append(
-            f"{source}: {len(labels)} files are called like segmentations or masks and are left alone, e.g. "
+            f"{source}: {len(labels)} files are called like segmentations or masks, or lie in folders of such, and are "
+            f"left alone, e.g. "
             f"{basename(labels[0])}. To import them all the same, name them with a pattern such as '*{_stem(labels[0])[-4:]}.*'."
         )
     others = Counter(os.path.splitext(f)[1] or "without ending" for f in {*files} - {*images} - {*labels} - {*dicom})

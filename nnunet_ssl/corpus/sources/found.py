@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -60,13 +59,3 @@ def combine(parts: Iterable[Found]) -> Found:
         notes.append(f"{int(repeated.sum())} images are named by more than one source; each is taken once.")
         table = table[~repeated].reset_index(drop=True)
     return Found(table, mistakes, notes)
-
-
-def why_no_file(path: str) -> str | None:
-    """Why an image's path names no readable file, None when it does."""
-    if os.path.isfile(path):
-        return None if os.access(path, os.R_OK) else "you may not read this file"
-    if os.path.islink(path):
-        hint = ". Fetch the content first, e.g. datalad get" if ".git/annex" in os.readlink(path) else ""
-        return f"a link that points nowhere, to {os.readlink(path)}{hint}"
-    return "a folder, not a file" if os.path.isdir(path) else "there is no such file"

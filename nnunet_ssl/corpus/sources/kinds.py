@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from nnunet_ssl.corpus.sources.folder import find_in_folder
 from nnunet_ssl.corpus.sources.found import Found, combine
 from nnunet_ssl.corpus.sources.openmind import METADATA, find_in_openmind
 from nnunet_ssl.corpus.sources.pretrain_data import find_in_pretrain_data
+from nnunet_ssl.files.entering import BadFile, read_json
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 
@@ -98,10 +98,10 @@ def _looks_like_bids(folder: str) -> bool:
     description = join(folder, "dataset_description.json")
     if isfile(description):
         try:
-            with open(description, encoding="utf-8") as file:
-                return "BIDSVersion" in json.load(file)
-        except ValueError:
+            content = read_json(description)
+        except BadFile:
             return True
+        return isinstance(content, dict) and "BIDSVersion" in content
     subjects = [entry.path for entry in os.scandir(folder) if entry.name.startswith("sub-") and entry.is_dir()]
     # BIDS has folders of data types in the subject's or the session's folder; images directly in sub-01/ are just files.
     return isfile(join(folder, "participants.tsv")) or any(_has_data_type(subject) for subject in subjects[:20])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from os.path import abspath, basename, dirname
@@ -17,6 +16,7 @@ from nnunet_ssl.corpus.sources.csv_table import check_rows
 from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
 from nnunet_ssl.corpus.table import COLUMNS
 from nnunet_ssl.files.atomic import write_json
+from nnunet_ssl.files.entering import BadFile, read_json
 
 SUBJECT_INFO = ("age", "sex", "handedness", "race", "weight", "bmi", "health_status")
 MASKS = {"anatomy_mask": "anatomy_mask", "anonymization_mask": "anonymisation_mask"}
@@ -30,10 +30,9 @@ def find_in_pretrain_data(source: str) -> Found:
     CorpusError when it is not such a file.
     """
     try:
-        with open(source, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError) as error:
-        raise CorpusError(f"{source} cannot be read as JSON: {error}") from error
+        content = read_json(source)
+    except BadFile as error:
+        raise CorpusError(f"{error}. Expected {EXAMPLE}") from error
     if not isinstance(content, dict) or not isinstance(content.get("datasets"), dict):
         raise CorpusError(f"{source} has no datasets; expected {EXAMPLE}")
     rows: list[dict[str, Any]] = []
