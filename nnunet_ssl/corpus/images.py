@@ -10,6 +10,7 @@ from os.path import isdir, isfile, join, lexists
 from typing import Any
 
 from nnunet_ssl.corpus.address import files_of, split_volume
+from nnunet_ssl.corpus.dataset_check import mistakes_in
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.files.entering import BadFile, read_json
@@ -42,6 +43,11 @@ def read_dataset_json(folder: str) -> dict[str, Any]:
     segmentation head, no foreground class and hence no foreground oversampling. Raises CorpusError.
     """
     content = load_dataset_json(folder)
+    mistakes = mistakes_in(content)
+    if mistakes:
+        raise CorpusError(
+            f"{join(folder, 'dataset.json')} cannot be used:\n" + "\n".join(f"  {line}" for line in mistakes)
+        )
     if not content.get("channel_names"):
         if not content.get("modality"):
             raise CorpusError(
