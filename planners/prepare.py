@@ -25,7 +25,7 @@ from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.planners import ssl_planner
-from nnunet_ssl.planners.changes import compare
+from nnunet_ssl.planners.changes import compare, no_collection
 from nnunet_ssl.planners.datasets import (
     load_configuration,
     load_plans,
@@ -234,11 +234,13 @@ def _preprocess(
     if raw is None:
         _use_what_is_there(name, plans, settings, folder, own)
         return
-    dataset_json = read_dataset_json(raw)
-    cases = list_images(raw, dataset_json)
-    add_modalities(cases, raw)
+    with no_collection():
+        dataset_json = read_dataset_json(raw)
+        cases = list_images(raw, dataset_json)
+        add_modalities(cases, raw)
+        ready = own and _nothing_to_do(name, plans, settings, folder, dataset_json, cases, wanted)
     if own:
-        if _nothing_to_do(name, plans, settings, folder, dataset_json, cases, wanted):
+        if ready:
             copy_labels(name, cases, dataset_json["file_ending"])
         else:
             print(f"{name}: preprocessing for {plans_name}, {configuration}; {len(cases)} images.", flush=True)

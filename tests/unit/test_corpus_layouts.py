@@ -14,13 +14,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from nnunet_ssl.cli.corpus import main as corpus_main
+from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.hounsfield import holds_hounsfield_units
+from nnunet_ssl.corpus.images import TEST_IMAGES, list_images, read_dataset_json
 from nnunet_ssl.corpus.importing import Imported, ImportOptions, import_corpus
 from nnunet_ssl.corpus.label_maps import is_label_map
+from nnunet_ssl.corpus.overview.drop import drop_duplicates
 from nnunet_ssl.corpus.sources.folder_names import from_folders
 from nnunet_ssl.corpus.sources.kinds import SourceOptions
 from nnunet_ssl.corpus.sources.layouts import called_like_a_label
 from nnunet_ssl.corpus.table import numbers, read_table
+from nnunet_ssl.files.entering import read_json
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -158,6 +163,34 @@ def test_duplicates_are_dropped_on_request(tmp_path: Path) -> None:
     done = run_import(tmp_path / "two", tmp_path / "s", drop_duplicates=True)
     assert [Path(p).name for p in sorted(read_table(done.registered.folder)["path"])] == ["a.nii.gz", "b1.nii.gz"]
     assert any("2 files repeat" in note for note in done.notes)
+
+
+def test_duplicates_are_taken_out_of_a_data_set_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "s" / "b.nii.gz", np.random.default_rng(0).normal(size=(9, 10, 11)).astype(np.float32))
+    save(tmp_path / "s" / "c.nii.gz", np.random.default_rng(1).normal(size=(9, 10, 11)).astype(np.float32))
+    shutil.copy(tmp_path / "s" / "b.nii.gz", tmp_path / "s" / "a.nii.gz")
+    folder = run_import(tmp_path, tmp_path / "s").registered.folder
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path))
+    corpus_main(["-d", "1", "--drop-duplicates", "--sample", "0"])
+    assert read_table(folder)["case"].tolist() == ["a", "c"]
+    assert list(read_json(Path(folder) / "dataset.json")["dataset"]) == ["a", "c"]
+    assert (tmp_path / "s" / "b.nii.gz").is_file()
+    assert drop_duplicates(folder) == []
+    with pytest.raises(CorpusError, match="by hand"):
+        drop_duplicates(str(tmp_path / "s"))
+
+
+def test_test_images_join_when_asked(layouts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layouts.make_tree("nnU-Net v1", tmp_path)
+    dataset_json = read_dataset_json(str(tmp_path), labels=False)
+    assert set(list_images(str(tmp_path), dataset_json)) == {"a_001", "a_002", "a_003"}
+    monkeypatch.setenv(TEST_IMAGES, "1")
+    cases = list_images(str(tmp_path), dataset_json)
+    assert set(cases) == {*(f"a_00{n}" for n in (1, 2, 3)), *(f"b_00{n}" for n in (1, 2, 3))}
+    assert cases["b_001"]["label"] is None
+    save(tmp_path / "imagesTs" / "a_001_0000.nii.gz", np.zeros((3, 3, 3), np.float32))
+    with pytest.raises(CorpusError, match="in imagesTr and in imagesTs"):
+        list_images(str(tmp_path), dataset_json)
 
 
 def test_importing_again_after_a_bad_file(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bo
     if folder is None:
         raise CorpusError(f"{source} is no nnU-Net data set: there is no dataset.json.")
     dataset = basename(normpath(folder))
-    dataset_json = read_dataset_json(folder)
+    dataset_json = read_dataset_json(folder, labels=False)
     ending = str(dataset_json["file_ending"])
     if ending.lower() not in ENDINGS:
         raise CorpusError(f"{source}: images end in {ending}; pre-training takes volumes: {', '.join(ENDINGS)}.")
@@ -84,7 +84,11 @@ def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bo
 def channel_names(source: str) -> list[str]:
     """The names of the channels of a data set."""
     folder = dataset_folder(source)
-    return [] if folder is None else [str(name) for name in read_dataset_json(folder)["channel_names"].values()]
+    return (
+        []
+        if folder is None
+        else [str(name) for name in read_dataset_json(folder, labels=False)["channel_names"].values()]
+    )
 
 
 def _test_cases(folder: str, ending: str) -> dict[str, dict[str, Any]]:
