@@ -67,8 +67,13 @@ def make_preprocessed(folder: Path) -> None:
     import numpy as np
     from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+    from nnunet_ssl.corpus.images import list_images, read_dataset_json
     from nnunet_ssl.corpus.table import read_table
-    from nnunet_ssl.planners.finished import SUFFIXES
+    from nnunet_ssl.files.atomic import write_json
+    from nnunet_ssl.planners.changes import compare
+    from nnunet_ssl.planners.finished import SETTINGS, STATE, SUFFIXES, relevant_settings
+    from nnunet_ssl.planners.made_from import write_origins
+    from nnunet_ssl.planners.normalization import add_modalities
 
     base = folder / "nnUNet_preprocessed" / DATASET
     plans = json.loads((base / f"{PLANS}.json").read_text())
@@ -86,6 +91,15 @@ def make_preprocessed(folder: Path) -> None:
         for suffix in SUFFIXES:
             if not Path(f"{target / case}{suffix}").exists():
                 os.link(f"{first}{suffix}", f"{target / case}{suffix}")
+    # What preprocessing would have noted.
+    raw, state = str(folder / "nnUNet_raw" / DATASET), target / STATE
+    dataset_json = read_dataset_json(raw)
+    images = list_images(raw, dataset_json)
+    add_modalities(images, raw)
+    state.mkdir(exist_ok=True)
+    settings = relevant_settings(plans, plans["configurations"]["3d_fullres"], dataset_json)
+    write_json(settings, state / SETTINGS)
+    write_origins(str(state), compare(str(target), images).origins)
 
 
 def write_fingerprint(folder: Path) -> None:

@@ -24,7 +24,8 @@ KEYS = ("channel_names", "labels", "regions_class_order", "file_ending", "overwr
 
 def planning_lock(name: str) -> Lock:
     """Who holds it may write plans and dataset.json of a data set into nnUNet_preprocessed."""
-    return Lock(join(nnUNet_preprocessed, f"{name}.planning.lock"), f"planning {name}")
+    # nnU-Net takes every folder that begins with Dataset for a data set, and some locks are folders.
+    return Lock(join(nnUNet_preprocessed, f".{name}.planning.lock"), f"planning {name}")
 
 
 def corrected(dataset_json: Mapping[str, Any], copy: Mapping[str, Any]) -> list[str]:

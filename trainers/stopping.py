@@ -12,6 +12,7 @@ from nnunet_ssl.trainers.interruption import FINISH_EPOCH, asked_to_finish, forg
 from nnunet_ssl.trainers.judging import COLLAPSED, collapse
 
 if TYPE_CHECKING:
+    from nnunet_ssl.trainers.interruptible import InterruptibleTrainer
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 AGAIN = "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
@@ -57,16 +58,20 @@ def stop_if_collapsed(trainer: SSLTrainer) -> None:
         save_and_leave(trainer, f"Stopped after {trainer.position.epoch} epochs: {reason}", SystemExit(COLLAPSED))
 
 
-def stop_validating_if_asked(trainer: SSLTrainer) -> None:
-    """After a signal in the final validation: leave, all processes before the same case. The network is saved already."""
+def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None:
+    """After a signal before the final validation or in it: leave, all processes before the same case. All is saved already."""
     asked = trainer.together.now(int(trainer.interruption.requested or 0))
-    if not asked:
-        return
+    if asked:
+        say_what_is_left(trainer, asked)
+        leave(trainer, leave_with(asked))
+
+
+def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) -> None:
+    """Put into the log that the network is saved and its final validation is not complete."""
     trainer.print_to_log_file(
-        f"{Signals(asked).name} received: the network is trained and saved, its final validation is not complete. "
+        f"{Signals(number).name} received: the network is trained and saved, its final validation is not complete. "
         "The same command with --c (nnUNetv2_pretrain as it is) makes it from its beginning."
     )
-    leave(trainer, leave_with(asked))
 
 
 def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> None:
@@ -82,7 +87,7 @@ def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> No
     leave(trainer, ending)
 
 
-def leave(trainer: SSLTrainer, ending: SystemExit) -> None:
+def leave(trainer: SSLTrainer | InterruptibleTrainer, ending: SystemExit) -> None:
     """End this process, once all processes are here: one that leaves earlier ends the others."""
     trainer.together.finish()
     trainer.interruption.ignore()

@@ -78,6 +78,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--storage", choices=("float32", "float16"), help="of preprocessed images (default: float32)")
     what.add_argument(
+        "--with-test-images",
+        action="store_true",
+        help="also pre-train on imagesTs (off by default: if they are to judge the result, the network has seen them)",
+    )
+    what.add_argument(
         "--filter",
         metavar="EXPR",
         help='only images of the corpus table that match, e.g. \'modality in ("T1w", "T2w") and slices >= 32\'',
@@ -263,6 +268,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         normalization=args.normalization,
         storage=args.storage,
         num_processes=args.num_processes,
+        expression=args.filter,
     )
 
 
@@ -387,11 +393,13 @@ def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) ->
 def main(argv: list[str] | None = None) -> None:
     """Entry point of nnUNetv2_pretrain and of `python -m nnunet_ssl.pretrain`."""
     from nnunet_ssl.cli.errors import one_line_errors
+    from nnunet_ssl.corpus.environment import environment
+    from nnunet_ssl.corpus.images import TEST_IMAGES
     from nnunet_ssl.signals import start_tracker
 
     args = build_parser().parse_args(argv)
     start_tracker()
-    with one_line_errors("nnUNetv2_pretrain"):
+    with one_line_errors("nnUNetv2_pretrain"), environment({TEST_IMAGES: "1"} if args.with_test_images else {}):
         run(args)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
+from nnunet_ssl.corpus.hounsfield import name_cts
 from nnunet_ssl.corpus.label_maps import find_label_maps
 from nnunet_ssl.corpus.overview.describe import add_files, add_headers, compare_masks, unroll_series
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
@@ -59,7 +61,10 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         mistakes += [Mistake(_where(table, row), reason) for row, reason in unfit]
         table = table.drop(index={row for row, _ in unfit}).reset_index(drop=True)
         if not options.not_label_maps:
-            table, note = _without_label_maps(table, options.num_threads)
+            table, note = _without_label_maps(table, known, options.num_threads)
+            notes += note
+        if options.channels is None:
+            table, note = name_cts(table, options.num_threads)
             notes += note
     else:
         table = add_files(table, options.num_threads)
@@ -92,8 +97,10 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
     return Imported(register(table, known, folder, options.channels, prune=options.prune), mistakes, notes)
 
 
-def _without_label_maps(table: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:
-    rows = find_label_maps(table, num_threads)
+def _without_label_maps(table: pd.DataFrame, known: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:
+    """The table without images that look like label maps, and what is said about them; what is registered stays so."""
+    unknown = np.flatnonzero(~table["path"].isin(set(known["path"])).to_numpy())
+    rows = [int(unknown[row]) for row in find_label_maps(table.iloc[unknown], num_threads)]
     if not rows:
         return table, []
     shown = ", ".join(table["path"].iloc[rows[:3]])

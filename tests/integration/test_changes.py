@@ -352,3 +352,40 @@ def test_what_cannot_be_written_can_wait(data: DataSet, monkeypatch: pytest.Monk
     data.prepare()
     assert {p: stamp(str(p)) for p in data.base.rglob("*")} == before
     assert "4 preprocessed images are there" in capsys.readouterr().out
+
+
+def test_on_a_file_system_without_locks(data: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Locks are folders there; nothing takes them for data sets or for preprocessed images."""
+    monkeypatch.setenv("NNUNET_SSL_LOCKS", "heartbeat")
+    shutil.rmtree(data.base)
+    for _ in range(2):
+        prepare_corpus([940], SSLPlannerResEncTiny, num_processes=0)
+    assert set(data.made()) == CASES
+    forget("Dataset940_Tiny", ["tiny_00"])
+    prepare_corpus([940], SSLPlannerResEncTiny, num_processes=0)
+    assert set(data.made()) == CASES
+    assert [p.name for p in data.base.parent.glob("Dataset*")] == ["Dataset940_Tiny"]
+
+
+def test_an_import_renames_channels_and_prunes(data: DataSet, capsys: pytest.CaptureFixture[str]) -> None:
+    from nnunet_ssl.cli.import_corpus import main
+
+    scans = data.raw.parents[1] / "scans"
+    shutil.copytree(data.raw / "imagesTr", scans)
+    main(["-i", str(scans), "-d", "943", "-n", "Scans", "-np", "1"])
+    prepare_corpus([943], SSLPlannerResEncTiny, num_processes=0)
+    with pytest.raises(SystemExit):
+        main(["-i", str(scans), "-d", "943", "--channel-name", "CT", "MR", "-np", "1"])
+    assert "names 2 channels (CT, MR), the images have 1" in capsys.readouterr().err
+    main(["-i", str(scans), "-d", "943", "--channel-name", "CT", "-np", "1"])
+    assert "-> CT. All images are preprocessed anew" in capsys.readouterr().out
+    plans, _ = prepare_corpus([943], SSLPlannerResEncTiny, num_processes=0)
+    assert plans["configurations"]["3d_fullres"]["normalization_schemes"] == ["CTNormalization"]
+    folder = data.base.parent / "Dataset943_Scans"
+    (scans / "tiny_02_0000.nii.gz").unlink()
+    assert len(list(folder.rglob("*.pkl"))) == 4
+    main(["-i", str(scans), "-d", "943", "--prune", "-np", "1"])
+    assert "what was made of 1 cases is removed" in capsys.readouterr().out
+    assert len(list(folder.rglob("*.pkl"))) == 3
+    main(["-i", str(scans), "-d", "943", "-np", "1"])
+    assert "-> CT" not in capsys.readouterr().out  # the name stays
