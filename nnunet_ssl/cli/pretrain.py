@@ -7,9 +7,6 @@ import json
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 # Before torch starts its threads: on a CPU, threads that wait actively take the cores from those that read the data.
@@ -289,18 +286,17 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.report.benchmark_table import table
     from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.asked import WEIGHTS, differences, note_weights, refuse_differences
     from nnunet_ssl.trainers.benchmark import benchmark
     from nnunet_ssl.trainers.devices import require_device
     from nnunet_ssl.trainers.processes import first_process_first
     from nnunet_ssl.trainers.sharding import require_sharding
-    from nnunet_ssl.trainers.state import existing_checkpoint
 
     check_flags(args)
     if args.preprocess_only:
@@ -319,15 +315,7 @@ def run(args: argparse.Namespace) -> None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
     with first_process_first(), nobody_else_in_folder(args):
         plans, plans_name = prepare(args)
-    plans["plans_name"] = name_of_run(plans_name, args)
-    folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
-    asked, plans = plans, launch.plans_of_run(folder, plans)
-    apply_flags(asked, args)
-    note_weights(asked, args.pretrained_weights)
-    if existing_checkpoint(folder) and not args.go_on:
-        refuse_differences(folder, differences(plans, asked, args.configuration, args.method), command_line())
-    apply_flags(plans, args)
-    plans.setdefault(WEIGHTS, asked[WEIGHTS])
+    plans, folder = plans_and_folder(args, plans, plans_name)
     final = join(folder, "checkpoint_final.pth")
     if launch.is_finished(folder, args.epochs):
         print(
@@ -346,36 +334,6 @@ def run(args: argparse.Namespace) -> None:
         print(next_commands({**plans, "plans_name": plans_name}, args.configuration, final))
     if under_torchrun:
         dist.destroy_process_group()
-
-
-def name_of_run(plans_name: str, args: argparse.Namespace) -> str:
-    """The name of the run's own plans, by which nnU-Net names the result folder."""
-    return plans_name if args.run_name is None else f"{plans_name}_{args.run_name}"
-
-
-@contextmanager
-def nobody_else_in_folder(args: argparse.Namespace) -> Iterator[None]:
-    """Refuse before hours of preprocessing what would be refused after them: a second run in the result folder."""
-    from torch import distributed as dist
-
-    from nnunet_ssl.planners.prepare import plans_in_use
-    from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.run_lock import alone_in, doing
-
-    if args.estimate or (dist.is_initialized() and dist.get_rank() > 0):
-        yield
-        return
-    planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
-    dataset, name = plans_in_use(args.datasets, planner, args.plans, args.spacing, args.normalization, args.storage)
-    plans = {"dataset_name": dataset, "plans_name": name_of_run(name, args)}
-    folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
-    with alone_in(folder, doing(folder)):
-        yield
-
-
-def command_line() -> str:
-    """What the user has typed, to be typed again with more behind it."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:
