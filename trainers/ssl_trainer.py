@@ -45,7 +45,7 @@ from nnunet_ssl.trainers.processes import Together, place, start_beside_the_firs
 from nnunet_ssl.trainers.progress import EpochBar
 from nnunet_ssl.trainers.run_lock import alone_in, doing
 from nnunet_ssl.trainers.sharding import build_sharded_optimizer
-from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked
+from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked, stop_validating_if_asked
 from nnunet_ssl.trainers.validation import summary_file, validate_cases
 
 
@@ -231,16 +231,16 @@ class SSLTrainer(nnUNetTrainer):
     def run_training(self) -> None:
         """nnU-Net's loop; what it changes in torch is put back however it ends.
 
-        Signals are remembered until the final validation is over, or until this ends before it.
+        Signals are remembered meanwhile, and in the final validation.
         """
         with self._alone_in_folder():
             self.interruption.listen()
             try:
                 with self.determinism:
                     super().run_training()
-            except BaseException:
+                stop_validating_if_asked(self)
+            finally:
                 self.interruption.ignore()
-                raise
 
     def _alone_in_folder(self) -> AbstractContextManager[None]:
         """The lock of the result folder, in the first process; raises FolderInUse."""

@@ -11,6 +11,7 @@ from nnunet_ssl.trainers.epochs import mean_over_processes
 from nnunet_ssl.trainers.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
 
 if TYPE_CHECKING:
+    from nnunet_ssl.trainers.interruptible import InterruptibleTrainer
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 AGAIN = "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
@@ -42,16 +43,20 @@ def stop_after_epoch(trainer: SSLTrainer) -> None:
         )
 
 
-def stop_validating_if_asked(trainer: SSLTrainer) -> None:
-    """After a signal in the final validation: leave, all processes before the same case. The network is saved already."""
+def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None:
+    """After a signal before the final validation or in it: leave, all processes before the same case. All is saved already."""
     asked = trainer.together.now(int(trainer.interruption.requested or 0))
-    if not asked:
-        return
+    if asked:
+        say_what_is_left(trainer, asked)
+        leave(trainer, asked)
+
+
+def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) -> None:
+    """Put into the log that the network is saved and its final validation is not complete."""
     trainer.print_to_log_file(
-        f"{Signals(asked).name} received: the network is trained and saved, its final validation is not complete. "
+        f"{Signals(number).name} received: the network is trained and saved, its final validation is not complete. "
         "The same command with --c (nnUNetv2_pretrain as it is) makes it from its beginning."
     )
-    leave(trainer, asked)
 
 
 def save_and_leave(trainer: SSLTrainer, sentence: str, number: int) -> None:
@@ -67,7 +72,7 @@ def save_and_leave(trainer: SSLTrainer, sentence: str, number: int) -> None:
     leave(trainer, number)
 
 
-def leave(trainer: SSLTrainer, number: int) -> None:
+def leave(trainer: SSLTrainer | InterruptibleTrainer, number: int) -> None:
     """End this process, once all processes are here: one that leaves earlier ends the others."""
     trainer.together.finish()
     trainer.interruption.ignore()
