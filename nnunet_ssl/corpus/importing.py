@@ -12,6 +12,7 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
 from nnunet_ssl.corpus.hounsfield import name_cts
 from nnunet_ssl.corpus.label_maps import find_label_maps
+from nnunet_ssl.corpus.label_values import require_labels
 from nnunet_ssl.corpus.overview.describe import add_files, add_headers, compare_masks, unroll_series
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
 from nnunet_ssl.corpus.register import Registered, known_images, register, unchanged
@@ -34,6 +35,7 @@ class ImportOptions:
     prune: bool = False
     not_label_maps: bool = False
     drop_duplicates: bool = False
+    with_labels: bool = False
     num_threads: int = 8
 
 
@@ -94,7 +96,13 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         raise CorpusError(f"No image is left to register{':' if lines else '.'}{lines}")
     table["modality"] = table["modality"].astype(object)
     notes += _about_modalities(table, options.channels)
-    return Imported(register(table, known, folder, options.channels, prune=options.prune), mistakes, notes)
+    labels = require_labels(table, options.num_threads) if options.with_labels else None
+    if labels and table[["anatomy_mask", "anonymisation_mask"]].notna().any(axis=None):
+        raise CorpusError(
+            "--with-labels: the images have masks, which take the labels' place. Import without the flag."
+        )
+    done = register(table, known, folder, options.channels, prune=options.prune, labels=labels)
+    return Imported(done, mistakes, notes)
 
 
 def _without_label_maps(table: pd.DataFrame, known: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:

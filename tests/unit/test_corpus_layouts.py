@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -152,6 +153,39 @@ def test_cts_are_recognised_by_their_values(layouts: Any, tmp_path: Path) -> Non
     assert read_table(run_import(tmp_path / "two", tmp_path / "mr").registered.folder)["modality"].isna().all()
     said = run_import(tmp_path / "three", tmp_path / "ct", channels=["MR"])
     assert not any("Hounsfield" in note for note in said.notes)
+
+
+def test_labels_go_into_nnunets_place_when_asked(layouts: Any, tmp_path: Path) -> None:
+    for number, name in enumerate(("Medical Decathlon", "KiTS", "nnU-Net v2", "ACDC")):
+        tree = tmp_path / str(number)
+        images, labels = layouts.make_tree(name, tree)
+        folder = run_import(tmp_path / f"raw{number}", tree, with_labels=True).registered.folder
+        content = read_dataset_json(folder)
+        expected = ["background", "label_1", "label_2"]
+        assert list(content["labels"].values()) == [0, 1, 2], name
+        assert list(content["labels"]) == expected, "dataset.json of the trees names fewer"
+        cases = list_images(folder, content)
+        assert {Path(case["label"]) for case in cases.values() if case["label"]} == labels, name
+        assert len(cases) == len(images)
+        run_import(tmp_path / f"raw{number}", tree)
+        assert read_dataset_json(folder)["labels"] == content["labels"], "what was asked for once stays"
+    names = {"background": 0, "kidney": 1, "tumour": 2}
+    (tmp_path / "2" / "dataset.json").write_text(json.dumps({**layouts.V2, "labels": names}))
+    folder = run_import(tmp_path / "named", tmp_path / "2", with_labels=True).registered.folder
+    assert read_dataset_json(folder)["labels"] == names
+
+
+def test_labels_that_nnunet_could_not_use_are_refused(layouts: Any, tmp_path: Path) -> None:
+    layouts.make_tree("KiTS", tmp_path / "a")
+    save(tmp_path / "a" / "case_00001" / "segmentation.nii.gz", np.full((16, 20, 24), 7, np.uint8))
+    with pytest.raises(CorpusError, match="without gaps"):
+        run_import(tmp_path / "raw", tmp_path / "a", with_labels=True)
+    (tmp_path / "a" / "case_00001" / "segmentation.nii.gz").write_bytes(b"nope")
+    with pytest.raises(CorpusError, match=r"1 label maps cannot be used"):
+        run_import(tmp_path / "raw", tmp_path / "a", with_labels=True)
+    layouts.make_tree("folders of patients", tmp_path / "b")
+    with pytest.raises(CorpusError, match="no image has a label map"):
+        run_import(tmp_path / "raw", tmp_path / "b", with_labels=True)
 
 
 def test_duplicates_are_dropped_on_request(tmp_path: Path) -> None:
