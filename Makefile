@@ -45,6 +45,7 @@ format: $(INSTALLED) ## rewrite the sources in the project's format
 docs: $(INSTALLED) ## pages and tables that come from the code (docs/make_pictures.py makes the pictures)
 	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_gpu_times.py
+	$(BIN)/python docs/make_layouts.py
 
 clean: ## remove everything that make made
 	rm -rf .venv build demo nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache

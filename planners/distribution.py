@@ -8,7 +8,10 @@ from collections.abc import Iterator, Mapping
 from os.path import isfile, join
 from typing import Any
 
+from nnunet_ssl.corpus.images import shortened
 from nnunet_ssl.corpus.left_out import FILE, clear_left_out, describe, read_left_out, still_left_out, update_left_out
+from nnunet_ssl.corpus.unusable_labels import FILE as LABELS
+from nnunet_ssl.corpus.unusable_labels import note_unusable
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.planners.finished import STATE, is_finished
 from nnunet_ssl.planners.made_from import Origin, Part
@@ -29,6 +32,21 @@ def record(base: str, examined: set[str], found: Mapping[str, Mapping[str, Any]]
     if found or isfile(join(base, FILE)):
         with Lock(join(base, LOCK), "writing the list of images that are left out").waiting():
             update_left_out(base, examined, found)
+
+
+def record_labels(
+    base: str, examined: set[str], found: Mapping[str, str], cases: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Update unusable_labels.json while no other process does, and say what was found."""
+    if found or isfile(join(base, LABELS)):
+        with Lock(join(base, LOCK), "writing the list of labels that cannot be used").waiting():
+            note_unusable(base, examined, found, cases)
+    if found:
+        lines = [f"{case}: {reason}" for case, reason in sorted(found.items())]
+        print(
+            f"{len(found)} labels cannot be used, listed in {join(base, LABELS)}. Their images are pre-trained on, which needs "
+            f"no labels, and left out of fine-tuning:\n{shortened(lines)}"
+        )
 
 
 def step_of(output: str) -> str:

@@ -17,7 +17,7 @@ from nnunet_ssl.corpus.check import check_cropped_shape, check_image
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import describe, report, update_left_out
-from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case
+from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case, read_label
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
@@ -111,9 +111,7 @@ def analyse(
         reason = check_image(data, properties, num_channels=num_channels, flat_allowed=True)
         if reason:
             return reason
-        segmentation = reader().read_seg(label)[0] if label else None
-        if segmentation is not None and segmentation.shape[1:] != data.shape[1:]:
-            return f"image and label differ in shape: {list(data.shape[1:])} and {list(segmentation.shape[1:])}"
+        segmentation, _ = read_label(reader, label, data.shape)
         result = _measure(data, segmentation, properties, num_samples, anonymised)
         return check_cropped_shape(result["shape"]) or result
     except MemoryError:

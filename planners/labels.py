@@ -11,11 +11,12 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunet_ssl.corpus.address import split_masks
 from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import drop_from_splits
 from nnunet_ssl.corpus.stamps import MISSING, Stamp, stamp
+from nnunet_ssl.corpus.unusable_labels import usable_labels
 from nnunet_ssl.files.atomic import atomic_path
+from nnunet_ssl.planners.folds import write_folds
 
 FOLDER = "gt_segmentations"
 
@@ -27,7 +28,7 @@ def copy_labels(name: str, cases: Mapping[str, Mapping[str, Any]], ending: str) 
     """
     base = join(nnUNet_preprocessed, name)
     folder = join(base, FOLDER)
-    labels = {c: f["label"] for c, f in cases.items() if f["label"] is not None and not split_masks(f["label"])}
+    labels = usable_labels(base, cases)
     if labels:
         os.makedirs(folder, exist_ok=True)
     there = {file for file in os.listdir(folder) if not file.startswith(".")} if isdir(folder) else set()
@@ -51,6 +52,7 @@ def copy_labels(name: str, cases: Mapping[str, Mapping[str, Any]], ending: str) 
         print(f"{name}: {len(gone)} labels in {folder} are no longer in {name} and are dropped.")
     if isdir(base):
         drop_from_splits(join(base, SPLITS), keep=cases.keys())
+        write_folds(name, labels.keys(), cases.keys())
 
 
 def _same(copy: Stamp, original: Stamp) -> bool:

@@ -35,6 +35,7 @@ from nnunet_ssl.planners.datasets import plans_file, require_raw, resolve_datase
 from nnunet_ssl.planners.finetune_differences import comparison, differences
 from nnunet_ssl.planners.finetune_plans import FinetunePlanner, Wishes
 from nnunet_ssl.planners.finished import SETTINGS, STATE, finished_cases
+from nnunet_ssl.planners.folds import FOLDS, folds_of
 from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
 from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.prepare import ensure_fingerprint
@@ -43,7 +44,6 @@ from nnunet_ssl.planners.ssl_planner import NNUNET_PLANS
 from nnunet_ssl.settings import FinetuneSettings, read_config
 
 PLANS = "nnUNetFinetunePlans"
-FOLDS = 5  # of nnU-Net's cross-validation
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def plan_finetuning(
     write_plans(plans, planner.dataset_json)
     if preprocess:
         preprocess_for(name, plans_name, planner.configuration, labelled, num_processes)
-    folds = "all" if len(labelled) < FOLDS else "0 1 2 3 4"
+    numbers = folds_of(name) or list(range(FOLDS)) * (len(labelled) >= FOLDS)
+    folds = " ".join(map(str, numbers)) or "all"
     return next_commands(plans, planner.configuration, text, folds, from_scratch=from_scratch, preprocess=preprocess)
 
 

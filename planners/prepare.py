@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import makedirs
 from os.path import isfile, join
@@ -46,6 +46,7 @@ from nnunet_ssl.planners.preprocessor import SSLPreprocessor, require_some
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
 from nnunet_ssl.planners.start import differing, stored_settings
 from nnunet_ssl.planners.storage import STORAGE, require_storage
+from nnunet_ssl.planners.wanted import wanted_cases
 
 __all__ = ["prepare_corpus", "resolve_datasets"]
 
@@ -61,6 +62,7 @@ def prepare_corpus(
     normalization: str | None = None,
     storage: str | None = None,
     num_processes: int = 8,
+    expression: str | None = None,
 ) -> tuple[dict[str, Any], str]:
     """(plans of the first dataset, their name) when everything is ready for training.
 
@@ -68,11 +70,14 @@ def prepare_corpus(
     axis], `normalization` ("nnunet", "per_image") and `storage` ("float32", "float16") are for new ones. Without a
     planner, `plans_name` must exist. Several datasets get joint plans of their own, named `<plans>_with_<ids>`.
 
+    `expression` is the run's filter: where tables tell which images match, no others are preprocessed now.
+
     Any number of processes, on any number of machines, may call it at once: one plans, all share the preprocessing, and
     it returns when everything is done. Raises CorpusError.
     """
     require_folder("nnUNet_preprocessed")
     names = resolve_datasets(dataset_names)
+    wanted = wanted_cases(names, expression)
     planner = find_planner(planner_class) if planner_class is not None else None
     how = planner_settings(spacing, patch_size, normalization, storage)
     if planner is not None:
@@ -89,7 +94,7 @@ def prepare_corpus(
         else:
             _plan_one(names[0], planner, plans_name, how, num_processes)
     for name in names:
-        _preprocess(name, plans_name, configuration, num_processes)
+        _preprocess(name, plans_name, configuration, num_processes, wanted.get(name))
         _keep_table(name)
     return load_plans(names[0], plans_name), plans_name
 
@@ -218,7 +223,9 @@ def ensure_fingerprint(name: str, num_processes: int) -> None:
     SSLFingerprintExtractor(name, num_processes).run()
 
 
-def _preprocess(name: str, plans_name: str, configuration: str, num_processes: int) -> None:
+def _preprocess(
+    name: str, plans_name: str, configuration: str, num_processes: int, wanted: Collection[str] | None
+) -> None:
     plans = load_plans(name, plans_name)
     settings = load_configuration(plans, configuration)
     own = settings["preprocessor_name"] == "SSLPreprocessor"
@@ -231,13 +238,15 @@ def _preprocess(name: str, plans_name: str, configuration: str, num_processes: i
         dataset_json = read_dataset_json(raw)
         cases = list_images(raw, dataset_json)
         add_modalities(cases, raw)
-        ready = own and _nothing_to_do(name, plans, settings, folder, dataset_json, cases)
+        ready = own and _nothing_to_do(name, plans, settings, folder, dataset_json, cases, wanted)
     if own:
         if ready:
             copy_labels(name, cases, dataset_json["file_ending"])
         else:
             print(f"{name}: preprocessing for {plans_name}, {configuration}; {len(cases)} images.", flush=True)
-            SSLPreprocessor(verbose=False).run(name, configuration, plans_name, num_processes)
+            preprocessor = SSLPreprocessor(verbose=False)
+            preprocessor.wanted = wanted
+            preprocessor.run(name, configuration, plans_name, num_processes)
     elif stock_cases(folder):
         _warn_about_stock(name, plans_name, configuration, folder, cases)
         copy_labels(name, cases, dataset_json["file_ending"])
@@ -253,6 +262,7 @@ def _nothing_to_do(
     folder: str,
     dataset_json: Mapping[str, Any],
     cases: Mapping[str, Mapping[str, Any]],
+    wanted: Collection[str] | None,
 ) -> bool:
     """Whether everything is preprocessed, with these settings and from the files that are there; says so."""
     base = join(nnUNet_preprocessed, name)
@@ -262,7 +272,8 @@ def _nothing_to_do(
         return False
     changes = compare(folder, cases)
     left_out = left_out_here(base, cases, step_of(folder)) - changes.finished
-    if changes.changed or changes.gone or len(changes.finished) + len(left_out) < len(cases):
+    missing = [c for c in cases if c not in changes.finished and c not in left_out and (wanted is None or c in wanted)]
+    if changes.changed or changes.gone or missing:
         return False
     if changes.to_write and is_writable(folder):  # files of the same content that have moved: no reason to need a disk
         return False

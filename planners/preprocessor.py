@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from os.path import isfile, join
 from typing import Any, NamedTuple
 
@@ -18,14 +19,22 @@ from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
-from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case
+from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case, read_label
 from nnunet_ssl.corpus.stamps import digest_of
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.case import preprocess_case, reason_against
 from nnunet_ssl.planners.datasets import load_plans, require_raw
-from nnunet_ssl.planners.distribution import Distribution, left_out_here, record, state_folder, step_of, summary
+from nnunet_ssl.planners.distribution import (
+    Distribution,
+    left_out_here,
+    record,
+    record_labels,
+    state_folder,
+    step_of,
+    summary,
+)
 from nnunet_ssl.planners.finished import finished_cases, put_in_place, relevant_settings
 from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
 from nnunet_ssl.planners.labels import copy_labels
@@ -48,9 +57,13 @@ def require_some(name: str, number: int, folder: str) -> None:
 
 
 class Made(NamedTuple):
-    """The result of a case that is in place; `digest` stands for what its files hold."""
+    """The result of a case that is in place; `digest` stands for what its files hold.
+
+    `bad_label` is why its label is not used, None where it is, or where there is none.
+    """
 
     digest: str
+    bad_label: str | None = None
 
 
 class SSLPreprocessor(DefaultPreprocessor):
@@ -63,6 +76,8 @@ class SSLPreprocessor(DefaultPreprocessor):
     def __init__(self, verbose: bool = True) -> None:
         super().__init__(verbose)
         self.checks = False
+        self.bad_label: str | None = None  # of the case that is worked on
+        self.wanted: Collection[str] | None = None  # the cases to make now, all by default; others stay as they are
 
     def run_case_npy(
         self,
@@ -113,7 +128,7 @@ class SSLPreprocessor(DefaultPreprocessor):
     ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
         reader = plans_manager.image_reader_writer_class
         data, properties = read_case(reader, image_files)
-        seg = reader().read_seg(seg_file)[0] if seg_file is not None else None
+        seg, self.bad_label = read_label(reader, seg_file, data.shape)
         if modality is not None:
             properties[MODALITY] = modality
         return self.run_case_npy(data, seg, properties, plans_manager, configuration_manager, dataset_json)
@@ -149,7 +164,7 @@ class SSLPreprocessor(DefaultPreprocessor):
             return str(error)
         finally:
             self.checks = False
-        made = Made(digest_of([*image_files, seg_file]))
+        made = Made(digest_of([*image_files, seg_file]), self.bad_label)
         put_in_place(output, case, work)
         if NOT_FINITE in properties:
             print(f"{case}: {properties[NOT_FINITE]} values are NaN or infinite and count as 0.", flush=True)
@@ -188,6 +203,11 @@ class SSLPreprocessor(DefaultPreprocessor):
         step = step_of(output)
         bad = left_out_here(folder, cases, step) - finished
         todo = [case for case in cases if case not in finished and case not in bad]
+        if self.wanted is not None:
+            spared = len(todo)
+            todo = [case for case in todo if case in self.wanted]
+            if spared > len(todo):
+                print(f"{spared - len(todo)} cases that the filter leaves out are not preprocessed.")
         if finished:
             print(f"{len(finished)} of {len(cases)} cases are finished already, and made from what is there now.")
         if bad:
@@ -208,6 +228,7 @@ class SSLPreprocessor(DefaultPreprocessor):
 
     def _work_off(self, distribution: Distribution, number: int, num_processes: int, shared: tuple[Any, ...]) -> None:
         examined: set[str] = set()
+        bad_labels: dict[str, str] = {}
         hidden = not (self.show_progress_bar and number)
         try:
             with tqdm(desc="Preprocessing cases", total=number, disable=hidden) as bar:
@@ -215,6 +236,7 @@ class SSLPreprocessor(DefaultPreprocessor):
                 for case, result in results:
                     examined.add(case)
                     if isinstance(result, Made):
+                        bad_labels |= {case: result.bad_label} if result.bad_label else {}
                         distribution.origins.finish(case, result.digest)
                         distribution.shard.release(case)
                     else:
@@ -223,3 +245,4 @@ class SSLPreprocessor(DefaultPreprocessor):
                     bar.refresh()
         finally:
             record(distribution.base, examined, distribution.left_out)
+            record_labels(distribution.base, examined, bad_labels, distribution.cases)

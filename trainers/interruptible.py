@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext, suppress
-from os.path import isfile, join
+from os.path import join
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_sign
 from nnunet_ssl.trainers.interruption import FINISH_EPOCH, Interruption, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.processes import Together
 from nnunet_ssl.trainers.run_lock import alone_in, doing
-from nnunet_ssl.trainers.stopping import USR2, leave
+from nnunet_ssl.trainers.stopping import USR2, leave, say_what_is_left, stop_validating_if_asked
 
 LATEST = "checkpoint_latest.pth"
 
@@ -45,6 +45,7 @@ class InterruptibleTrainer(nnUNetTrainer):
             self.together = Together(self.is_ddp)
             try:
                 super().run_training()
+                stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()
 
@@ -97,11 +98,7 @@ class InterruptibleTrainer(nnUNetTrainer):
             with stopping_on_signals(AT_ONCE), self._alone_in_folder():
                 super().perform_actual_validation(save_probabilities)
         except Stopped as stopped:
-            if isfile(join(self.output_folder, "checkpoint_final.pth")):
-                self.print_to_log_file(
-                    f"{stopped}: the network is trained and saved, its validation is not complete. "
-                    "The same command with --c makes it from its beginning."
-                )
+            say_what_is_left(self, stopped.number)
             raise leave_with(stopped.number) from None
         finally:
             self.interruption.ignore()
@@ -128,4 +125,4 @@ class InterruptibleTrainer(nnUNetTrainer):
         for loader in (self.dataloader_train, self.dataloader_val):
             with suppress(AttributeError):  # without reading processes there is nothing to end
                 loader._finish()
-        leave(self, number)
+        leave(self, leave_with(number))

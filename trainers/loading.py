@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from os.path import isdir, isfile, join
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import raw_folder
 from nnunet_ssl.planners.foreground import mask_labels
+from nnunet_ssl.planners.labels import FOLDER as LABELS
 from nnunet_ssl.trainers.augmentation import Augmentation, augmentation
 from nnunet_ssl.trainers.batches import Positions, load_batches
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION, Corpus, Source
@@ -96,7 +97,9 @@ def split_corpus(
         of_training, of_validation = of_fold()
         validation = [f"{own}/{case}" for case in of_validation]
         tested = {persons[i] for i in validation if i in persons}
-        own_training = {f"{own}/{case}" for case in of_training}
+        ending = trainer.dataset_json["file_ending"]
+        without_label = _in_no_fold(own, ending, persons, [*of_training, *of_validation])
+        own_training = {f"{own}/{case}" for case in (*of_training, *without_label)}
         training = [i for i in persons if i in own_training or not i.startswith(f"{own}/")]
         shown = [i for i in training if persons[i] in tested]
         if shown:
@@ -119,6 +122,16 @@ def split_corpus(
         f"{len({persons[i] for i in validation})} subjects are held out to watch the loss."
     )
     return training, validation
+
+
+def _in_no_fold(own: str, ending: str, identifiers: Iterable[str], listed: Iterable[str]) -> set[str]:
+    """The cases without a label, which folds for fine-tuning do not list; a labelled one that is in no fold is meant so."""
+    labels = join(nnUNet_preprocessed, own, LABELS)
+    if not isdir(labels):
+        return set()
+    labelled = {file.removesuffix(ending) for file in os.listdir(labels)}
+    cases = {i.removeprefix(f"{own}/") for i in identifiers if i.startswith(f"{own}/")}
+    return cases - set(listed) - labelled
 
 
 def _memory(sources: list[Source]) -> str:

@@ -31,6 +31,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--sample", type=int, default=200, metavar="N", help="open N images for intensities and pictures (default: 200)"
     )
     parser.add_argument("--no-duplicates", action="store_true", help="do not compare the content of files")
+    parser.add_argument(
+        "--drop-duplicates",
+        action="store_true",
+        help="of files with the same content, keep the first registered (imported data sets; files stay where they are)",
+    )
     parser.add_argument("--columns", action="store_true", help="list the columns that filters can use, and stop")
     parser.add_argument("--export-pretrain-data", metavar="FILE", help="write the images as nnssl's pretrain_data.json")
     parser.add_argument(
@@ -56,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.filters import matching
     from nnunet_ssl.corpus.folders import find_raw_dataset, raw_datasets
     from nnunet_ssl.corpus.overview.describe import describe_dataset
+    from nnunet_ssl.corpus.overview.drop import drop_duplicates
     from nnunet_ssl.corpus.overview.look import describe_columns, look_at
     from nnunet_ssl.corpus.overview.sections import as_text
     from nnunet_ssl.corpus.sources.pretrain_data import write_pretrain_data
@@ -74,6 +80,10 @@ def run(args: argparse.Namespace) -> None:
             f"There is no data set {args.dataset} in nnUNet_raw. There are: {', '.join(raw_datasets()) or 'none'}."
         )
     name = basename(normpath(folder))
+    if args.drop_duplicates:
+        dropped = drop_duplicates(folder, args.num_processes)
+        shown = f", e.g. {', '.join(dropped[:3])}" if dropped else ""
+        print(f"{len(dropped)} images repeat the content of others and are taken out{shown}.")
     table = describe_dataset(folder, args.num_processes)
     if args.columns:
         print(describe_columns(table))

@@ -66,6 +66,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="register images that look like label maps, too; those that are called so are named with a pattern",
     )
     parser.add_argument(
+        "--with-labels",
+        action="store_true",
+        help="put label maps that belong to an image into nnU-Net's place, to fine-tune on; without, they are only in the table",
+    )
+    parser.add_argument(
         "--drop-duplicates", action="store_true", help="of files with the same content, register the first"
     )
     parser.add_argument("--no-headers", action="store_true", help="do not open the files: shapes stay unknown")
@@ -136,6 +141,7 @@ def run(args: argparse.Namespace) -> None:
         prune=args.prune,
         not_label_maps=args.not_label_maps,
         drop_duplicates=args.drop_duplicates,
+        with_labels=args.with_labels,
         num_threads=args.num_threads,
     )
     imported = import_corpus(args.sources, folder, options)

@@ -61,17 +61,25 @@ def check_expression(table: pd.DataFrame, expression: str) -> None:
     _Evaluation(table.head(0), expression).result()
 
 
+def require_syntax(expression: str) -> None:
+    """Raise CorpusError if the expression is none, whatever the columns are."""
+    _Evaluation(pd.DataFrame(), expression).tree()
+
+
 class _Evaluation:
     """One expression on one table. A value is a column, a number, a text, a truth value, or a list of literals."""
 
     def __init__(self, table: pd.DataFrame, expression: str) -> None:
         self.table, self.expression = table, expression
 
-    def result(self) -> np.ndarray:
+    def tree(self) -> ast.Expression:
         try:
-            tree = ast.parse(self.expression.strip(), mode="eval")
+            return ast.parse(self.expression.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise self.error(f"cannot be read: {getattr(error, 'msg', error)}") from error
+
+    def result(self) -> np.ndarray:
+        tree = self.tree()
         try:
             truth = self.truth(tree.body)
         except RecursionError as error:

@@ -15,6 +15,8 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.files.entering import BadFile, read_json
 
+# Set for a run of nnUNetv2_pretrain --with-test-images and the processes it starts.
+TEST_IMAGES = "NNUNET_SSL_WITH_TEST_IMAGES"
 NUM_SHOWN = 10  # files named in an error message
 EXAMPLE = '{"channel_names": {"0": "T1w"}, "labels": {"background": 0}, "numTraining": 12, "file_ending": ".nii.gz"}'
 
@@ -35,14 +37,17 @@ def load_dataset_json(folder: str) -> dict[str, Any]:
     return content
 
 
-def read_dataset_json(folder: str) -> dict[str, Any]:
+def read_dataset_json(folder: str, *, labels: bool = True) -> dict[str, Any]:
     """The dataset.json of a raw dataset folder, completed so that nnU-Net's classes can work with image-only datasets.
 
     Filled in where missing: file_ending (from the files), numTraining (counted), channel_names (from the old name
     "modality") and labels. Labels become {"background": 0}, the least that nnU-Net's LabelManager accepts: it gives one
-    segmentation head, no foreground class and hence no foreground oversampling. Raises CorpusError.
+    segmentation head, no foreground class and hence no foreground oversampling. Without `labels`, for whom the images alone
+    matter, what the file says of labels may be of nnU-Net 1, or wrong. Raises CorpusError.
     """
     content = load_dataset_json(folder)
+    if not labels:
+        content.pop("labels", None)
     mistakes = mistakes_in(content)
     if mistakes:
         raise CorpusError(
@@ -110,6 +115,8 @@ def list_images(
             "Either put the images there as <case>_0000.nii.gz, or point at them: "
             '"dataset": {"case": {"images": ["/path/to/image.nii.gz"]}}'
         )
+    if os.environ.get(TEST_IMAGES) == "1":
+        cases = _with_test_images(raw_folder, cases, file_ending(raw_folder, dataset_json))
     if not any_names:
         require_case_names(cases, raw_folder)
     _require_same_number_of_channels(raw_folder, cases)
@@ -173,6 +180,24 @@ def _from_folders(folder: str, ending: str) -> dict[str, dict[str, Any]]:
         }
         for case in sorted(grouped)
     }
+
+
+def _with_test_images(folder: str, cases: Mapping[str, dict[str, Any]], ending: str) -> dict[str, dict[str, Any]]:
+    """The cases and those of imagesTs, without labels; raises CorpusError where a name is in both."""
+    images = join(folder, "imagesTs")
+    pattern = re.compile(r"(.+)_\d\d\d\d" + re.escape(ending))
+    found: dict[str, dict[str, Any]] = {}
+    for name in sorted(os.listdir(images)) if isdir(images) else []:
+        match = pattern.fullmatch(name)
+        if match:
+            found.setdefault(match[1], {"images": [], "label": None})["images"].append(join(images, name))
+    both = sorted(found.keys() & cases.keys())
+    if both:
+        raise CorpusError(
+            f"{len(both)} cases are in imagesTr and in imagesTs of {folder}, e.g. {both[0]}. Rename one of the two, or do "
+            "without --with-test-images."
+        )
+    return {**cases, **found}
 
 
 def _require_same_number_of_channels(folder: str, cases: Mapping[str, Mapping[str, Any]]) -> None:

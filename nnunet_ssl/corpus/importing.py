@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 
 from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
+from nnunet_ssl.corpus.hounsfield import name_cts
 from nnunet_ssl.corpus.label_maps import find_label_maps
+from nnunet_ssl.corpus.label_values import require_labels
 from nnunet_ssl.corpus.overview.describe import add_files, add_headers, compare_masks, unroll_series
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
 from nnunet_ssl.corpus.register import Registered, known_images, register, unchanged
@@ -32,6 +35,7 @@ class ImportOptions:
     prune: bool = False
     not_label_maps: bool = False
     drop_duplicates: bool = False
+    with_labels: bool = False
     num_threads: int = 8
 
 
@@ -59,7 +63,10 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         mistakes += [Mistake(_where(table, row), reason) for row, reason in unfit]
         table = table.drop(index={row for row, _ in unfit}).reset_index(drop=True)
         if not options.not_label_maps:
-            table, note = _without_label_maps(table, options.num_threads)
+            table, note = _without_label_maps(table, known, options.num_threads)
+            notes += note
+        if options.channels is None:
+            table, note = name_cts(table, options.num_threads)
             notes += note
     else:
         table = add_files(table, options.num_threads)
@@ -89,11 +96,19 @@ def import_corpus(sources: Sequence[str], folder: str, options: ImportOptions, s
         raise CorpusError(f"No image is left to register{':' if lines else '.'}{lines}")
     table["modality"] = table["modality"].astype(object)
     notes += _about_modalities(table, options.channels)
-    return Imported(register(table, known, folder, options.channels, prune=options.prune), mistakes, notes)
+    labels = require_labels(table, options.num_threads) if options.with_labels else None
+    if labels and table[["anatomy_mask", "anonymisation_mask"]].notna().any(axis=None):
+        raise CorpusError(
+            "--with-labels: the images have masks, which take the labels' place. Import without the flag."
+        )
+    done = register(table, known, folder, options.channels, prune=options.prune, labels=labels)
+    return Imported(done, mistakes, notes)
 
 
-def _without_label_maps(table: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:
-    rows = find_label_maps(table, num_threads)
+def _without_label_maps(table: pd.DataFrame, known: pd.DataFrame, num_threads: int) -> tuple[pd.DataFrame, list[str]]:
+    """The table without images that look like label maps, and what is said about them; what is registered stays so."""
+    unknown = np.flatnonzero(~table["path"].isin(set(known["path"])).to_numpy())
+    rows = [int(unknown[row]) for row in find_label_maps(table.iloc[unknown], num_threads)]
     if not rows:
         return table, []
     shown = ", ".join(table["path"].iloc[rows[:3]])

@@ -14,7 +14,7 @@ from nnunet_ssl.corpus.table import SHAPE, numbers
 
 MAX_VALUES = 256  # TotalSegmentator has 117 classes, FreeSurfer's brains about 110
 MAX_VALUE = 20_000  # FreeSurfer numbers its regions up to 14175
-MIN_EQUAL = 0.7  # share of equal neighbours among voxels that are not 0; in 8-bit images with noise it is below 0.3
+MIN_EQUAL = 0.5  # share of equal neighbours among voxels that are not 0; in 8-bit images with noise it is below 0.3
 BYTES_PER_VOXEL = 0.15  # packed; label maps need about a hundredth, images more than a half
 SLICES = 9  # looked at, evenly spaced
 

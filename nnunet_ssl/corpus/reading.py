@@ -17,7 +17,7 @@ from nibabel.filebasedimages import ImageFileError
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
-from nnunet_ssl.corpus.address import split_volume
+from nnunet_ssl.corpus.address import split_masks, split_volume
 from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.units import NIFTI, count_not_finite, in_millimetres
 from nnunet_ssl.files.entering import why_no_content, why_no_file
@@ -99,6 +99,31 @@ def describe_failure(error: BaseException) -> str:
     return (
         f"cannot be read: {text}" if isinstance(error, (RuntimeError, OSError)) else f"{type(error).__name__}: {text}"
     )
+
+
+def read_label(reader: type, label: str | None, shape: Sequence[int]) -> tuple[np.ndarray | None, str | None]:
+    """(labels [1, D, H, W] of an image of `shape` [C, D, H, W], None) or (None, why there are none that can be used).
+
+    What is wrong with a label costs the label and not the image. Masks of an imported corpus are no labels: they say which
+    voxels are no image at all, so UnusableImage is raised where they are wrong.
+    """
+    if label is None:
+        return None, None
+    masks = bool(split_masks(label))
+    try:
+        reason = None if masks else damage(label)
+        labels = None if reason else reader().read_seg(label)[0]
+    except MemoryError:
+        raise
+    except Exception as error:
+        if masks:
+            raise
+        labels, reason = None, describe_failure(error)
+    if labels is not None and tuple(labels.shape[1:]) != tuple(shape[1:]):
+        reason = f"image and label differ in shape: {list(shape[1:])} and {list(labels.shape[1:])}"
+        if masks:
+            raise UnusableImage(reason)
+    return (labels, None) if reason is None else (None, reason)
 
 
 def read_case(reader: type, images: Sequence[str]) -> tuple[np.ndarray, dict[str, Any]]:

@@ -69,12 +69,20 @@ def unchanged(found: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
 
 
 def register(
-    found: pd.DataFrame, known: pd.DataFrame, folder: str, channels: list[str] | None, *, prune: bool = False
+    found: pd.DataFrame,
+    known: pd.DataFrame,
+    folder: str,
+    channels: list[str] | None,
+    *,
+    prune: bool = False,
+    labels: Mapping[str, int] | None = None,
 ) -> Registered:
     """Write corpus.parquet and dataset.json; cases that are known keep their names.
 
     `found` has the columns of COLUMNS, `name` and `images`. What a source says anew about a known image replaces what was
-    known. With `prune`, images whose files are gone are taken out; otherwise they stop the import. Raises CorpusError.
+    known. With `prune`, images whose files are gone are taken out; otherwise they stop the import.
+    `labels`, {name: value}, puts the label maps of the column `label` into nnU-Net's place; a data set that has them keeps
+    them. Raises CorpusError.
     """
     result = Registered(folder)
     previous = load_dataset_json(folder) if isfile(join(folder, "dataset.json")) else {}
@@ -107,7 +115,9 @@ def register(
     problems = table[table["problem"].notna()]
     result.problems = dict(zip(problems["path"], problems["problem"], strict=True))
     images = dict(zip(found["case"], found["images"], strict=True)) if "images" in found else {}
-    entries = _entries(table, entries, images)
+    if labels is None and previous.get("labels", LABELS) != LABELS:
+        labels = previous["labels"]
+    entries = _entries(table, entries, images, with_labels=labels is not None)
     result.total = len(entries)
     if channels is not None and entries:
         number = len(next(iter(entries.values()))["images"])
@@ -120,7 +130,7 @@ def register(
         raise CorpusError(f"None of the {len(table)} images can be used; nothing is registered.\n{reasons}")
     os.makedirs(folder, exist_ok=True)
     write_table(table, folder)
-    written = _dataset_json(previous, entries, table, channels)
+    written = _dataset_json(previous, entries, table, channels, labels or LABELS)
     before = previous.get("channel_names") or written["channel_names"]
     if before != written["channel_names"]:
         result.renamed = " -> ".join(", ".join(map(str, n.values())) for n in (before, written["channel_names"]))
@@ -173,11 +183,13 @@ def _merged(known: pd.DataFrame, found: pd.DataFrame, position: np.ndarray) -> p
     return pd.concat([table.reset_index(), found[position < 0].astype(object)], ignore_index=True)
 
 
-def _entries(table: pd.DataFrame, previous: Mapping[str, Any], images: Mapping[str, Any]) -> dict[str, Any]:
-    """The "dataset" block of dataset.json: files and masks of every case without a problem."""
+def _entries(
+    table: pd.DataFrame, previous: Mapping[str, Any], images: Mapping[str, Any], *, with_labels: bool
+) -> dict[str, Any]:
+    """The "dataset" block of dataset.json: files and masks, or label maps, of every case without a problem."""
     entries = {}
-    columns = ("case", "path", "volume", "anatomy_mask", "anonymisation_mask", "channels", "problem")
-    for case, path, volume, anatomy, anonymised, channels, problem in zip(
+    columns = ("case", "path", "volume", "anatomy_mask", "anonymisation_mask", "label", "channels", "problem")
+    for case, path, volume, anatomy, anonymised, label_map, channels, problem in zip(
         *(_none(table[c]) for c in columns), strict=True
     ):
         if problem is not None:
@@ -187,13 +199,17 @@ def _entries(table: pd.DataFrame, previous: Mapping[str, Any], images: Mapping[s
             several = channels is not None and channels > 1
             files = previous[case]["images"] if several else [volume_address(path, volume)]
         entry: dict[str, Any] = {"images": files}
-        label = mask_address(anatomy, anonymised)
+        label = label_map if with_labels else mask_address(anatomy, anonymised)
         entries[case] = entry | ({"label": label} if label else {})
     return entries
 
 
 def _dataset_json(
-    previous: Mapping[str, Any], entries: dict[str, Any], table: pd.DataFrame, channels: list[str] | None
+    previous: Mapping[str, Any],
+    entries: dict[str, Any],
+    table: pd.DataFrame,
+    channels: list[str] | None,
+    labels: Mapping[str, int],
 ) -> dict[str, Any]:
     # Names of channels are settings of the preprocessing: another one makes all images anew, so it must be asked for.
     names = previous.get("channel_names")
@@ -201,7 +217,7 @@ def _dataset_json(
         names = {str(i): name for i, name in enumerate(channels or default_channels(table))}
     return {
         "channel_names": names,
-        "labels": dict(LABELS),
+        "labels": dict(labels),
         "numTraining": len(entries),
         "file_ending": previous.get("file_ending") or ending_of(table["path"].iloc[0]) or ".nii.gz",
         "overwrite_image_reader_writer": "CorpusReader",

@@ -37,6 +37,7 @@ except ImportError:  # Windows
 __all__ = ["Lock", "Owner"]
 
 POLL = 1.0  # seconds between two tries, at most
+STALE = 5  # looks after which a released file at its path is nobody's
 RELEASED = b'{"released": true}'
 TAKEN = (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK)
 MISSING = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
@@ -125,6 +126,7 @@ class Lock:
 
     def _by_kernel(self) -> bool | None:
         """None where the file system has no kernel locks."""
+        stale = 0
         while True:
             try:
                 descriptor = self._open(os.O_RDWR | os.O_CREAT)
@@ -135,6 +137,11 @@ class Lock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 content = _read(descriptor)
                 if content == RELEASED or not self._is_there(descriptor):
+                    # A released file stays where its folder was moved while it was held. Opening asks NFS anew what is there.
+                    stale += content == RELEASED
+                    if stale >= STALE and self._is_there(descriptor):
+                        os.remove(self.path)
+                    time.sleep(0.01 * (stale > 1))
                     _close(descriptor)
                     continue
                 self.deaths = _deaths(parse(content))

@@ -43,7 +43,7 @@ class Opened(str):
 
 
 def load(file: Any, *args: Any, opener: str = "", **kwargs: Any) -> Any:
-    """`torch.load` of nnU-Net's module `opener`: what our reader reads, else, for files of its own trainers, what nnU-Net would do.
+    """`torch.load` of nnU-Net's module `opener`: what our reader reads, else, for its own trainers' files, what nnU-Net would do.
 
     Raises CheckpointError for a file that holds more than data where one of our trainers would open it, or where the
     environment variable NNUNET_SSL_REFUSE_UNSAFE is set.

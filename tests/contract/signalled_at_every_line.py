@@ -126,7 +126,8 @@ def main(job: dict[str, Any]) -> None:
         left[f"{name} {what}"].append(folder)
     for number_of, folders in enumerate(left.values()):
         again = make(job, scratch / "continued" / str(number_of))
-        shutil.copytree(folders[0], again.output_folder, dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns("running.lock")  # moved about while it was held
+        shutil.copytree(folders[0], again.output_folder, dirs_exist_ok=True, ignore=ignored)
         final = Path(again.output_folder) / "checkpoint_final.pth"
         again.load_checkpoint(str(final if final.exists() else final.with_name("checkpoint_latest.pth")))
         place = f"{again.position.epoch}, {len(again.position.replayed)}"

@@ -43,6 +43,16 @@ def test_second_run_is_told_who_holds_the_folder(holder, tmp_path):
     assert not (tmp_path / run_lock.FILE).exists()
 
 
+def test_folder_that_was_moved_during_a_run_can_be_used_again(tmp_path):
+    before, after = tmp_path / "before", tmp_path / "after"
+    with alone_in(str(before), "training A"):
+        before.rename(after)
+    assert (after / run_lock.FILE).exists()  # nobody could remove it there
+    with alone_in(str(after), "training B"):
+        pass
+    assert not (after / run_lock.FILE).exists()
+
+
 @pytest.mark.parametrize("lives", [True, False])
 def test_holder_on_another_machine_is_given_time_to_show_that_it_lives(lives, tmp_path, monkeypatch, capsys):
     """As after SLURM has requeued a job, whose old node is gone and has not told the file server."""

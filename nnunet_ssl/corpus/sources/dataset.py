@@ -23,6 +23,13 @@ def dataset_folder(source: str) -> str | None:
     return find_raw_dataset(source) if source.isdecimal() or is_dataset_name(source) else None
 
 
+def is_decathlon(folder: str) -> bool:
+    """Whether a folder with a dataset.json is laid out as in the Medical Decathlon: files without the channel's number."""
+    images = join(folder, "imagesTr")
+    names = [name for name in listdir(images) if not name.startswith(".")] if isdir(images) else []
+    return bool(names) and not any(re.search(r"_\d{4}\.[A-Za-z.]+$", name) for name in names)
+
+
 def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bool = False) -> Found:
     """The cases of a data set; its labels stay where they are and are no masks.
 
@@ -33,7 +40,7 @@ def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bo
     if folder is None:
         raise CorpusError(f"{source} is no nnU-Net data set: there is no dataset.json.")
     dataset = basename(normpath(folder))
-    dataset_json = read_dataset_json(folder)
+    dataset_json = read_dataset_json(folder, labels=False)
     ending = str(dataset_json["file_ending"])
     if ending.lower() not in ENDINGS:
         raise CorpusError(f"{source}: images end in {ending}; pre-training takes volumes: {', '.join(ENDINGS)}.")
@@ -77,7 +84,11 @@ def find_in_dataset(source: str, *, test_images: bool = True, split_channels: bo
 def channel_names(source: str) -> list[str]:
     """The names of the channels of a data set."""
     folder = dataset_folder(source)
-    return [] if folder is None else [str(name) for name in read_dataset_json(folder)["channel_names"].values()]
+    return (
+        []
+        if folder is None
+        else [str(name) for name in read_dataset_json(folder, labels=False)["channel_names"].values()]
+    )
 
 
 def _test_cases(folder: str, ending: str) -> dict[str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.dicom import find_series
+from nnunet_ssl.corpus.sources.folder_names import from_folders
 from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
 from nnunet_ssl.corpus.sources.layouts import Sorted, sort_files
 from nnunet_ssl.corpus.sources.walking import matching_files, walk_files
@@ -68,7 +69,7 @@ def find_in_folder(source: str, pattern: re.Pattern[str] | None = None) -> Found
     elif images and rows:
         subjects = {row["subject"] for row in rows[: len(rows) - len(series)]}
         notes.append(
-            f"{source}: subjects come from the file names: {len(subjects)} subjects, {len(rows) - len(series)} images, e.g. "
+            f"{source}: subjects come from the paths: {len(subjects)} subjects, {len(rows) - len(series)} images, e.g. "
             f"{rows[0]['subject']}. If that is wrong, say where they are: --subject-pattern '(?P<subject>[^/]+)/'"
         )
     return Found(frame(rows), mistakes, notes)
@@ -88,6 +89,9 @@ def _row(file: str, root: str, pattern: re.Pattern[str] | None) -> dict[str, Any
         "session": entities["session"][1] if entities["session"] else None,
         "modality": modality.group(0)[1:] if modality else None,
     }
+    told = from_folders(stem.replace(os.sep, "/"))
+    if not entities["subject"]:
+        row |= {key: value for key, value in told.items() if key == "subject" or row[key] is None}
     if pattern is not None:
         match = pattern.search(relative)
         row["unmatched"] = match is None

@@ -12,7 +12,7 @@ from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.bids import find_in_bids
 from nnunet_ssl.corpus.sources.csv_table import find_in_table
-from nnunet_ssl.corpus.sources.dataset import channel_names, dataset_folder, find_in_dataset
+from nnunet_ssl.corpus.sources.dataset import channel_names, dataset_folder, find_in_dataset, is_decathlon
 from nnunet_ssl.corpus.sources.folder import find_in_folder
 from nnunet_ssl.corpus.sources.found import Found, combine
 from nnunet_ssl.corpus.sources.openmind import METADATA, find_in_openmind
@@ -81,7 +81,7 @@ def kind_of(source: str) -> str:
         if isfile(join(source, METADATA)):
             return "openmind"
         if isfile(join(source, "dataset.json")):
-            return "dataset"
+            return "folder" if is_decathlon(source) else "dataset"
         if isfile(join(source, "pretrain_data.json")):
             raise CorpusError(
                 f"{source} holds a pretrain_data.json. Name the file: -i {join(source, 'pretrain_data.json')}"
