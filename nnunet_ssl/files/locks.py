@@ -154,6 +154,9 @@ class Lock:
                     _without.add(os.stat(os.path.dirname(self.path)).st_dev)
                     return None
                 raise
+            except BaseException:  # Ctrl-C: nobody would let it go
+                _close(descriptor)
+                raise
             self._descriptor = descriptor
             _held.add(self)
             return True
