@@ -137,7 +137,6 @@ def watch(trainer: Any) -> dict[str, float]:
     """Loss, loss of the trivial solution and named terms, means over the validation batches."""
     import torch
 
-    from nnunet_ssl.report.trivial import trivial_loss
     from nnunet_ssl.trainers.data import VALIDATION
     from nnunet_ssl.trainers.loading import build_loader
     from nnunet_ssl.trainers.stepping import run_batch
@@ -152,7 +151,7 @@ def watch(trainer: Any) -> dict[str, float]:
         for step, batch in enumerate(islice(batches, number)):
             output = run_batch(trainer, batch, VALIDATION, step)
             terms = {name: value.item() for name, value in output.terms.items()}
-            rows.append({"loss": output.loss.item(), "trivial": trivial_loss(trainer.method, seen.pop()), **terms})
+            rows.append({"loss": output.loss.item(), "trivial": float(trainer.method.yardstick(seen.pop())), **terms})
     hook.remove()
     return {name: fmean(row[name] for row in rows) for name in rows[0]}
 

@@ -10,7 +10,7 @@ settings and the preset's optimiser. Per seed, the network is then fine-tuned on
 cases that neither training has seen with a label; the twin from scratch, with the same plans, schedule, cases and seed,
 is trained once per backbone. Losses at the start and at the end are means over the same validation batches, of images
 held out from the pre-training, and beside them stands the loss of the best answer that does not look at the image
-(`nnunet_ssl.report.trivial` says what that is per method).
+(`Method.yardstick` says what that is per method).
 
 Killed, it goes on where it stopped when started again; what failed is tried again. `--timing-only` measures seconds per
 iteration (data loading left out), in blocks that take turns: every block times a few steps of every method and divides

@@ -31,7 +31,7 @@ def measure(
     from nnunet_ssl.backbones import wrap_network
     from nnunet_ssl.methods import get_method
     from nnunet_ssl.planners import ssl_planner
-    from nnunet_ssl.recipes import PRETRAINING, build_optimizer
+    from nnunet_ssl.recipes import build_optimizer, pretraining
     from nnunet_ssl.trainers.precision import autocast, autocast_dtype
 
     device = torch.device(device_name)
@@ -48,7 +48,7 @@ def measure(
         cls.output_channels(config, 1),
     )
     module = cls(wrap_network(network, views.network_size, cls.crop_setting), config).to(device)
-    recipe = PRETRAINING[module.backbone.kind]
+    recipe = pretraining(module.name)[module.backbone.kind]
     optimizer = build_optimizer(module.parameters(), recipe)
     shape = (batch, *((views.regions,) if views.regions > 1 else ()), 1, *views.region_size)
     data = {
@@ -71,7 +71,7 @@ def measure(
             loss = module(inputs).loss
         loss.backward()
         marks.append(now())
-        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.grad_clip)
+        torch.nn.utils.clip_grad_norm_(module.parameters(), recipe.max_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         marks.append(now())

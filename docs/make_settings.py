@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.recipes import FINETUNING, PRETRAINING, SCRATCH
+from nnunet_ssl.recipes import DEVIATIONS, FINETUNING, PRETRAINING, SCRATCH, pretraining
 from nnunet_ssl.settings import FinetuneSettings, PretrainSettings
 
 PAGE = Path(__file__).with_name("settings.md")
@@ -67,13 +67,19 @@ def table(cls: type) -> str:
 
 def recipes() -> str:
     """The recipes side by side."""
-    lines = ["| run | network | optimiser | learning rate | weight decay | epochs | warm-up | gradient clipping |"]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    for run, group in (("pre-training", PRETRAINING), ("fine-tuning", FINETUNING), ("from scratch", SCRATCH)):
+    lines = [
+        "| run | network | optimiser | learning rate | weight decay | epochs | warm-up | gradient clipping | source |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|---|")
+    rows = [("pre-training", PRETRAINING), ("fine-tuning", FINETUNING), ("from scratch", SCRATCH)]
+    rows += [
+        (f"`{method}`", {network: pretraining(method)[network]}) for method, network in DEVIATIONS
+    ]  # what differs by task
+    for run, group in rows:
         for network, r in group.items():
             lines.append(
                 f"| {run} | {network} | {r.optimizer} | {r.initial_lr:g} | {r.weight_decay:g} | {r.num_epochs} | "
-                f"{r.warmup_epochs} | {r.grad_clip:g} |"
+                f"{r.warmup_epochs} | {r.grad_clip or 'none'} | {r.source} |"
             )
     return "\n".join(lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,65 +16,97 @@ from nnunet_ssl.settings import ScheduleSettings
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything an optimisation needs to know, learning rates per step, lengths in epochs."""
+    """Everything an optimisation needs to know, learning rates per step, lengths in epochs; and where it is from."""
 
     optimizer: str
     initial_lr: float
     weight_decay: float
     num_epochs: int
     warmup_epochs: int
-    grad_clip: float
+    grad_clip: float  # largest L2 norm of all gradients together; 0: no clipping
+    source: str = ""
+
+    @property
+    def max_norm(self) -> float:
+        """What gradients are scaled down to."""
+        return self.grad_clip or math.inf
 
 
-# OpenMind benchmark (https://arxiv.org/abs/2412.17041): nnU-Net's own recipe for U-Nets, Primus' for Primus.
+# The OpenMind benchmark (https://arxiv.org/abs/2412.17041) as its code, nnssl, runs it: one recipe per kind of network, but
+# for the tasks in DEVIATIONS.
 PRETRAINING = {
-    "unet": Recipe("sgd", 1e-2, 3e-5, num_epochs=1000, warmup_epochs=0, grad_clip=12.0),
-    "primus": Recipe("adamw", 3e-4, 5e-2, num_epochs=1000, warmup_epochs=50, grad_clip=1.0),
+    "unet": Recipe(
+        "sgd", 1e-2, 3e-5, num_epochs=1000, warmup_epochs=0, grad_clip=12.0,
+        source="OpenMind: nnU-Net's recipe (nnssl, AbstractTrainer)",
+    ),
+    "primus": Recipe(
+        "adamw", 3e-4, 5e-2, num_epochs=1000, warmup_epochs=50, grad_clip=1.0,
+        source="OpenMind: Primus' recipe (nnssl, the Eva trainers)",
+    ),
+}  # fmt: skip
+# What differs from that, by task and kind of network.
+DEVIATIONS: dict[tuple[str, str], dict[str, Any]] = {
+    # Clipped at 12 as everything else it collapses: all embeddings equal after 160 steps (benchmarks/LOG.md).
+    ("simclr", "unet"): {"grad_clip": 0.1, "source": "OpenMind (nnssl, SimCLRTrainer)"},
+    ("voco", "unet"): {"grad_clip": 0.0, "source": "OpenMind (nnssl, VoCoTrainer, does not clip)"},
 }
 # Fine-tuning and training from scratch, as shipped with the OpenMind weights in nnU-Net's development branch.
 FINETUNING = {
-    "unet": Recipe("sgd", 1e-3, 3e-5, num_epochs=1000, warmup_epochs=50, grad_clip=12.0),
-    "primus": Recipe("adamw", 1e-4, 5e-2, num_epochs=1000, warmup_epochs=50, grad_clip=1.0),
+    "unet": Recipe(
+        "sgd", 1e-3, 3e-5, num_epochs=1000, warmup_epochs=50, grad_clip=12.0, source="nnU-Net's PretrainedTrainer"
+    ),
+    "primus": Recipe(
+        "adamw",
+        1e-4,
+        5e-2,
+        num_epochs=1000,
+        warmup_epochs=50,
+        grad_clip=1.0,
+        source="nnU-Net's PretrainedTrainer_Primus",
+    ),
 }
 SCRATCH = {
-    "unet": replace(FINETUNING["unet"], initial_lr=1e-2),
-    "primus": replace(FINETUNING["primus"], initial_lr=3e-4),
+    "unet": replace(FINETUNING["unet"], initial_lr=1e-2, source="nnU-Net's PretrainedTrainer --from_scratch"),
+    "primus": replace(
+        FINETUNING["primus"], initial_lr=3e-4, source="nnU-Net's PretrainedTrainer_Primus --from_scratch"
+    ),
 }
+OVERRIDABLE = ("initial_lr", "weight_decay", "grad_clip")
 
 
-def at_most_a_tenth(epochs: int, num_epochs: int) -> int:
-    """Length in epochs of a short phase of a run: its published length, but never more than a tenth of the run.
+def pretraining(method: str) -> dict[str, Recipe]:
+    """The recipe of a task for each kind of network."""
+    return {kind: replace(recipe, **DEVIATIONS.get((method, kind), {})) for kind, recipe in PRETRAINING.items()}
 
-    The published 50 of 1000 epochs and 15 of 150 both follow.
+
+def short_phase(num_epochs: int) -> int:
+    """Length in epochs of a warm-up, or of the decoder alone, where nobody set it.
+
+    The published ones are 50 of 1000, 15 of 300 and of 150, 3 of 30: a twentieth of long runs, a tenth of short ones.
     """
-    return min(epochs, num_epochs // 10)
+    return min(50, max(num_epochs // 20, min(15, num_epochs // 10)))
 
 
 def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSettings) -> Recipe:
     """Recipe of a backbone ("unet" or "primus") with everything replaced that the settings set.
 
-    Another optimiser than the recipe's brings its own learning rate, weight decay and clipping along, because the
-    numbers of one are meaningless for the other. A warm-up nobody asked for never takes more than a tenth of the run.
+    Another optimiser than the recipe's brings its own learning rate, weight decay, warm-up and clipping along, because the
+    numbers of one are meaningless for the other. A warm-up nobody asked for is as long as `short_phase` says.
     """
     recipe = recipes[backbone]
     if settings.optimizer not in (None, recipe.optimizer):
         other = next(r for r in recipes.values() if r.optimizer == settings.optimizer)
-        recipe = replace(other, num_epochs=recipe.num_epochs, warmup_epochs=recipe.warmup_epochs)
+        recipe = replace(other, num_epochs=recipe.num_epochs)
     num_epochs = recipe.num_epochs if settings.num_epochs is None else settings.num_epochs
     warmup = settings.warmup_epochs
     if warmup is None:
-        warmup = at_most_a_tenth(recipe.warmup_epochs, num_epochs)
+        warmup = min(recipe.warmup_epochs, short_phase(num_epochs))
     if warmup >= num_epochs > 1:
         raise ValueError(
             f"A warm-up of {warmup} epochs leaves nothing of a run of {num_epochs}. Set warmup_epochs below num_epochs."
         )
-    return replace(
-        recipe,
-        initial_lr=recipe.initial_lr if settings.initial_lr is None else settings.initial_lr,
-        weight_decay=recipe.weight_decay if settings.weight_decay is None else settings.weight_decay,
-        num_epochs=num_epochs,
-        warmup_epochs=warmup,
-    )
+    asked = {name: getattr(settings, name) for name in OVERRIDABLE if getattr(settings, name) is not None}
+    return replace(recipe, **asked, num_epochs=num_epochs, warmup_epochs=warmup)
 
 
 def build_optimizer(

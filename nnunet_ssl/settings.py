@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 C = TypeVar("C")
@@ -52,7 +52,10 @@ class ScheduleSettings:
     optimizer: str | None = None  # "sgd" or "adamw"; another one than the recipe's brings its own numbers along
     initial_lr: float | None = None  # highest learning rate
     weight_decay: float | None = None  # on all parameters
-    warmup_epochs: int | None = None  # linear; by default at most a tenth of the run
+    warmup_epochs: int | None = None  # linear; by default 50 of 1000, 15 of 150 to 300, a tenth of shorter runs
+    grad_clip: float | None = (
+        None  # largest L2 norm of all gradients together; larger ones are scaled down. 0: no clipping
+    )
     seed: int = 0  # of weights, patches, masks and everything else that is drawn
 
     def __post_init__(self) -> None:
@@ -61,7 +64,7 @@ class ScheduleSettings:
             integer = isinstance(value, int) and not isinstance(value, bool)
             require(value is None or (integer and value >= 1), f"{name} must be a whole number >= 1, found {value!r}.")
         require(self.optimizer in (None, "sgd", "adamw"), f'optimizer is "sgd" or "adamw", found {self.optimizer!r}.')
-        for name in ("initial_lr", "weight_decay"):
+        for name in ("initial_lr", "weight_decay", "grad_clip"):
             value = getattr(self, name)
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             require(value is None or (number and value >= 0), f"{name} must be a number >= 0, found {value!r}.")
@@ -96,6 +99,8 @@ class PretrainSettings(ScheduleSettings):
     shard: bool = False
     # Deterministic algorithms on a GPU, where there are any, and no torch.compile: slower; CPUs are deterministic without
     deterministic: bool = False
+    # End with exit code 4 where a run learns nothing or its embeddings collapse, after a tenth of it
+    stop_on_collapse: bool = False
     save_every: int = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
@@ -127,7 +132,7 @@ class PretrainSettings(ScheduleSettings):
             type(self.min_foreground) in (int, float) and 0 <= self.min_foreground < 1,
             f"min_foreground must be a share from 0 to below 1, found {self.min_foreground!r}.",
         )
-        for name in ("shard", "deterministic"):
+        for name in ("shard", "deterministic", "stop_on_collapse"):
             value = getattr(self, name)
             require(isinstance(value, bool), f"{name} is true or false, found {value!r}.")
         require(
@@ -145,6 +150,12 @@ class FinetuneSettings(ScheduleSettings):
     # valley and sawtooth: epochs in which the decoder trains alone; by default 50, at most a tenth of the run
     decoder_epochs: int | None = None
     decoder_lr: float | None = None  # highest learning rate while the decoder trains alone; by default initial_lr
+    deep_supervision: bool = (
+        False  # U-Nets: loss at lower resolutions too, as nnU-Net trains; OpenMind's fine-tuning: none
+    )
+    drop_path: float = (
+        0.0  # Primus: stochastic depth of the last block, whatever the plans say; OpenMind's fine-tuning has none
+    )
     layer_decay: float = 0.75  # layer decay: factor on the learning rate from one layer to the one before it
 
     def __post_init__(self) -> None:
@@ -156,6 +167,14 @@ class FinetuneSettings(ScheduleSettings):
         require(
             self.decoder_lr is None or (type(self.decoder_lr) in (int, float) and self.decoder_lr > 0),
             f"decoder_lr must be a number > 0, found {self.decoder_lr!r}.",
+        )
+        require(
+            isinstance(self.deep_supervision, bool),
+            f"deep_supervision is true or false, found {self.deep_supervision!r}.",
+        )
+        require(
+            type(self.drop_path) in (int, float) and 0 <= self.drop_path < 1,
+            f"drop_path must be a rate from 0 to below 1, found {self.drop_path!r}.",
         )
         require(
             type(self.layer_decay) in (int, float) and 0 < self.layer_decay <= 1,
@@ -173,18 +192,37 @@ class FinetuneSettings(ScheduleSettings):
 
 @dataclass(frozen=True)
 class PretrainBlock:
-    """The whole `ssl` block: the settings, and the block of every method that has one."""
+    """The whole `ssl` block: what holds for every task, and the block of every task that has one.
 
-    settings: PretrainSettings
-    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    A task's block holds the fields of its Config, and may hold any of the general settings as well, which then hold for this
+    task alone: {"initial_lr": 1e-3, "voco": {"initial_lr": 1e-4, "target_crops": 8}}.
+    """
+
+    general: Mapping[str, Any]
+    methods: Mapping[str, Mapping[str, Any]]
+    where: str
 
     @classmethod
     def read(cls, configuration: Mapping[str, Any], method_names: tuple[str, ...], name: str) -> PretrainBlock:
-        """Read `configuration["ssl"]`; keys that are names of methods hold those methods' configs."""
+        """Read `configuration["ssl"]`; keys that are names of methods hold those methods' blocks. Raises SettingsError."""
         block = configuration.get("ssl", {})
         where = f'plans["configurations"]["{name}"]["ssl"]'
         if not isinstance(block, Mapping):
             raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
         methods = {k: v for k, v in block.items() if k in method_names}
-        rest = {k: v for k, v in block.items() if k not in method_names}
-        return cls(read_config(PretrainSettings, rest, where), methods)
+        general = {k: v for k, v in block.items() if k not in method_names}
+        read_config(PretrainSettings, general, where)
+        return cls(general, methods, where)
+
+    def of(self, method: str, config: type[C]) -> tuple[PretrainSettings, C]:
+        """(settings, config) of a task; raises SettingsError."""
+        where, block = f'{self.where}["{method}"]', self.methods.get(method, {})
+        if not isinstance(block, Mapping):
+            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
+        own, general = {f.name for f in fields(config)}, {f.name for f in fields(PretrainSettings)}  # type: ignore[arg-type]
+        settings = {k: v for k, v in block.items() if k in general - own}
+        rest = {k: v for k, v in block.items() if k not in settings}
+        return (
+            read_config(PretrainSettings, {**self.general, **settings}, where if settings else self.where),
+            read_config(config, rest, where),
+        )

@@ -87,14 +87,16 @@ def primus(embed_dim: int, depth: int, heads: int, drop_path_rate: float) -> dic
     }
 
 
-# Patch and batch sizes of the OpenMind benchmark (https://arxiv.org/abs/2412.17041): 8 for pre-training, 2 for fine-tuning.
+# Patch and batch sizes of the OpenMind benchmark (https://arxiv.org/abs/2412.17041): 8 for pre-training, 32 for SimCLR, whose
+# crops are a sixteenth of a patch, 2 for fine-tuning. Consistent views (https://arxiv.org/abs/2509.13846): 4, two views each.
+PUBLISHED = {"batch_size": 8, "simclr": {"batch_size": 32}, "consistent_views": {"batch_size": 4}}
 RESENC_L = Preset(
     **residual_encoder_unet((32, 64, 128, 256, 320, 320), (1, 3, 4, 6, 6, 6)),
     patch_edge=160,
     batch_size=2,
-    ssl={"batch_size": 8},
+    ssl=PUBLISHED,
 )
-PRIMUS_M = Preset(**primus(864, 16, 12, drop_path_rate=0.2), patch_edge=160, batch_size=2, ssl={"batch_size": 8})
+PRIMUS_M = Preset(**primus(864, 16, 12, drop_path_rate=0.2), patch_edge=160, batch_size=2, ssl=PUBLISHED)
 RESENC_TINY = Preset(
     **residual_encoder_unet((12, 24, 48, 96), (1, 2, 2, 2)),
     patch_edge=64,

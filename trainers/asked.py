@@ -9,11 +9,11 @@ from typing import Any
 
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.planners.datasets import load_configuration
-from nnunet_ssl.settings import PretrainBlock, SettingsError, read_config
+from nnunet_ssl.settings import PretrainBlock, SettingsError
 
 WEIGHTS = "pretrained_weights"  # key of the plans of a run
 # How a run is computed, or watched: the network that comes out is the same.
-HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every"}
+HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_on_collapse"}
 GEOMETRY = ("patch_size", "batch_size", "spacing", "normalization_schemes", "architecture")
 
 
@@ -42,8 +42,9 @@ def _settings(plans: dict[str, Any], configuration: str, method: str) -> dict[st
     """Everything that decides what a run makes, flat, with defaults in their places."""
     entries = load_configuration(plans, configuration)
     block = PretrainBlock.read(entries, method_names(), configuration)
-    config: Any = read_config(get_method(method).Config, block.methods.get(method, {}), method)
-    settings = {key: value for key, value in asdict(block.settings).items() if key not in HOW}
+    config: Any
+    own_settings, config = block.of(method, get_method(method).Config)
+    settings = {key: value for key, value in asdict(own_settings).items() if key not in HOW}
     own = {f"{method}.{key}": value for key, value in asdict(config).items()}
     geometry = {key if key != "batch_size" else "batch_size of the plans": entries.get(key) for key in GEOMETRY}
     return {key: _plain(value) for key, value in {**settings, **own, **geometry}.items()}

@@ -27,9 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.recipes import PRETRAINING, build_optimizer, resolve
+from nnunet_ssl.recipes import build_optimizer, pretraining, resolve
 from nnunet_ssl.report.memory_fit import Count
-from nnunet_ssl.settings import PretrainBlock, read_config
+from nnunet_ssl.settings import PretrainBlock
 from nnunet_ssl.trainers import stepping
 from nnunet_ssl.trainers.building import build_method
 from nnunet_ssl.trainers.like_cuda import LikeCUDA
@@ -57,11 +57,11 @@ class CountedStep:
         manager = PlansManager(dict(plans)).get_configuration(configuration)
         block = PretrainBlock.read(manager.configuration, method_names(), configuration)
         method_class = get_method(method)
-        where = f'plans["configurations"]["{configuration}"]["ssl"]["{method}"]'
-        config: Any = read_config(method_class.Config, block.methods.get(method, {}), where)
+        config: Any
+        settings, config = block.of(method, method_class.Config)
         views = method_class.views(config, manager.patch_size)
         # Normalisation is named for every channel.
-        channels = 1 if block.settings.channels == "separate" else len(manager.normalization_schemes)
+        channels = 1 if settings.channels == "separate" else len(manager.normalization_schemes)
         self.fake, self.memory = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False), LiveMemory()
         self.sample = ((views.regions,) if views.regions > 1 else ()), channels, views.region_size
         with self._counted(), _NoValues():
@@ -70,7 +70,7 @@ class CountedStep:
             drop_by_image(self.method)  # without keys: it then computes everything
             if recomputing:
                 recompute(self.method, self._again)
-            recipe = resolve(PRETRAINING, self.method.backbone.kind, block.settings)
+            recipe = resolve(pretraining(method), self.method.backbone.kind, settings)
             self.trainer: Any = SimpleNamespace(
                 method=self.method,
                 network=self.method,

@@ -17,6 +17,7 @@ from torch import distributed as dist
 from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.trainers.judging import YARDSTICK, last_finite
 from nnunet_ssl.trainers.progress import duration
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ def log_results(trainer: SSLTrainer, results: Sequence[Mapping[str, Any]], kind:
     trainer.logger.log(f"{kind}_losses", means.pop("loss"), trainer.current_epoch)
     for name, value in means.items():
         trainer.logger.log(f"{kind}_{name}", value, trainer.current_epoch)
+
+
+def log_yardstick(trainer: SSLTrainer, values: Sequence[torch.Tensor]) -> None:
+    """Log the loss of the trivial answer on this epoch's validation batches, or where it is known already, that."""
+    if values:
+        value = mean_over_processes([{"loss": v} for v in values], trainer.device)["loss"]
+    else:
+        known = last_finite(trainer.logger.local_logger.my_fantastic_logging.get(YARDSTICK, ()))
+        if known is None:
+            return
+        value = known
+    trainer.logger.log(YARDSTICK, value, trainer.current_epoch)
 
 
 def finish_epoch(trainer: SSLTrainer) -> None:

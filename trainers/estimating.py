@@ -9,8 +9,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.overview.sections import as_text
 from nnunet_ssl.integration.architecture import is_primus
-from nnunet_ssl.methods import method_names
-from nnunet_ssl.recipes import PRETRAINING, resolve
+from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.recipes import pretraining, resolve
 from nnunet_ssl.report.gpu_times import times_section
 from nnunet_ssl.report.memory_fit import fit_section
 from nnunet_ssl.settings import PretrainBlock
@@ -28,7 +28,8 @@ def estimate_by_counting(
     Raises ValueError for a batch that cannot be shared, and as `CountedStep` does.
     """
     manager = PlansManager(dict(plans)).get_configuration(configuration)
-    settings = PretrainBlock.read(manager.configuration, method_names(), configuration).settings
+    block = PretrainBlock.read(manager.configuration, method_names(), configuration)
+    settings, _ = block.of(method, get_method(method).Config)
     batch = share_of_batch(settings.batch_size or manager.batch_size, processes, settings.accumulate)
     sections, note = [], ""
     try:
@@ -36,7 +37,7 @@ def estimate_by_counting(
         sections.append(fit_section(found, processes, settings.shard))
     except CannotCount as error:
         note = f"\n\nNote: {error}"
-    epochs = resolve(PRETRAINING, "primus" if is_primus(manager) else "unet", settings).num_epochs
+    epochs = resolve(pretraining(method), "primus" if is_primus(manager) else "unet", settings).num_epochs
     length = epochs, settings.num_iterations_per_epoch, settings.num_val_iterations_per_epoch
     sections.append(times_section(method, backbone, manager.patch_size, *length))
     return as_text(sections) + note

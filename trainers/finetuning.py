@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.backbones.blockwise import compute_by_product
+from nnunet_ssl.backbones.drop_path import set_drop_path
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_latest
@@ -76,7 +77,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         self.watch = Watch(self.print_to_log_file, self.grad_scaler is not None)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
-        self.enable_deep_supervision = not primus
+        self.enable_deep_supervision = self.settings.deep_supervision and not primus
 
     @staticmethod
     def build_network_architecture(
@@ -87,7 +88,12 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         """The network of the plans; everything is read from them, so inference needs no other file."""
-        return build_network(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
+        network = build_network(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
+        if not enable_deep_supervision and not is_primus(configuration_manager):
+            # Nothing asks for the coarser outputs, and DDP would wait for their gradients.
+            outputs: Any = network.get_submodule("decoder.seg_layers")
+            outputs[:-1].requires_grad_(False)
+        return network
 
     def initialize(self) -> None:
         """Build everything as nnU-Net does, from a fixed seed, and say how weights are to be transferred."""
@@ -102,6 +108,8 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
             target_channel_names=tuple(channels or ()) or None,
             image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),
         )
+        if is_primus(self.configuration_manager):
+            set_drop_path(network, self.settings.drop_path)
         compute_by_product(network)
         run_in_autocast(network, self.device)
 

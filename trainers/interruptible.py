@@ -125,4 +125,4 @@ class InterruptibleTrainer(nnUNetTrainer):
         for loader in (self.dataloader_train, self.dataloader_val):
             with suppress(AttributeError):  # without reading processes there is nothing to end
                 loader._finish()
-        leave(self, number)
+        leave(self, leave_with(number))

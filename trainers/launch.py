@@ -30,6 +30,7 @@ from nnunet_ssl.planners.finished import plan_settings
 from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
 from nnunet_ssl.trainers.devices import require_device, use_threads
 from nnunet_ssl.trainers.interruption import leave_with
+from nnunet_ssl.trainers.judging import COLLAPSED
 from nnunet_ssl.trainers.processes import patient_group, wait_for_all
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 from nnunet_ssl.trainers.state import RESUME_ORDER, existing_checkpoint
@@ -223,6 +224,8 @@ def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
             traceback = pickle.load(file)  # a text from our own child, through torch's own file
         raise RuntimeError(f"Process {context.error_files.index(first)} failed:\n{traceback}") from error
     except mp.ProcessExitedException as error:
+        if error.exit_code == COLLAPSED:
+            raise SystemExit(COLLAPSED) from None
         if error.exit_code in {128 + number for number in SIGNALS}:
             raise leave_with(next((n for n in received if n in AT_ONCE), error.exit_code - 128)) from None
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with exit code {error.exit_code}"

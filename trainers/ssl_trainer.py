@@ -27,8 +27,8 @@ from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, whole_files
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
 from nnunet_ssl.planners.normalization import raw_channels
-from nnunet_ssl.recipes import PRETRAINING, WarmupPolyLR, build_optimizer, resolve
-from nnunet_ssl.settings import PretrainBlock, read_config
+from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
+from nnunet_ssl.settings import PretrainBlock
 from nnunet_ssl.trainers import epochs, state, stepping
 from nnunet_ssl.trainers.building import build_method
 from nnunet_ssl.trainers.compiling import Compiler
@@ -37,6 +37,7 @@ from nnunet_ssl.trainers.determinism import deterministic
 from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.interruption import Interruption, forget_to_finish
+from nnunet_ssl.trainers.judging import YARDSTICK, last_finite, verdict
 from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
 from nnunet_ssl.trainers.out_of_memory import say_what_helps
 from nnunet_ssl.trainers.position import Phase, Position
@@ -45,7 +46,7 @@ from nnunet_ssl.trainers.processes import Together, place, start_beside_the_firs
 from nnunet_ssl.trainers.progress import EpochBar
 from nnunet_ssl.trainers.run_lock import alone_in, doing
 from nnunet_ssl.trainers.sharding import build_sharded_optimizer
-from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked, stop_validating_if_asked
+from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked, stop_if_collapsed, stop_validating_if_asked
 from nnunet_ssl.trainers.validation import summary_file, validate_cases
 
 
@@ -80,10 +81,9 @@ class SSLTrainer(nnUNetTrainer):
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
         block = PretrainBlock.read(self.configuration_manager.configuration, method_names(), configuration)
-        self.settings = block.settings
         self.method_class = get_method(self.method_name)
-        where = f'plans["configurations"]["{configuration}"]["ssl"]["{self.method_name}"]'
-        self.method_config: Any = read_config(self.method_class.Config, block.methods.get(self.method_name, {}), where)
+        self.method_config: Any
+        self.settings, self.method_config = block.of(self.method_name, self.method_class.Config)
         self.views = self.method_class.views(self.method_config, self.configuration_manager.patch_size)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
@@ -94,6 +94,8 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.loud = self.local_rank == 0
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
+        self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
+        self.warned_of_collapse = False
         self._warnings: set[str] = set()
         self._bar: EpochBar | None = None
 
@@ -145,7 +147,7 @@ class SSLTrainer(nnUNetTrainer):
             attend_by_products_when_short(method)
         if self.wants_determinism:
             attend_deterministically(method)
-        self.recipe = resolve(PRETRAINING, method.backbone.kind, self.settings)
+        self.recipe = resolve(pretraining(self.method_name), method.backbone.kind, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self._set_batch_size_and_oversample()
@@ -352,14 +354,27 @@ class SSLTrainer(nnUNetTrainer):
         self.position.validated += 1
         return {"loss": output.loss.detach(), **output.terms}
 
+    @property
+    def measures_yardstick(self) -> bool:
+        """Whether the yardstick of the held-out batches is not known yet; they are the same in every epoch."""
+        return last_finite(self.logger.local_logger.my_fantastic_logging.get(YARDSTICK, ())) is None
+
+    def note_yardstick(self, value: Tensor | None) -> None:
+        """Keep the yardstick of a validation batch; None where the method knows none."""
+        if value is not None:
+            self._yardsticks.append(value)
+
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         epochs.log_results(self, val_outputs, "val")
+        epochs.log_yardstick(self, self._yardsticks)
+        self._yardsticks = []
 
     def on_epoch_end(self) -> None:
         """Log, draw, save."""
         self.position.phase = Phase.ENDED
         epochs.finish_epoch(self)
         self.position.next_epoch()
+        stop_if_collapsed(self)
         stop_after_epoch(self)
 
     def on_train_end(self) -> None:
@@ -369,6 +384,7 @@ class SSLTrainer(nnUNetTrainer):
             os.remove(summary)  # of a shorter training
         super().on_train_end()
         self.position.phase = Phase.FINISHED
+        self.print_to_log_file(verdict(self.logger.local_logger.my_fantastic_logging, self.method_class.trivial_answer))
         self.together.finish()
         if self.local_rank == 0:
             forget_to_finish(self.output_folder)

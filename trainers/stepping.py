@@ -25,7 +25,7 @@ from nnunet_ssl.backbones.drop_path import use_keys
 from nnunet_ssl.methods import Method, MethodOutput
 from nnunet_ssl.methods.gather import shared_counts
 from nnunet_ssl.methods.parts import merge_encoded, split_inputs
-from nnunet_ssl.trainers.data import derive_seed
+from nnunet_ssl.trainers.data import VALIDATION, derive_seed
 from nnunet_ssl.trainers.finite import step_where
 from nnunet_ssl.trainers.packing import unpack
 from nnunet_ssl.trainers.precision import autocast
@@ -65,6 +65,9 @@ def prepare_batch(
         inputs = trainer.method.prepare(tensors, generator)
     for warning in caught:
         trainer.warn_once(str(warning.message))
+    if stream == VALIDATION and trainer.measures_yardstick:
+        with region("prepare"), torch.no_grad():
+            trainer.note_yardstick(trainer.method.yardstick(inputs))
     inputs = {**inputs, IMAGE_KEYS: generator.keys}
     own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
     return partial(run_prepared, trainer, inputs, images, trainer.settings.accumulate, own_seed)
@@ -173,7 +176,7 @@ def optimiser_step(trainer: SSLTrainer, loss: Tensor | None = None) -> Tensor:
     with region("optimiser"):
         if scaler is not None:
             scaler.unscale_(optimizer)
-        fine = clip_gradients(trainer.network, trainer.recipe.grad_clip).isfinite()
+        fine = clip_gradients(trainer.network, trainer.recipe.max_norm).isfinite()
         if loss is not None:
             fine = fine & loss.isfinite()
         if scaler is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from nnunet_ssl.signals import AFTER_EPOCH
 from nnunet_ssl.trainers.epochs import mean_over_processes
 from nnunet_ssl.trainers.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
+from nnunet_ssl.trainers.judging import COLLAPSED, collapse
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.interruptible import InterruptibleTrainer
@@ -28,7 +29,7 @@ def stop_if_asked(trainer: SSLTrainer) -> None:
     if trainer.is_ddp:
         position.finished = [mean_over_processes([result], trainer.device) for result in position.finished]
     done = f"in epoch {position.epoch} after {len(position.finished)} of {trainer.num_iterations_per_epoch} iterations"
-    save_and_leave(trainer, f"{asked.name} received: stopped {done}", asked)
+    save_and_leave(trainer, f"{asked.name} received: stopped {done}", leave_with(asked))
 
 
 def stop_after_epoch(trainer: SSLTrainer) -> None:
@@ -38,9 +39,23 @@ def stop_after_epoch(trainer: SSLTrainer) -> None:
     by_file = trainer.local_rank == 0 and asked_to_finish(trainer.output_folder)
     if trainer.together.now(bool(trainer.interruption.finishing or by_file)):
         reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
-        save_and_leave(
-            trainer, f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs", USR2
-        )
+        sentence = f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs"
+        save_and_leave(trainer, sentence, leave_with(USR2))
+
+
+def stop_if_collapsed(trainer: SSLTrainer) -> None:
+    """Warn once of a run that learns nothing; where the settings say so, save and end it with an exit code of its own."""
+    log = trainer.logger.local_logger.my_fantastic_logging
+    reason = collapse(log, trainer.num_epochs, trainer.num_iterations_per_epoch)
+    if reason is None:
+        return
+    if not trainer.settings.stop_on_collapse:
+        if not trainer.warned_of_collapse:
+            trainer.warned_of_collapse = True
+            trainer.warn_once(f"{reason} --stop-on-collapse ends such a run.")
+        return
+    if trainer.position.epoch < trainer.num_epochs:
+        save_and_leave(trainer, f"Stopped after {trainer.position.epoch} epochs: {reason}", SystemExit(COLLAPSED))
 
 
 def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None:
@@ -48,7 +63,7 @@ def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None
     asked = trainer.together.now(int(trainer.interruption.requested or 0))
     if asked:
         say_what_is_left(trainer, asked)
-        leave(trainer, asked)
+        leave(trainer, leave_with(asked))
 
 
 def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) -> None:
@@ -59,21 +74,21 @@ def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) ->
     )
 
 
-def save_and_leave(trainer: SSLTrainer, sentence: str, number: int) -> None:
-    """Write checkpoint_latest.pth, say so, and end all processes with 128 + the signal's number."""
+def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> None:
+    """Write checkpoint_latest.pth, say so, and end all processes with the code of `ending`."""
     file = join(trainer.output_folder, "checkpoint_latest.pth")
     trainer.save_checkpoint(file)
     saved = (
         "nothing is saved, checkpointing is disabled" if trainer.disable_checkpointing else f"saved in {file}. {AGAIN}"
     )
     trainer.print_to_log_file(f"{sentence}, {saved}")
-    if trainer.local_rank == 0 and number == USR2:
+    if trainer.local_rank == 0 and ending.code == leave_with(USR2).code:
         forget_to_finish(trainer.output_folder)
-    leave(trainer, number)
+    leave(trainer, ending)
 
 
-def leave(trainer: SSLTrainer | InterruptibleTrainer, number: int) -> None:
+def leave(trainer: SSLTrainer | InterruptibleTrainer, ending: SystemExit) -> None:
     """End this process, once all processes are here: one that leaves earlier ends the others."""
     trainer.together.finish()
     trainer.interruption.ignore()
-    raise leave_with(number)
+    raise ending

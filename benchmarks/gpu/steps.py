@@ -44,7 +44,7 @@ def build(setting: str, edge: int, device_name: str) -> tuple[Any, Any]:
     from nnunet_ssl.cli.pretrain import BACKBONES
     from nnunet_ssl.methods import get_method
     from nnunet_ssl.planners import ssl_planner
-    from nnunet_ssl.recipes import PRETRAINING, build_optimizer
+    from nnunet_ssl.recipes import build_optimizer, pretraining
     from nnunet_ssl.trainers.building import build_method
     from nnunet_ssl.trainers.compiling import Compiler
 
@@ -71,7 +71,7 @@ def build(setting: str, edge: int, device_name: str) -> tuple[Any, Any]:
     method = method.to(device).train()
     encode = compiler(method.encode)
     compiler.compile_forward(method)
-    recipe = PRETRAINING[method.backbone.kind]
+    recipe = pretraining(method.name)[method.backbone.kind]
     trainer = SimpleNamespace(
         method=method, network=method, encode=encode, compare=method.compare, grad_scaler=None, device=device, views=views,
         drop_paths=paths, is_ddp=False, warn_once=lambda _: None, recipe=recipe, compiler=compiler,

@@ -118,6 +118,17 @@ def drop_by_image(module: nn.Module) -> list[ImageDropPath]:
     return replaced
 
 
+def set_drop_path(module: nn.Module, rate: float) -> None:
+    """Have the stochastic depth of transformer blocks rise evenly from 0 in the first to `rate` in the last.
+
+    Whatever it was before; blocks built without any keep none where `rate` is 0, and get theirs otherwise.
+    """
+    blocks = [block for block in module.modules() if isinstance(block, EvaBlock)]
+    for block, own in zip(blocks, torch.linspace(0, rate, len(blocks)).tolist(), strict=True):
+        block.drop_path1 = DropPath(own) if own else nn.Identity()
+        block.drop_path2 = DropPath(own) if own else nn.Identity()
+
+
 def use_keys(paths: list[ImageDropPath], keys: Tensor | None, device: torch.device | None = None) -> None:
     """From now on the paths belong to the images with these keys [B], a tensor of the host; device: the network's.
 

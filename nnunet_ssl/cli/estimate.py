@@ -7,8 +7,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, name_of_run
-from nnunet_ssl.methods import method_names
+from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags
+from nnunet_ssl.cli.result_folder import name_of_run
+from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.settings import PretrainBlock
 
 
@@ -24,7 +25,8 @@ def estimate_without_a_step(args: argparse.Namespace) -> str | None:
 
     plans, source = plans_of(args)
     configuration = plans["configurations"][args.configuration]
-    shard = PretrainBlock.read(configuration, method_names(), args.configuration).settings.shard
+    block = PretrainBlock.read(configuration, method_names(), args.configuration)
+    shard = block.of(args.method, get_method(args.method).Config)[0].shard
     if not under_torchrun or os.environ["RANK"] == "0":
         print(
             f"{source}\n\n{estimate_by_counting(plans, args.configuration, args.method, backbone_of(configuration), processes)}\n"

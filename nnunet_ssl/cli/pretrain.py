@@ -7,9 +7,6 @@ import json
 import os
 import re
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 # Before torch starts its threads: on a CPU, threads that wait actively take the cores from those that read the data.
@@ -17,7 +14,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import SAMPLING, PretrainBlock, read_config
+from nnunet_ssl.settings import SAMPLING, PretrainBlock
 
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",
@@ -135,6 +132,12 @@ def build_parser() -> argparse.ArgumentParser:
     recipe.add_argument("--mask-ratio", type=float, metavar="X", help="share of hidden blocks or tokens")
     recipe.add_argument("--seed", type=int, metavar="N")
     recipe.add_argument(
+        "--stop-on-collapse",
+        action="store_true",
+        default=None,
+        help="end with exit code 4 where the run learns nothing, or its embeddings collapse, after a tenth of it",
+    )
+    recipe.add_argument(
         "--set",
         action="append",
         default=[],
@@ -196,6 +199,7 @@ def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
         "seed": args.seed,
         "shard": args.shard,
         "deterministic": args.deterministic,
+        "stop_on_collapse": args.stop_on_collapse,
         "channels": args.channels,
     }
     block = {k: v for k, v in block.items() if v is not None}
@@ -226,16 +230,20 @@ def check_flags(args: argparse.Namespace) -> None:
             f"them, found {args.run_name!r}."
         )
     block = PretrainBlock.read({"ssl": flags_as_settings(args)}, method_names(), args.configuration)
-    for name, fields in block.methods.items():
-        read_config(get_method(name).Config, fields, f"the flags of {name}")
+    for name in {args.method, *block.methods}:
+        block.of(name, get_method(name).Config)
 
 
 def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the flags into the plans of this run."""
     configuration = plans["configurations"][args.configuration]
     block = configuration.setdefault("ssl", {})
+    own = block.get(args.method, {})
     for key, value in flags_as_settings(args).items():
-        block[key] = {**block.get(key, {}), **value} if isinstance(value, dict) else value
+        if key in own:  # the plans have a value of this task's own, which would win
+            own[key] = value
+        else:
+            block[key] = {**block.get(key, {}), **value} if isinstance(value, dict) else value
     if args.patch_size is not None:
         axes = len(configuration["patch_size"])
         size = args.patch_size * axes if len(args.patch_size) == 1 else args.patch_size
@@ -278,18 +286,17 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
     from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.report.benchmark_table import table
     from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.asked import WEIGHTS, differences, note_weights, refuse_differences
     from nnunet_ssl.trainers.benchmark import benchmark
     from nnunet_ssl.trainers.devices import require_device
     from nnunet_ssl.trainers.processes import first_process_first
     from nnunet_ssl.trainers.sharding import require_sharding
-    from nnunet_ssl.trainers.state import existing_checkpoint
 
     check_flags(args)
     if args.preprocess_only:
@@ -308,15 +315,7 @@ def run(args: argparse.Namespace) -> None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
     with first_process_first(), nobody_else_in_folder(args):
         plans, plans_name = prepare(args)
-    plans["plans_name"] = name_of_run(plans_name, args)
-    folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
-    asked, plans = plans, launch.plans_of_run(folder, plans)
-    apply_flags(asked, args)
-    note_weights(asked, args.pretrained_weights)
-    if existing_checkpoint(folder) and not args.go_on:
-        refuse_differences(folder, differences(plans, asked, args.configuration, args.method), command_line())
-    apply_flags(plans, args)
-    plans.setdefault(WEIGHTS, asked[WEIGHTS])
+    plans, folder = plans_and_folder(args, plans, plans_name)
     final = join(folder, "checkpoint_final.pth")
     if launch.is_finished(folder, args.epochs):
         print(
@@ -335,36 +334,6 @@ def run(args: argparse.Namespace) -> None:
         print(next_commands({**plans, "plans_name": plans_name}, args.configuration, final))
     if under_torchrun:
         dist.destroy_process_group()
-
-
-def name_of_run(plans_name: str, args: argparse.Namespace) -> str:
-    """The name of the run's own plans, by which nnU-Net names the result folder."""
-    return plans_name if args.run_name is None else f"{plans_name}_{args.run_name}"
-
-
-@contextmanager
-def nobody_else_in_folder(args: argparse.Namespace) -> Iterator[None]:
-    """Refuse before hours of preprocessing what would be refused after them: a second run in the result folder."""
-    from torch import distributed as dist
-
-    from nnunet_ssl.planners.prepare import plans_in_use
-    from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.run_lock import alone_in, doing
-
-    if args.estimate or (dist.is_initialized() and dist.get_rank() > 0):
-        yield
-        return
-    planner = None if args.plans else BACKBONES[args.backbone or "resenc_l"]
-    dataset, name = plans_in_use(args.datasets, planner, args.plans, args.spacing, args.normalization, args.storage)
-    plans = {"dataset_name": dataset, "plans_name": name_of_run(name, args)}
-    folder = launch.output_folder(args.method, plans, args.configuration, args.fold)
-    with alone_in(folder, doing(folder)):
-        yield
-
-
-def command_line() -> str:
-    """What the user has typed, to be typed again with more behind it."""
-    return shlex.join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:

@@ -143,7 +143,7 @@ class Phases:
 
         Without a GradScaler nobody else looks at that: on a CPU such gradients would become weights.
         """
-        self.fine = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.grad_clip).isfinite()
+        self.fine = nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.max_norm).isfinite()
         self._looked = not hasattr(optimizer, "found_inf") and bool(optimizer.param_groups[0].get("fused"))
         if self._looked:
             optimizer.found_inf = (~self.fine).float()

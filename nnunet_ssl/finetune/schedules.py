@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 
-from nnunet_ssl.recipes import Recipe, at_most_a_tenth, falling_lr, rising_lr
+from nnunet_ssl.recipes import Recipe, falling_lr, rising_lr, short_phase
 from nnunet_ssl.settings import FinetuneSettings
 
-DECODER_EPOCHS = 50  # of 1000; 15 of 150
 # The settings with a meaning in each schedule, of those that are about phases.
 USED = {
     "poly": (),
@@ -81,8 +80,8 @@ class Schedule:
 def make_schedule(name: str, recipe: Recipe, settings: FinetuneSettings) -> Schedule:
     """The schedule `name` (one of SCHEDULE_NAMES) for a resolved recipe.
 
-    Short phases take 50 epochs, but never more than a tenth of the run, where the settings do not say otherwise; phases
-    without epochs are left out. Raises ValueError when the short phases leave nothing of the run.
+    Short phases are as long as `short_phase` says, where the settings do not say otherwise; phases without epochs are
+    left out. Raises ValueError when the short phases leave nothing of the run.
     """
     if name not in USED:
         raise ValueError(f"There is no schedule {name!r}. Known schedules: {', '.join(SCHEDULE_NAMES)}.")
@@ -90,7 +89,7 @@ def make_schedule(name: str, recipe: Recipe, settings: FinetuneSettings) -> Sche
     decoder = 0
     if "decoder_epochs" in USED[name]:
         asked = settings.decoder_epochs
-        decoder = at_most_a_tenth(DECODER_EPOCHS, length) if asked is None else asked
+        decoder = short_phase(length) if asked is None else asked
         if decoder + warmup >= length > 1:
             raise ValueError(
                 f"{decoder} epochs of the decoder alone and {warmup} of warm-up leave nothing of a run of {length}. "

@@ -44,6 +44,7 @@ class Method(nn.Module):
     crop_setting: ClassVar[str | None] = (
         None  # "method.field" that sets what the network sees, where not the patch does
     )
+    trivial_answer: ClassVar[str] = "an answer that does not depend on the image"  # whose loss is the `yardstick`
     images_needed: int = 1  # that the loss has to see together to mean anything; more where it compares images
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
@@ -89,6 +90,14 @@ class Method(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         """Loss of prepared inputs."""
         return self.compare(self.encode(inputs), inputs)
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Loss of the best answer that does not depend on the image, for what `prepare` made: the line to get below.
+
+        The mean grey value, guessing, handing the input back. None, the default, says that nobody knows it; the log then
+        has no such line, and nothing warns of a run that learns nothing. Runs without gradients, on a few held-out batches.
+        """
+        return None
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """What the network makes of each image; first axes as in `prepare`. Only of methods that compare images."""

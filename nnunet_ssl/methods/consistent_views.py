@@ -20,7 +20,7 @@ from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.mae import MAE, MAEConfig
-from nnunet_ssl.methods.nt_xent import nt_xent
+from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import BatchStandardise, Projector, check_bottleneck, projector_width
 from nnunet_ssl.settings import require
 from nnunet_ssl.views.crops import (
@@ -94,6 +94,7 @@ class ConsistentViews(MAE):
     """
 
     name = "consistent_views"
+    trivial_answer = "the mean grey value and unrelated features"
     Config = ConsistentViewsConfig
     crop_setting = "consistent_views.crop_size"
     citation = (
@@ -194,3 +195,16 @@ class ConsistentViews(MAE):
                 inputs["start"][rows], inputs["extent"][rows], self.backbone.patch_size
             )
         return MethodOutput(loss, terms, preview)
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The mean grey value, all images alike, and features that have nothing to do with each other.
+
+        Equal features would agree perfectly, but the projector ends in a standardisation over the batch, which equal features
+        do not survive; unrelated ones have a cosine of 0, an alignment of 1.
+        """
+        config, number = self.config, len(inputs["image"]) // 2
+        usable = mostly_usable(inputs["excluded"]).chunk(2)
+        images = torch.arange(number, device=inputs["image"].device)
+        contrast = equal_embeddings(images, usable[0] & usable[1], config.temperature)
+        painted = super().yardstick(inputs)
+        return config.reconstruction_weight * painted + config.alignment_weight + config.contrast_weight * contrast

@@ -19,7 +19,12 @@ from torch import Tensor, nn
 from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
 from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
+from nnunet_ssl.methods.reconstruction import (
+    check_reconstruction,
+    counted_voxels,
+    masked_reconstruction,
+    masked_yardstick,
+)
 from nnunet_ssl.settings import require
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
@@ -81,6 +86,7 @@ class MAE(Method):
     """
 
     name = "mae"
+    trivial_answer = "the mean grey value"
     Config = MAEConfig
     citation = (
         "He K., Chen X., Xie S., Li Y., Dollar P., Girshick R. (2022). Masked Autoencoders Are Scalable Vision "
@@ -158,11 +164,19 @@ class MAE(Method):
     def score(self, painted: Tensor, inputs: dict[str, Tensor]) -> MethodOutput:
         """Loss of a reconstruction."""
         image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
-        block = self.backbone.stride if isinstance(self.backbone, PrimusBackbone) else self.config.mask_block
         masked = image.masked_fill(hidden, 0)
         return masked_reconstruction(
-            painted, image, masked, hidden, excluded, self.config, block, inputs.get("counted")
+            painted, image, masked, hidden, excluded, self.config, self._target_block(), inputs.get("counted")
         )
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Everything hidden painted in the mean grey value."""
+        image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
+        return masked_yardstick(image, hidden, excluded, self.config, self._target_block())
+
+    def _target_block(self) -> int | tuple[int, ...]:
+        """Voxels of the blocks within which a target is standardised, where it is."""
+        return self.backbone.stride if isinstance(self.backbone, PrimusBackbone) else self.config.mask_block
 
     def _paint_tokens(self, backbone: PrimusBackbone, image: Tensor, keep: Tensor) -> Tensor:
         """Reconstruction [B, C, *patch] from the kept tokens `keep` [B, K]."""

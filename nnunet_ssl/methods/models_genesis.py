@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, explained_variance, masked_error
+from nnunet_ssl.methods.reconstruction import check_reconstruction, constant_error, explained_variance, masked_error
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.bezier import bezier_intensity
 from nnunet_ssl.views.flips import random_flips
@@ -78,6 +78,7 @@ class ModelsGenesis(Method):
     """
 
     name = "models_genesis"
+    trivial_answer = "the mean grey value, or the input handed back"
     Config = ModelsGenesisConfig
     citation = (
         "Zhou Z., Sodha V., Pang J., Gotway M. B., Liang J. (2021). Models Genesis. Medical Image Analysis 67. | "
@@ -124,6 +125,12 @@ class ModelsGenesis(Method):
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {"counted": (~inputs["excluded"]).sum()}
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The mean grey value, or the corrupted image handed back, whichever is better."""
+        image, counted, loss = inputs["image"], ~inputs["excluded"], self.config.loss
+        copied = masked_error(inputs["corrupted"], image, counted, loss)
+        return torch.minimum(constant_error(image, counted, loss), copied)
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         image, corrupted, excluded = inputs["image"], inputs["corrupted"], inputs["excluded"]

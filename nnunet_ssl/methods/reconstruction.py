@@ -42,6 +42,25 @@ def masked_error(
     return error.sum() / torch.where(total > 0, total, torch.ones_like(total))
 
 
+def constant_error(target: Tensor, counted: Tensor, loss: str = "l2") -> Tensor:
+    """`masked_error` of the one value that fits the voxels that count best: their mean, or for "l1" their median."""
+    values = target[counted.expand_as(target)]
+    if values.numel() == 0:
+        return target.new_zeros(())
+    best = values.median() if loss == "l1" else values.mean()
+    return masked_error(best.expand_as(target), target, counted, loss)
+
+
+def masked_yardstick(
+    image: Tensor, hidden: Tensor, excluded: Tensor, config: Any, block: int | Sequence[int]
+) -> Tensor:
+    """What `masked_reconstruction` charges for one grey value everywhere; arguments as there."""
+    if config.normalise_target:
+        mean, deviation = patch_statistics(image, excluded, block)
+        image = (image - mean) / deviation
+    return constant_error(image, counted_voxels(hidden, excluded, config.loss_on), config.loss)
+
+
 def masked_mse(prediction: Tensor, target: Tensor, hidden: Tensor, excluded: Tensor) -> Tensor:
     """Mean squared error over hidden voxels that are not excluded; shapes as in `masked_error`."""
     return masked_error(prediction, target, hidden & ~excluded)

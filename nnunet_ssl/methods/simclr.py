@@ -19,7 +19,7 @@ from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import check_images
-from nnunet_ssl.methods.nt_xent import nt_xent
+from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import (
     Projector,
     check_bottleneck,
@@ -90,6 +90,7 @@ class SimCLR(Method):
     """
 
     name = "simclr"
+    trivial_answer = "equal embeddings"
     Config = SimCLRConfig
     crop_setting = "simclr.crop_size"
     images_needed = 2
@@ -139,6 +140,12 @@ class SimCLR(Method):
         image = torch.arange(len(inputs["region"]), device=first.device).repeat(self.config.pairs_per_image)
         result = nt_xent(first, second, image, usable[0] & usable[1], self.config.temperature, together=self.training)
         return MethodOutput(result.loss, {**result.terms, **health(embeddings)}, self._preview(inputs))
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """All embeddings equal."""
+        first, second = inputs["usable"].chunk(2)
+        images = torch.arange(len(inputs["region"]), device=first.device).repeat(self.config.pairs_per_image)
+        return equal_embeddings(images, first & second, self.config.temperature)
 
     def _preview(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """The first pair of every image: where it lies in the region (1, 2; 3 in both), and what the network saw."""

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
+from nnunet_ssl.methods.reconstruction import (
+    check_reconstruction,
+    counted_voxels,
+    masked_reconstruction,
+    masked_yardstick,
+)
 from nnunet_ssl.settings import require
 from nnunet_ssl.views.masks import (
     STYLES,
@@ -67,6 +72,7 @@ class SimMIM(Method):
     """
 
     name = "simmim"
+    trivial_answer = "the mean grey value"
     Config = SimMIMConfig
     citation = (
         "Xie Z. et al. (2022). SimMIM: A Simple Framework for Masked Image Modeling. CVPR. | Wald T. et al. (2025). "
@@ -122,3 +128,7 @@ class SimMIM(Method):
             self.mask_block,
             inputs.get("counted"),
         )
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Everything hidden painted in the mean grey value."""
+        return masked_yardstick(inputs["image"], inputs["hidden"], inputs["excluded"], self.config, self.mask_block)

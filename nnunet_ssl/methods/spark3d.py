@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, visible_instance_norm
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, counted_voxels, masked_reconstruction
+from nnunet_ssl.methods.reconstruction import (
+    check_reconstruction,
+    counted_voxels,
+    masked_reconstruction,
+    masked_yardstick,
+)
 from nnunet_ssl.settings import require
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
@@ -102,6 +107,7 @@ class Spark3D(Method):
     """
 
     name = "spark3d"
+    trivial_answer = "the mean grey value"
     backbones = ("unet",)
     Config = Spark3DConfig
     citation = (
@@ -161,6 +167,10 @@ class Spark3D(Method):
             self.mask_block,
             inputs.get("counted"),
         )
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Everything hidden painted in the mean grey value."""
+        return masked_yardstick(inputs["image"], inputs["hidden"], inputs["excluded"], self.config, self.mask_block)
 
     def recomputing(self) -> AbstractContextManager[object]:
         return self.sparse.hiding(self.sparse.hidden)

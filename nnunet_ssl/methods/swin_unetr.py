@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, log2
+from math import ceil, log, log2
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,9 @@ from nnunet_ssl.backbones import Backbone, BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import check_images, global_mean, processes
-from nnunet_ssl.methods.nt_xent import nt_xent
+from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import check_bottleneck, train_encoder_only
-from nnunet_ssl.methods.reconstruction import explained_variance
+from nnunet_ssl.methods.reconstruction import constant_error, explained_variance
 from nnunet_ssl.settings import require
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import mostly_usable
@@ -119,6 +119,7 @@ class SwinUNETR(Method):
     """
 
     name = "swin_unetr"
+    trivial_answer = "a guessed turn, equal embeddings and the median grey value"
     Config = SwinUNETRConfig
     citation = (
         "Tang Y. et al. (2022). Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis. CVPR. | "
@@ -215,3 +216,12 @@ class SwinUNETR(Method):
                 terms["explained_variance"] = explained_variance(painted, turned, everywhere, excluded)
             preview["reconstruction"] = painted.detach()
         return MethodOutput(loss, terms, {k: v[:number] for k, v in preview.items()})
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """The turn guessed, all embeddings equal, the median grey value painted."""
+        config, turned, excluded = self.config, inputs["turned"], inputs["excluded"]
+        usable = mostly_usable(excluded).chunk(2)
+        images = torch.arange(len(turned) // 2, device=turned.device)
+        contrast = equal_embeddings(images, usable[0] & usable[1], config.temperature)
+        painted = constant_error(turned, ~excluded, "l1")
+        return config.rotation_weight * log(4) + config.contrast_weight * contrast + config.inpainting_weight * painted

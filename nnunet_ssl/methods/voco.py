@@ -44,6 +44,7 @@ from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import upsample_mask
 from nnunet_ssl.views.spec import Views
 
+SIMILARITIES = 101  # values between 0 and 1 tried for the yardstick
 RECIPE_GRID, RECIPE_CROP = (4, 4, 1), (64, 64, 64)  # OpenMind, from patches of 160^3
 RECIPE_BATCH, ENOUGH = 8, 2  # images over all processes
 LARGE = 128  # voxels; from this edge on a 3D patch is large enough for the recipe's region of 256x256x64
@@ -59,6 +60,9 @@ class VoCoConfig:
     overlap_weight: float = 1.0  # of the loss where target and base overlap; the paper and nnssl
     apart_weight: float = 1.0  # of the loss where they do not
     regularisation_weight: float = 1.0  # of the term that makes base crops differ
+    regularisation: str = (
+        "linear"  # of their similarity: "linear" (the paper's equation, nnssl) or "squared" (its code)
+    )
     projector_dim: int | None = None  # hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
     embedding_dim: int | None = None  # None: as wide as the projector (nnssl: 2048)
     augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
@@ -71,6 +75,10 @@ class VoCoConfig:
         require(
             self.grid is None or (all(isinstance(g, int) and g >= 1 for g in self.grid) and max(self.grid) >= 2),
             f"grid must be whole numbers >= 1 of which one is >= 2, found {self.grid!r}.",
+        )
+        require(
+            self.regularisation in ("linear", "squared"),
+            f'regularisation is "linear" or "squared", found {self.regularisation!r}.',
         )
         for name in ("overlap_weight", "apart_weight", "regularisation_weight", "augmentation"):
             require(getattr(self, name) >= 0, f"{name} must be >= 0, found {getattr(self, name)}.")
@@ -87,12 +95,12 @@ class VoCo(Method):
     are made within an image, so any batch size will do; the means are those of the global batch. The network's decoder
     is not trained.
 
-    As nnssl, and unlike the paper's code, there is no momentum encoder: the gradient simply stops at the bases. nnssl
-    switched gradient clipping off for the U-Net; here the trainer clips as for every other method. Crops mostly made
-    of excluded voxels do not count.
+    As nnssl, and unlike the paper's code, there is no momentum encoder: the gradient simply stops at the bases. Crops
+    mostly made of excluded voxels do not count.
     """
 
     name = "voco"
+    trivial_answer = "crops that are all equally similar"
     Config = VoCoConfig
     crop_setting = "voco.crop_size"
     citation = (
@@ -167,6 +175,7 @@ class VoCo(Method):
             usable[:, :bases],
             usable[:, bases:],
             together=self.training,
+            squared=config.regularisation == "squared",
         )
         loss = (
             config.overlap_weight * parts.overlapping
@@ -185,6 +194,23 @@ class VoCo(Method):
             **health(embeddings),
         }
         return MethodOutput(loss, terms, self._preview(inputs, similarity))
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """All crops equally similar, at the similarity that suits best."""
+        config, overlap, bases = self.config, inputs["overlap"].unsqueeze(0), inputs["overlap"].shape[2]
+        counted = inputs["usable"][:, bases:].unsqueeze(2) & inputs["usable"][:, :bases].unsqueeze(1)
+        share = overlap * counted
+        similarity = torch.linspace(0, 1, SIMILARITIES, device=overlap.device)
+        distance = (overlap - similarity.view(-1, 1, 1, 1)).abs()
+        error = -torch.log(1 - distance + 1e-6) * share
+        overlapping = error.sum(dim=(1, 2, 3)) / share.sum().clamp(min=1e-8)
+        apart = similarity.square() * (counted & (overlap == 0)).any()
+        regularised = (similarity.square() if config.regularisation == "squared" else similarity) * (bases > 1)
+        return (
+            config.overlap_weight * overlapping
+            + config.apart_weight * apart
+            + config.regularisation_weight * regularised
+        ).min()
 
     def _preview(self, inputs: dict[str, Tensor], similarity: Tensor) -> dict[str, Tensor]:
         """The base grid, the first target crop in it, and the overlap of both, true and guessed.

@@ -21,14 +21,20 @@ class VoCoLoss(NamedTuple):
 
 
 def voco_loss(
-    bases: Tensor, targets: Tensor, overlap: Tensor, base_usable: Tensor, target_usable: Tensor, together: bool
+    bases: Tensor,
+    targets: Tensor,
+    overlap: Tensor,
+    base_usable: Tensor,
+    target_usable: Tensor,
+    together: bool,
+    squared: bool = False,
 ) -> VoCoLoss:
     """Loss of base embeddings [B, K, E] and target embeddings [B, T, E] whose crops share `overlap` [B, T, K] in [0, 1].
 
     similarity = relu(cosine(target, base)), without gradient into the base.
     overlapping: mean of -log(1 - |overlap - similarity|), weighted with the overlap; apart: mean squared similarity
-    where there is no overlap; regularisation: mean relu(cosine) of pairs of bases, which shall point into different
-    directions. Crops that are not usable (bool [B, K], [B, T]) do not count. Computed in float32.
+    where there is no overlap; regularisation: mean relu(cosine), or its square where `squared`, of pairs of bases, which
+    shall point into different directions. Crops that are not usable (bool [B, K], [B, T]) do not count. Computed in float32.
 
     Wu et al., "VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework for 3D Medical Image Analysis"
     (CVPR 2024).
@@ -37,6 +43,7 @@ def voco_loss(
         bases, targets = normalize(bases.float(), dim=-1), normalize(targets.float(), dim=-1)
         similarity = relu(targets @ bases.detach().transpose(1, 2))
         between = relu(bases @ bases.transpose(1, 2))
+        between = between.square() if squared else between
     counted = target_usable.unsqueeze(2) & base_usable.unsqueeze(1)
     distance = (overlap - similarity).abs()
     overlapping = global_mean(-torch.log(1 - distance.clamp(max=1) + 1e-6), overlap * counted, together)

@@ -22,6 +22,9 @@ from nnunet_ssl.views.fusion import fuse, random_levels
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.spec import Views
 
+# For the yardstick: draws of fusion levels, from which to learn how often each place has which, and voxels per axis it is
+# computed on.
+DRAWS, CHUNK, ENOUGH_VOXELS = 256, 16, 32
 LOW_RESOLUTION = 0.25  # share of images whose resolution is lowered; nnssl's other methods take 0.1
 
 
@@ -77,12 +80,15 @@ class VolumeFusion(Method):
     """
 
     name = "volume_fusion"
+    trivial_answer = "the best guess by the place alone"
     Config = VolumeFusionConfig
     citation = (
         "Wang G., Wu J., Luo X., Liu X., Li K., Zhang S. (2023). MIS-FM: 3D Medical Image Segmentation using Foundation "
         "Models Pretrained on a Large-Scale Unannotated Dataset. arXiv:2306.16925. | "
         "Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."
     )
+
+    _frequencies: Tensor | None = None  # of the levels by place, made when first asked for
 
     @classmethod
     def output_channels(cls, config: Any, in_channels: int) -> int:
@@ -126,3 +132,41 @@ class VolumeFusion(Method):
         preview = {name: inputs[name] for name in ("foreground", "background", "fused")}
         preview |= {"levels": level, "prediction": logits.detach().argmax(dim=1, keepdim=True)}
         return MethodOutput(loss, terms, preview)
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
+        """Probabilities of the levels that depend on the place alone, the best ones there are for both losses together."""
+        config, size = self.config, inputs["level"].shape[2:]
+        thin = (slice(None), slice(None), *(slice(None, None, max(1, s // ENOUGH_VOXELS)) for s in size))
+        level, counted = inputs["level"][thin], ~inputs["excluded"][thin]
+        places = self._level_frequencies(size, level.device)[thin[1:]].log()
+        scale = torch.ones(1, device=level.device, requires_grad=True)
+        offset = torch.zeros(config.levels, *(1,) * (level.ndim - 2), device=level.device, requires_grad=True)
+        optimizer = torch.optim.LBFGS([scale, offset], max_iter=30, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            logits = (scale * places + offset).expand(len(level), -1, *level.shape[2:])
+            cross_entropy, dice = segmentation_loss(logits, level, counted)
+            return config.ce_weight * cross_entropy - config.dice_weight * dice
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            value = loss()
+            value.backward()
+            return value
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        return loss().detach()
+
+    def _level_frequencies(self, size: Sequence[int], device: torch.device) -> Tensor:
+        """How often each voxel has each level [K, *size]: boxes rarely reach the border, so places differ."""
+        if self._frequencies is not None and self._frequencies.shape[1:] == tuple(size):
+            return self._frequencies
+        config, generator = self.config, torch.Generator(device).manual_seed(0)
+        classes = torch.arange(config.levels, device=device).view(1, -1, *(1,) * len(size))
+        number = torch.ones(config.levels, *size, device=device)
+        for _ in range(DRAWS // CHUNK):
+            drawn = random_levels(CHUNK, size, config.levels, config.boxes, config.min_box, config.max_box, generator)
+            number += (drawn == classes).sum(dim=0)
+        self._frequencies = number / number.sum(dim=0)
+        return self._frequencies

@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunet_ssl.files.atomic import atomic_write
 
-OWN_PANELS = ("train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
+YARDSTICK = "val_yardstick"
+OWN_PANELS = (YARDSTICK, "train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 
 
@@ -27,6 +28,7 @@ def draw_progress(logging: Mapping[str, Sequence[Any]], path: str | os.PathLike[
     terms = {key: values for key, values in series.items() if key not in OWN_PANELS and len(values)}
     figure, panels = _panels(4 if terms else 3)
     _draw(panels[0], {"training": series.get("train_losses"), "validation": series.get("val_losses")}, "loss")
+    _draw_yardstick(panels[0], series.get(YARDSTICK))
     if terms:
         _draw(panels[1], {key.replace("_", " "): values for key, values in terms.items()}, "terms")
     _draw(panels[-2], {"": series.get("lrs")}, "learning rate")
@@ -82,6 +84,16 @@ def _draw(axes: Axes, curves: Mapping[str, np.ndarray | None], label: str) -> No
         axes.text(0.5, 0.5, "nothing logged", transform=axes.transAxes, ha="center", fontsize=9, color="#888888")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.yaxis.get_offset_text().set_fontsize(8)
+
+
+def _draw_yardstick(axes: Axes, values: np.ndarray | None) -> None:
+    """The loss of the best answer that does not look at the image, as a dashed line."""
+    if values is None or not np.isfinite(values).any():
+        return
+    axes.axhline(
+        float(values[np.isfinite(values)][-1]), color="#555555", linewidth=1.2, linestyle="--", label="yardstick"
+    )
+    axes.legend(fontsize=8, frameon=False, ncol=4, loc="best", labelcolor="black")
 
 
 def _save(figure: Figure, panels: Sequence[Axes], path: str | os.PathLike[str]) -> None:

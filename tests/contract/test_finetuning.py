@@ -267,9 +267,34 @@ def test_stem_trains_with_the_decoder_only_where_it_is_fresh(channels, trains, m
 
 
 def targets(trainer):
-    """Empty segmentations at every resolution of deep supervision."""
+    """An empty segmentation, or with deep supervision one at every resolution."""
+    if not trainer.enable_deep_supervision:
+        return torch.zeros(2, 1, 16, 24, 16)
     scales = [(1, 1, 1), *trainer._get_deep_supervision_scales()[1:]]
     return [torch.zeros(2, 1, *(round(n * f) for n, f in zip((16, 24, 16), s, strict=True))) for s in scales]
+
+
+def test_fine_tuning_is_as_published_and_can_be_as_nnunet_trains(make_trainer, plans_for, start):
+    """Without deep supervision, whose outputs then wait for no gradient; Primus without stochastic depth."""
+    for wanted in (False, True):
+        trainer = make_trainer(SSLFinetuneTrainer, plans_for("unet", finetune={"deep_supervision": wanted}))
+        load(trainer, start("unet"))
+        assert trainer.enable_deep_supervision is wanted
+        coarse = trainer.network.decoder.seg_layers[:-1].parameters()
+        assert all(parameter.requires_grad is wanted for parameter in coarse)
+        trainer.on_train_start()
+        trainer.on_train_epoch_start()
+        trainer.train_step({"data": torch.randn(2, 1, 16, 24, 16), "target": targets(trainer)})
+        waiting = [n for n, p in trainer.network.named_parameters() if p.requires_grad and p.grad is None]
+        if not wanted:  # nnU-Net sees to it itself
+            assert waiting == [], "DDP would wait for what nothing asks for"
+    for rate in (0.0, 0.2):
+        plans = plans_for("primus", finetune={"drop_path": rate})
+        plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]["drop_path_rate"] = 0.1
+        trainer = make_trainer(SSLScratchTrainer, plans)
+        trainer.initialize()
+        rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in trainer.network.eva.blocks]
+        assert rates == pytest.approx([rate * n / (len(rates) - 1) for n in range(len(rates))])
 
 
 def test_patches_of_a_primus_are_products_of_the_same_value(make_trainer, plans_for):

@@ -179,7 +179,7 @@ def step(make: Any, batch_of: Any, monkeypatch: pytest.MonkeyPatch, kind: str, p
         )  # fmt: skip
         inputs = {**inputs, stepping.IMAGE_KEYS: generator.keys}
         output = stepping.run_prepared(trainer, inputs, 4, parts, seed=1)
-        trainer.optimizer, trainer.recipe = torch.optim.AdamW(method.parameters()), SimpleNamespace(grad_clip=1.0)
+        trainer.optimizer, trainer.recipe = torch.optim.AdamW(method.parameters()), SimpleNamespace(max_norm=1.0)
         stepping.optimiser_step(trainer)
     assert output.loss.shape == ()
     assert any(p.grad is not None for p in method.parameters())

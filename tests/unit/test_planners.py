@@ -13,6 +13,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.methods import method_names
+from nnunet_ssl.methods.mae import MAEConfig
 from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
 from nnunet_ssl.planners.ssl_planner import (
@@ -109,7 +111,7 @@ def test_plans_are_what_nnunet_reads(planner: type[SSLPlanner], dataset: Path) -
     assert labels.num_segmentation_heads == 1
     assert labels.foreground_labels == []
 
-    read = PretrainBlock.read(configuration.configuration, (), "3d_fullres").settings
+    read = PretrainBlock.read(configuration.configuration, method_names(), "3d_fullres").of("mae", MAEConfig)[0]
     assert read.batch_size == (6 if planner is SSLPlannerResEncTiny else 8)
     assert configuration.batch_size == (2 if planner in PLANNERS[:2] else 4)
     read_config(FinetuneSettings, configuration.configuration["finetune"], "finetune")

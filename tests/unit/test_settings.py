@@ -1,21 +1,37 @@
 """The plans blocks: what is accepted, and what the refusals say."""
 
+import math
+from dataclasses import fields
+
 import pytest
 
-from nnunet_ssl.methods import method_names
+from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.methods.mae import MAEConfig
-from nnunet_ssl.recipes import FINETUNING, PRETRAINING, SCRATCH, WarmupPolyLR, build_optimizer, resolve
+from nnunet_ssl.recipes import (
+    DEVIATIONS,
+    FINETUNING,
+    PRETRAINING,
+    SCRATCH,
+    Recipe,
+    WarmupPolyLR,
+    build_optimizer,
+    pretraining,
+    resolve,
+)
 from nnunet_ssl.settings import FinetuneSettings, PretrainBlock, PretrainSettings, SettingsError, read_config
 
 
 def test_empty_block_gives_the_defaults():
-    assert PretrainBlock.read({}, method_names(), "3d_fullres").settings == PretrainSettings()
+    assert PretrainBlock.read({}, method_names(), "3d_fullres").of("mae", MAEConfig) == (
+        PretrainSettings(),
+        MAEConfig(),
+    )
 
 
 def test_method_blocks_are_told_from_settings():
     block = PretrainBlock.read({"ssl": {"seed": 3, "mae": {"mask_ratio": 0.6}}}, method_names(), "3d_fullres")
-    assert block.settings.seed == 3
-    assert read_config(MAEConfig, block.methods["mae"], "mae").mask_ratio == 0.6
+    settings, config = block.of("mae", MAEConfig)
+    assert (settings.seed, config.mask_ratio) == (3, 0.6)
 
 
 def test_unknown_key_names_the_known_ones_and_the_nearest():
@@ -61,7 +77,8 @@ def test_published_recipes():
     primus = resolve(PRETRAINING, "primus", PretrainSettings())
     assert (unet.optimizer, unet.initial_lr, unet.weight_decay, unet.warmup_epochs) == ("sgd", 1e-2, 3e-5, 0)
     assert (primus.optimizer, primus.initial_lr, primus.weight_decay, primus.warmup_epochs) == ("adamw", 3e-4, 5e-2, 50)
-    assert resolve(FINETUNING, "unet", FinetuneSettings(num_epochs=150)).warmup_epochs == 15
+    for epochs, warmup in ((1000, 50), (300, 15), (150, 15), (30, 3), (9, 0), (4000, 50)):
+        assert resolve(FINETUNING, "unet", FinetuneSettings(num_epochs=epochs)).warmup_epochs == warmup
     assert resolve(SCRATCH, "primus", FinetuneSettings()).initial_lr == 3e-4
 
 
@@ -87,3 +104,35 @@ def test_schedule_follows_the_formula():
     assert schedule.lr(525) == pytest.approx(3e-4 * 0.5**0.9)
     schedule.step(999)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(3e-4 * (1 / 950) ** 0.9)
+
+
+def test_a_task_may_have_general_settings_of_its_own():
+    ssl = {"initial_lr": 1e-3, "batch_size": 8, "voco": {"initial_lr": 1e-4, "target_crops": 8}}
+    block = PretrainBlock.read({"ssl": ssl}, method_names(), "3d_fullres")
+    settings, config = block.of("voco", get_method("voco").Config)
+    assert (settings.initial_lr, settings.batch_size, config.target_crops) == (1e-4, 8, 8)
+    assert block.of("mae", MAEConfig)[0].initial_lr == 1e-3
+    with pytest.raises(SettingsError, match=r'\["ssl"\]\["voco"\]: batch_size must be'):
+        PretrainBlock.read({"ssl": {"voco": {"batch_size": 0}}}, method_names(), "x").of(
+            "voco", get_method("voco").Config
+        )
+    with pytest.raises(SettingsError, match=r'\["voco"\] must be a JSON object'):
+        PretrainBlock.read({"ssl": {"voco": 3}}, method_names(), "x").of("voco", get_method("voco").Config)
+
+
+def test_what_differs_from_the_recipe_by_task():
+    assert resolve(pretraining("simclr"), "unet", PretrainSettings()).max_norm == 0.1
+    assert resolve(pretraining("voco"), "unet", PretrainSettings()).max_norm == math.inf
+    assert resolve(pretraining("voco"), "primus", PretrainSettings()).max_norm == 1.0
+    assert resolve(pretraining("simclr"), "unet", PretrainSettings(grad_clip=3.0)).max_norm == 3.0
+    # Another optimiser brings all its numbers along, warm-up included; the other network's clipping is none of them.
+    tiny = resolve(pretraining("simclr"), "unet", PretrainSettings(optimizer="adamw", initial_lr=1e-3, num_epochs=50))
+    assert (tiny.initial_lr, tiny.warmup_epochs, tiny.max_norm) == (1e-3, 5, 1.0)
+
+
+def test_every_deviation_names_a_task_its_fields_and_its_source():
+    for (method, network), values in DEVIATIONS.items():
+        assert method in method_names()
+        assert network in get_method(method).backbones
+        assert values["source"]
+        assert set(values) <= {field.name for field in fields(Recipe)}
