@@ -65,7 +65,8 @@ def test_from_bids_to_a_pretrained_network(bids, nnunet_folders, run_command, tm
     short = ["--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1", "-np", "1", "-device", "cpu"]
     wanted = ["--filter", "modality in ('T1w', 'FLAIR') and slices >= 20"]
     trained = run_command(["nnUNetv2_pretrain", "745", *flags, *short, *wanted], env)
-    assert "keeps 4 of 8 of Dataset745_Heads" in trained.stdout
+    assert "4 cases that the filter leaves out are not preprocessed" in trained.stdout
+    assert "keeps 4 of 4 of Dataset745_Heads" in trained.stdout
     assert len(read_table(str(Path(nnunet_folders["nnUNet_preprocessed"]) / "Dataset745_Heads"))) == 8
     checkpoint = next(Path(nnunet_folders["nnUNet_results"]).rglob("checkpoint_final.pth"))
     assert str(checkpoint) in trained.stdout
