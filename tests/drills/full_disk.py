@@ -63,7 +63,7 @@ def commands(world: Path) -> list[Command]:
     export = ["nnUNetv2_pretrain_export", checkpoint, "-o", str(out / "model")]
     benchmark = [
         *("nnUNetv2_pretrain_benchmark", "--backbone", "resenc_tiny", "-device", "cpu", "--patch-size", "16"),
-        *("--batch-size", "2", "--iterations", "5", "--warmup", "0", "--workers", "1"),
+        *("--batch-size", "2", "--iterations", "5", "--warmup", "1", "--workers", "1"),
     ]
     stock = ["-d", "900", "-np", "1"]
     prepared = "nnUNet_preprocessed/Dataset900_Tiny"

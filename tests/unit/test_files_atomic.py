@@ -40,7 +40,8 @@ while kills < 60 or (not (last and cut) and time.monotonic() < end):  # a busy m
     assert found["rows"] == [found["stamp"]] * 20_000, "a torn file"
     last = found["stamp"]
     left_over = list(folder.glob(".*.tmp"))
-    assert len(left_over) <= 1, f"the next writer left {left_over}"
+    # A kill before a writer has cleaned leaves one more; the first that is not killed so early removes them all.
+    assert len(left_over) <= 10, f"nobody cleans: {left_over}"
     cut += len(left_over)
 print(last, cut)
 """
