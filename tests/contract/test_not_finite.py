@@ -218,16 +218,10 @@ def test_first_steps_of_every_phase_overflow_in_float16(optimizer, make_trainer,
 
 def batches(trainer):
     generator = torch.Generator().manual_seed(0)
-    scales = [(1, 1, 1), *trainer._get_deep_supervision_scales()[1:]]
 
     def draw():
         while True:
-            target = [
-                torch.randint(
-                    0, 2, (2, 1, *(round(n * f) for n, f in zip((16, 24, 16), s, strict=True))), generator=generator
-                ).float()
-                for s in scales
-            ]
+            target = torch.randint(0, 2, (2, 1, 16, 24, 16), generator=generator).float()
             yield {"data": torch.randn(2, 1, 16, 24, 16, generator=generator), "target": target, "keys": ["one", "two"]}
 
     return draw(), draw()
