@@ -94,7 +94,9 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.loud = self.local_rank == 0
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
-        self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
+        self._yardsticks: dict[
+            int, Tensor
+        ] = {}  # of this epoch's validation batches; one that is done again counts once
         self.warned_of_collapse = False
         self._warnings: set[str] = set()
         self._bar: EpochBar | None = None
@@ -362,12 +364,12 @@ class SSLTrainer(nnUNetTrainer):
     def note_yardstick(self, value: Tensor | None) -> None:
         """Keep the yardstick of a validation batch; None where the method knows none."""
         if value is not None:
-            self._yardsticks.append(value)
+            self._yardsticks[self.position.iteration] = value
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         epochs.log_results(self, val_outputs, "val")
-        epochs.log_yardstick(self, self._yardsticks)
-        self._yardsticks = []
+        epochs.log_yardstick(self, list(self._yardsticks.values()))
+        self._yardsticks = {}
 
     def on_epoch_end(self) -> None:
         """Log, draw, save."""

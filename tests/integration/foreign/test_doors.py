@@ -84,7 +84,7 @@ def predict(place: Any, work: Path) -> list[Any]:
 def resume_pretraining(place: Any, _: Path) -> list[Any]:
     folder = model(place, "SSLMAETrainer", "checkpoint_latest.pth")
     folder.joinpath("fold_0").rename(folder / "fold_all")
-    return pretrain_command()
+    return pretrain_command("--continue")  # or it would be refused for its other settings
 
 
 def pretrain_command(*more: str) -> list[str]:
