@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from os.path import basename, join
 from typing import Any
-
-from nnunetv2.experiment_planning.experiment_planners import default_experiment_planner as planner
-from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as trainer
 
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.folders import require_writable
@@ -18,6 +16,10 @@ from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.report.attempt import attempt_to_draw
 
 SPLITS = "splits_final.json"
+WRITERS = (
+    "nnunetv2.training.nnUNetTrainer.nnUNetTrainer",
+    "nnunetv2.experiment_planning.experiment_planners.default_experiment_planner",
+)
 
 Say = Callable[[str], None]
 
@@ -36,7 +38,9 @@ def whole_files(say: Say = print) -> Iterator[None]:
 
     The splits are known whether they can be stored or not: a data set that is read-only costs a line, which `say` tells.
     """
-    before = {module: module.save_json for module in (trainer, planner)}
+    # Whoever writes has been loaded; loading a trainer for a planner would take seconds.
+    loaded: list[Any] = [sys.modules[name] for name in WRITERS if name in sys.modules]
+    before = {module: module.save_json for module in loaded}
 
     def save(content: Any, path: str, indent: int = 4, sort_keys: bool = True) -> None:
         try:
