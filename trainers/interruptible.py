@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from os.path import join
 from typing import Any
 
@@ -12,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
 from nnunet_ssl.trainers.interruption import FINISH_EPOCH, Interruption, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.processes import Together
-from nnunet_ssl.trainers.run_lock import alone_in, doing
+from nnunet_ssl.trainers.run_lock import alone_in_folder_of
 from nnunet_ssl.trainers.stopping import USR2, leave, say_what_is_left, stop_validating_if_asked
 
 LATEST = "checkpoint_latest.pth"
@@ -40,7 +40,7 @@ class InterruptibleTrainer(nnUNetTrainer):
 
     def run_training(self) -> None:
         """nnU-Net's loop."""
-        with self._alone_in_folder():
+        with alone_in_folder_of(self):
             self.interruption.listen()
             self.together = Together(self.is_ddp)
             try:
@@ -48,11 +48,6 @@ class InterruptibleTrainer(nnUNetTrainer):
                 stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()
-
-    def _alone_in_folder(self) -> AbstractContextManager[None]:
-        """The lock of the result folder, in the first process; raises FolderInUse."""
-        folder = self.output_folder
-        return alone_in(folder, doing(folder)) if self.local_rank == 0 else nullcontext()
 
     def get_dataloaders(self) -> Any:
         """nnU-Net's, whose processes leave signals to this one, and end with it."""
@@ -95,7 +90,7 @@ class InterruptibleTrainer(nnUNetTrainer):
         """As nnU-Net's; a signal ends it, and the network is saved already."""
         self.interruption.listen()  # to SIGUSR2 as well, after which there is only this to be finished
         try:
-            with stopping_on_signals(AT_ONCE), self._alone_in_folder():
+            with stopping_on_signals(AT_ONCE), alone_in_folder_of(self):
                 super().perform_actual_validation(save_probabilities)
         except Stopped as stopped:
             say_what_is_left(self, stopped.number)

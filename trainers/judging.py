@@ -16,6 +16,7 @@ SHARE, STEPS = 0.1, 300  # of the run, and steps at least, that a run has before
 CLOSE = 0.005  # of the yardstick: what lies nearer to it than that is no better
 MIN_SPREAD = 0.05  # of embeddings; 1 is spread evenly
 MIN_RANK = 2.0  # directions that embeddings use
+MIN_IMAGES = 5  # in a batch, for that to mean anything: N images told apart perfectly use N - 1 directions
 
 
 def last_finite(values: Sequence[Any]) -> float | None:
@@ -23,10 +24,10 @@ def last_finite(values: Sequence[Any]) -> float | None:
     return next((float(v) for v in reversed(values) if v is not None and math.isfinite(v)), None)
 
 
-def collapse(log: Mapping[str, Sequence[Any]], num_epochs: int, steps_per_epoch: int) -> str | None:
+def collapse(log: Mapping[str, Sequence[Any]], num_epochs: int, steps_per_epoch: int, images: int) -> str | None:
     """What is wrong with a run after its last epoch in `log` (nnU-Net's lists, one value per epoch); None where nothing is.
 
-    Says nothing before a tenth of the run and 300 steps.
+    Says nothing before a tenth of the run and 300 steps. images: in a batch of a process.
     """
     done = len(log.get("val_losses", ()))
     if done < SHARE * num_epochs or done * steps_per_epoch < STEPS:
@@ -44,7 +45,7 @@ def collapse(log: Mapping[str, Sequence[Any]], num_epochs: int, steps_per_epoch:
             f"the validation loss, {loss:.4g}, is no better than an answer that does not look at the image, {yardstick:.4g}. "
             f"{slower} or stronger clipping (--set grad_clip=X); look at the previews whether the images are what they should be."
         )
-    if rank is not None and rank < MIN_RANK:
+    if rank is not None and rank < MIN_RANK and images >= MIN_IMAGES:
         return (
             f"the embeddings use little more than one direction (effective rank {rank:.2f}), whatever their spread. {slower} or "
             "a larger batch (--batch-size N)."

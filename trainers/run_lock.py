@@ -6,13 +6,17 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os.path import abspath, basename, dirname, isdir, join
+from typing import TYPE_CHECKING
 
 from nnunet_ssl.files.heartbeat import BEAT, SILENCE
 from nnunet_ssl.files.locks import Lock, Owner
 from nnunet_ssl.files.owner import place
 from nnunet_ssl.files.unwritable import cannot_write
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 FILE = "running.lock"
 PATIENCE = SILENCE + BEAT  # seconds after which a holder on another machine has shown that it lives
@@ -44,6 +48,12 @@ def alone_in(folder: str, doing: str) -> Iterator[None]:
             _held[path] = lock, count - 1
         else:
             lock.release()
+
+
+def alone_in_folder_of(trainer: nnUNetTrainer) -> AbstractContextManager[None]:
+    """The lock of a trainer's result folder, held by its first process; raises as `alone_in`."""
+    folder = trainer.output_folder
+    return alone_in(folder, doing(folder)) if trainer.local_rank == 0 else nullcontext()
 
 
 def _acquire(path: str, doing: str) -> Lock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from functools import partial
 from os.path import isfile, join
@@ -44,7 +44,7 @@ from nnunet_ssl.trainers.position import Phase, Position
 from nnunet_ssl.trainers.precision import autocast_dtype
 from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first
 from nnunet_ssl.trainers.progress import EpochBar
-from nnunet_ssl.trainers.run_lock import alone_in, doing
+from nnunet_ssl.trainers.run_lock import alone_in_folder_of
 from nnunet_ssl.trainers.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked, stop_if_collapsed, stop_validating_if_asked
 from nnunet_ssl.trainers.validation import summary_file, validate_cases
@@ -94,9 +94,7 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.loud = self.local_rank == 0
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
-        self._yardsticks: dict[
-            int, Tensor
-        ] = {}  # of this epoch's validation batches; one that is done again counts once
+        self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
         self.warned_of_collapse = False
         self._warnings: set[str] = set()
         self._bar: EpochBar | None = None
@@ -237,7 +235,7 @@ class SSLTrainer(nnUNetTrainer):
 
         Signals are remembered meanwhile, and in the final validation.
         """
-        with self._alone_in_folder():
+        with alone_in_folder_of(self):
             self.interruption.listen()
             try:
                 with self.determinism:
@@ -245,11 +243,6 @@ class SSLTrainer(nnUNetTrainer):
                 stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()
-
-    def _alone_in_folder(self) -> AbstractContextManager[None]:
-        """The lock of the result folder, in the first process; raises FolderInUse."""
-        folder = self.output_folder
-        return alone_in(folder, doing(folder)) if self.local_rank == 0 else nullcontext()
 
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
@@ -348,6 +341,8 @@ class SSLTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Loss on a validation batch. Crops and masks are the same in every epoch, so epochs can be compared."""
         stop_if_asked(self)
+        if self.measures_yardstick:
+            self._measure_yardstick(batch)
         compute = partial(stepping.run_batch, self, batch, VALIDATION, self.position.iteration)
         # Sharded, processes exchange weights in the midst of it: none can do it again alone.
         output = compute() if self.settings.shard else self.compiler.attempt(False, compute, compute)
@@ -361,15 +356,17 @@ class SSLTrainer(nnUNetTrainer):
         """Whether the yardstick of the held-out batches is not known yet; they are the same in every epoch."""
         return last_finite(self.logger.local_logger.my_fantastic_logging.get(YARDSTICK, ())) is None
 
-    def note_yardstick(self, value: Tensor | None) -> None:
-        """Keep the yardstick of a validation batch; None where the method knows none."""
+    def _measure_yardstick(self, batch: dict[str, Any]) -> None:
+        """Prepare a validation batch as it will be once more, and keep what the trivial answer costs; waits for the device."""
+        inputs, _ = stepping.prepare_inputs(self, batch, VALIDATION, self.position.iteration)
+        value = self.method.yardstick(inputs)
         if value is not None:
-            self._yardsticks[self.position.iteration] = value
+            self._yardsticks.append(value)
 
     def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
         epochs.log_results(self, val_outputs, "val")
-        epochs.log_yardstick(self, list(self._yardsticks.values()))
-        self._yardsticks = {}
+        epochs.log_yardstick(self, self._yardsticks)
+        self._yardsticks = []
 
     def on_epoch_end(self) -> None:
         """Log, draw, save."""
@@ -400,7 +397,7 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.listen()
         try:
             deterministically = deterministic(self.warn_once) if self.wants_determinism else nullcontext()
-            with self._alone_in_folder(), deterministically:
+            with alone_in_folder_of(self), deterministically:
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)

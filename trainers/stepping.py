@@ -25,7 +25,7 @@ from nnunet_ssl.backbones.drop_path import use_keys
 from nnunet_ssl.methods import Method, MethodOutput
 from nnunet_ssl.methods.gather import shared_counts
 from nnunet_ssl.methods.parts import merge_encoded, split_inputs
-from nnunet_ssl.trainers.data import VALIDATION, derive_seed
+from nnunet_ssl.trainers.data import derive_seed
 from nnunet_ssl.trainers.finite import step_where
 from nnunet_ssl.trainers.packing import unpack
 from nnunet_ssl.trainers.precision import autocast
@@ -53,6 +53,16 @@ def prepare_batch(
     Returns what runs the method on it, the same each time it is called; for its argument see `run_prepared`.
     """
     rank = dist.get_rank() if trainer.is_ddp else 0
+    inputs, images = prepare_inputs(trainer, batch, stream, step)
+    own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
+    return partial(run_prepared, trainer, inputs, images, trainer.settings.accumulate, own_seed)
+
+
+def prepare_inputs(
+    trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int
+) -> tuple[dict[str, Tensor], int]:
+    """(what the method makes of a batch with this step's random numbers, number of images); the same each time it is called."""
+    rank = dist.get_rank() if trainer.is_ddp else 0
     seed = derive_seed(trainer.settings.seed, stream, step, 1)
     with region("transfer"):
         batch = {k: v.to(trainer.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -65,12 +75,7 @@ def prepare_batch(
         inputs = trainer.method.prepare(tensors, generator)
     for warning in caught:
         trainer.warn_once(str(warning.message))
-    if stream == VALIDATION and trainer.measures_yardstick:
-        with region("prepare"), torch.no_grad():
-            trainer.note_yardstick(trainer.method.yardstick(inputs))
-    inputs = {**inputs, IMAGE_KEYS: generator.keys}
-    own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
-    return partial(run_prepared, trainer, inputs, images, trainer.settings.accumulate, own_seed)
+    return {**inputs, IMAGE_KEYS: generator.keys}, images
 
 
 def run_prepared(

@@ -46,13 +46,13 @@ def stop_after_epoch(trainer: SSLTrainer) -> None:
 def stop_if_collapsed(trainer: SSLTrainer) -> None:
     """Warn once of a run that learns nothing; where the settings say so, save and end it with an exit code of its own."""
     log = trainer.logger.local_logger.my_fantastic_logging
-    reason = collapse(log, trainer.num_epochs, trainer.num_iterations_per_epoch)
+    reason = collapse(log, trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.batch_size)
     if reason is None:
         return
     if not trainer.settings.stop_on_collapse:
         if not trainer.warned_of_collapse:
             trainer.warned_of_collapse = True
-            trainer.warn_once(f"{reason} --stop-on-collapse ends such a run.")
+            trainer.warn_once(f"{reason} nnUNetv2_pretrain --stop-on-collapse ends such a run.")
         return
     if trainer.position.epoch < trainer.num_epochs:
         save_and_leave(trainer, f"Stopped after {trainer.position.epoch} epochs: {reason}", SystemExit(COLLAPSED))

@@ -33,10 +33,19 @@ LEARNED = {"val_losses": [0.9, 0.5], YARDSTICK: [1.0, 1.0]}
     ],
 )
 def test_collapse(log: dict[str, Any], reason: str | None) -> None:
-    said = collapse(log, num_epochs=10, steps_per_epoch=250)
+    said = collapse(log, num_epochs=10, steps_per_epoch=250, images=8)
     assert (said is None) if reason is None else reason in str(said)
-    assert collapse(log, num_epochs=1000, steps_per_epoch=250) is None, "nothing is said before a tenth of the run"
-    assert collapse(log, num_epochs=10, steps_per_epoch=20) is None, "nor before some hundred steps"
+    assert collapse(log, num_epochs=1000, steps_per_epoch=250, images=8) is None, (
+        "nothing is said before a tenth of the run"
+    )
+    assert collapse(log, num_epochs=10, steps_per_epoch=20, images=8) is None, "nor before some hundred steps"
+
+
+def test_few_images_use_few_directions_and_are_no_collapse() -> None:
+    """Two images told apart as well as can be use one direction."""
+    log = {**LEARNED, "val_spread": [1.0, 1.0], "val_effective_rank": [1.0, 1.0]}
+    assert collapse(log, 10, 250, images=2) is None
+    assert "one direction" in str(collapse(log, 10, 250, images=5))
 
 
 def test_verdict() -> None:

@@ -13,6 +13,7 @@ from nnunet_ssl.corpus.formats.dicom import MODALITY, describe, series_in
 from nnunet_ssl.corpus.subjects import MODALITY as MODALITY_NAME
 
 PATIENT, STUDY_DATE, STUDY, NUMBER, DESCRIPTION = "0010|0020", "0008|0020", "0020|000d", "0020|0011", "0008|103e"
+FRAMES = "0028|0008"  # in one file
 IMAGES = (
     "CT",
     "MR",
@@ -69,7 +70,7 @@ def _row(first: str, slices: int, root: str) -> tuple[dict[str, Any] | None, str
     kind = tags.get(MODALITY, "OT")
     if kind not in IMAGES:
         return None, f"no images ({kind})"
-    if slices == 1 and int(tags.get("0028|0008") or 1) < 2:
+    if slices == 1 and tags.get(FRAMES, "1") in ("", "0", "1"):
         return None, "a single slice"
     description = re.sub(r"\W+", "_", tags.get(DESCRIPTION, "")).strip("_")
     number = tags.get(NUMBER, "")

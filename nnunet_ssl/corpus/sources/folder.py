@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable
 from os.path import abspath, basename, isdir, isfile, join, relpath
@@ -105,10 +106,6 @@ def _fixed_part(pattern: str) -> str:
     return os.sep.join(parts[:first]) or (os.sep if pattern.startswith(os.sep) else ".")
 
 
-def _stem(file: str) -> str:
-    return basename(file)[: -len(ending_of(file) or "")]
-
-
 def _whole(files: Iterable[str]) -> list[str]:
     """The files, of a pair of .hdr and .img only the latter."""
     there = dict.fromkeys(files)
@@ -120,8 +117,8 @@ def _notes(source: str, files: list[str], images: list[str], dicom: list[str], l
     if labels:
         notes.append(
             f"{source}: {len(labels)} files are called like segmentations or masks, or lie in folders of such, and are "
-            f"left alone, e.g. "
-            f"{basename(labels[0])}. To import them all the same, name them with a pattern such as '*{_stem(labels[0])[-4:]}.*'."
+            f"left alone, e.g. {labels[0]}. To import such all the same, name them with a pattern: "
+            f"-i {shlex.quote(join(os.path.dirname(labels[0]), '*' + (ending_of(labels[0]) or '')))}"
         )
     others = Counter(os.path.splitext(f)[1] or "without ending" for f in {*files} - {*images} - {*labels} - {*dicom})
     if others:
