@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
 
 from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
 from nnunet_ssl.methods.gather import global_sum
@@ -14,6 +15,24 @@ from nnunet_ssl.methods.gather import global_sum
 def pooled_features(backbone: Backbone, x: Tensor) -> Tensor:
     """Global averages of all feature maps of the encoder: [N, C, *spatial] -> [N, sum of feature channels]."""
     return torch.cat([f.flatten(2).mean(dim=2) for f in backbone.features(x)], dim=1)
+
+
+def cell_features(maps: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+    """Feature maps [N, C_i, *spatial_i] side by side on one grid of cells: [N, cells, sum of C_i], the cells in C order.
+
+    Averages over a cell where a map is finer than the grid, repeated where it is coarser; one must be a multiple of the other.
+    """
+    columns = []
+    for features in maps:
+        sizes = features.shape[2:]
+        blocks = features
+        for axis, (size, cells) in enumerate(zip(sizes, grid, strict=True)):
+            blocks = blocks.unflatten(2 + 2 * axis, (min(size, cells), max(size // cells, 1)))
+        means = blocks.mean(dim=tuple(range(3, 3 + 2 * len(grid), 2)))
+        for axis, (size, cells) in enumerate(zip(sizes, grid, strict=True), start=2):
+            means = means.repeat_interleave(cells // size, dim=axis) if cells > size else means
+        columns.append(means.flatten(2))
+    return torch.cat(columns, dim=1).transpose(1, 2)
 
 
 def projector_width(wanted: int | None, in_features: int) -> int:
@@ -70,6 +89,26 @@ class Projector(nn.Sequential):
             nn.ReLU(),
             nn.Linear(hidden_features, out_features),
         )
+
+
+class PrototypeHead(nn.Module):
+    """A projector to a narrow embedding, and its cosines with learned prototypes: [N, F] -> [N, E] and [N, K].
+
+    DINO (Caron et al., ICCV 2021, section 3.2 and its appendix C): three layers, a bottleneck, L2 norm, and a last layer
+    whose weights have the norm 1. Its own has GELU and no norms; this is our projector. Cosines are computed in float32:
+    divided by a temperature of 0.04, what bfloat16 rounds would be a tenth.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, embedding_features: int, prototypes: int) -> None:
+        super().__init__()
+        self.projector = Projector(in_features, hidden_features, embedding_features)
+        self.prototypes = nn.Parameter(torch.empty(prototypes, embedding_features))
+        nn.init.normal_(self.prototypes)  # their directions are even over the sphere
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embedding = self.projector(features).float()
+        with torch.autocast(embedding.device.type, enabled=False):
+            return embedding, linear(normalize(embedding, dim=-1), normalize(self.prototypes, dim=-1))
 
 
 def train_encoder_only(backbone: Backbone) -> None:
