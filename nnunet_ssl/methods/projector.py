@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +48,22 @@ class LayerStandardise(nn.LayerNorm):
         super().__init__(features, elementwise_affine=False)
 
 
+def standardised(rows: Tensor, weight: Tensor, together: bool) -> Tensor:
+    """Each feature of [N, E] with mean 0 and deviation 1 over the rows that count, of all processes if `together`; float32.
+
+    weight: [N], 0 for rows that do not count.
+    """
+    rows, weight = rows.float(), weight.unsqueeze(1)
+    sums = torch.stack(
+        [(rows * weight).sum(dim=0), (rows.square() * weight).sum(dim=0), weight.sum().expand(rows.shape[1])]
+    )
+    total, squares, number = global_sum(sums, together)
+    number = number.clamp(min=1)
+    mean = total / number
+    variance = (squares / number - mean.square()).clamp(min=0)
+    return (rows - mean) / (variance + 1e-5).sqrt()
+
+
 class BatchStandardise(nn.Module):
     """BatchNorm without weights and running statistics: each feature of [..., E] over all rows of all processes.
 
@@ -58,12 +75,8 @@ class BatchStandardise(nn.Module):
         self.features = features
 
     def forward(self, x: Tensor) -> Tensor:
-        rows = x.float().reshape(-1, self.features)
-        sums = torch.stack([rows.sum(dim=0), rows.square().sum(dim=0), torch.full_like(rows[0], len(rows))])
-        total, squares, number = global_sum(sums, together=self.training)
-        mean = total / number
-        variance = (squares / number - mean.square()).clamp(min=0)
-        return (x - mean) / (variance + 1e-5).sqrt()
+        rows = x.reshape(-1, self.features)
+        return standardised(rows, rows.new_ones(len(rows)), together=self.training).view(x.shape)
 
 
 class Projector(nn.Sequential):
@@ -92,23 +105,27 @@ class Projector(nn.Sequential):
 
 
 class PrototypeHead(nn.Module):
-    """A projector to a narrow embedding, and its cosines with learned prototypes: [N, F] -> [N, E] and [N, K].
+    """Three layers to a narrow embedding [N, E], and its cosines [N, K] with learned prototypes.
 
-    DINO (Caron et al., ICCV 2021, section 3.2 and its appendix C): three layers, a bottleneck, L2 norm, and a last layer
-    whose weights have the norm 1. Its own has GELU and no norms; this is our projector. Cosines are computed in float32:
-    divided by a temperature of 0.04, what bfloat16 rounds would be a tenth.
+    DINO (Caron et al., ICCV 2021, section 3.2 and its appendix C): an MLP with a bottleneck, L2 norm, and a last layer whose
+    weights have the norm 1. Each layer of the MLP is followed by a BatchNorm without weights over the rows that count of all
+    processes, an option of DINO's, which its transformers do without.
     """
 
     def __init__(self, in_features: int, hidden_features: int, embedding_features: int, prototypes: int) -> None:
         super().__init__()
-        self.projector = Projector(in_features, hidden_features, embedding_features)
+        widths = (in_features, hidden_features, hidden_features, embedding_features)
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.prototypes = nn.Parameter(torch.empty(prototypes, embedding_features))
         nn.init.normal_(self.prototypes)  # their directions are even over the sphere
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = self.projector(features).float()
-        with torch.autocast(embedding.device.type, enabled=False):
-            return embedding, linear(normalize(embedding, dim=-1), normalize(self.prototypes, dim=-1))
+    def forward(self, features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """features: [N, F]. weight: [N], 0 for rows that do not count."""
+        x = features
+        for number, layer in enumerate(self.layers):
+            x = standardised(layer(x if number == 0 else x.relu()), weight, together=self.training)
+        with torch.autocast(x.device.type, enabled=False):  # at a temperature of 0.04 bfloat16 is off by a tenth
+            return x, linear(normalize(x, dim=-1), normalize(self.prototypes, dim=-1))
 
 
 def train_encoder_only(backbone: Backbone) -> None:

@@ -28,7 +28,7 @@ from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import global_sum
 from nnunet_ssl.methods.projector import PrototypeHead, cell_features, check_bottleneck, projector_width
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
-from nnunet_ssl.methods.teacher import follow, rising_momentum, take_in, twin_of, warmed_up
+from nnunet_ssl.methods.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
 from nnunet_ssl.settings import require
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import check_crop, crop_within, cut_views, mostly_usable, random_corners
@@ -140,8 +140,8 @@ class SelfDistillation(SimMIM):
         wanted = [name for name, weight in self.weights.items() if weight > 0]
         self.head = nn.ModuleDict({n: PrototypeHead(features, hidden, embedding, self.prototypes) for n in wanted})
         self.teacher, self.teacher_head = twin_of(backbone), twin_of(self.head)
-        for name in wanted:
-            self.register_buffer(f"centre_{name}", torch.zeros(self.prototypes))
+        self.centre = nn.ModuleDict({name: RunningMean(torch.zeros(self.prototypes)) for name in wanted})
+        self.images_needed = 2 if "image" in wanted else 1
 
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
@@ -151,16 +151,10 @@ class SelfDistillation(SimMIM):
         return Views(region_size=patch, network_size=crop)
 
     def train(self, mode: bool = True) -> SelfDistillation:
-        """As any module; the teacher stays in evaluation."""
+        """As any module; the teacher's network stays in evaluation. Its heads have norms over the batch as the student's."""
         super().train(mode)
-        for teacher in (self.teacher, self.teacher_head):
-            teacher.eval()
+        self.teacher.eval()
         return self
-
-    @property
-    def compares(self) -> bool:
-        """Only Sinkhorn-Knopp looks at the whole batch; a running mean is that of the steps before."""
-        return self.config.centring == "sinkhorn"
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         config, region, crop = self.config, batch["image"].shape[2:], self.backbone.patch_size
@@ -221,14 +215,14 @@ class SelfDistillation(SimMIM):
         statistics: dict[str, Tensor] = {}
         for name, head in self.head.items():
             weight = inputs[f"{name}_counts"].flatten()
-            embedding, scores = head(encoded[name].flatten(0, -2))
+            embedding, scores = head(encoded[name].flatten(0, -2), weight)
             with torch.no_grad():
                 seen = encoded[f"teacher_{name}"]
                 if name == "image":  # of the other view
                     seen = torch.cat(seen.chunk(VIEWS)[::-1])
-                _, wanted = self.teacher_head[name](seen.flatten(0, -2))
+                _, wanted = self.teacher_head[name](seen.flatten(0, -2), weight)
                 assignment = self._assign(name, wanted, weight, inputs["temperature"])
-                statistics |= {f"{name}_sum": (wanted * weight.unsqueeze(1)).sum(dim=0), f"{name}_rows": weight.sum()}
+                statistics |= {name: (wanted * weight.unsqueeze(1)).sum(dim=0), f"{name}_rows": weight.sum()}
             number = inputs.get(f"{name}_number", weight.sum())
             distilled = distillation(assignment, scores, self.config.student_temperature, weight, number)
             loss = loss + self.weights[name] * distilled
@@ -243,15 +237,17 @@ class SelfDistillation(SimMIM):
         """The teacher's assignments [N, K] of its scores [N, K]."""
         if self.config.centring == "sinkhorn":
             return sinkhorn_assignment(scores, weight, temperature, together=self.training)
-        return centred_assignment(scores, self.get_buffer(f"centre_{name}"), temperature)
+        centre: Any = self.centre[name]
+        return centred_assignment(scores, centre.value, temperature)
 
     @torch.no_grad()
     def after_step(self, statistics: Mapping[str, Tensor], moved: Tensor) -> None:
         config = self.config
-        for name in self.head:
+        for name, centre in self.centre.items():
+            assert isinstance(centre, RunningMean)
             # Every process has its part of the batch; the mean is that of all.
-            total, rows = (global_sum(statistics[f"{name}_{what}"], together=True) for what in ("sum", "rows"))
-            take_in(self.get_buffer(f"centre_{name}"), total, rows, config.centre_momentum, moved)
+            total, rows = (global_sum(statistics[key], together=True) for key in (name, f"{name}_rows"))
+            centre.take_in(total, rows, config.centre_momentum, moved)
         momentum = rising_momentum(config.momentum, config.final_momentum, self.progress)
         for teacher, student in ((self.teacher, self.backbone), (self.teacher_head, self.head)):
             follow(teacher, student, momentum, moved)

@@ -44,16 +44,35 @@ def follow(teacher: nn.Module, student: nn.Module, momentum: float, moved: Tenso
         slow.lerp_(fast.to(slow.dtype), share.to(slow.dtype))
 
 
-@torch.no_grad()
-def take_in(mean: Tensor, total: Tensor, number: Tensor, momentum: float, moved: Tensor) -> None:
-    """mean <- momentum * mean + (1 - momentum) * total / number; stays as it is where `moved` is False or there is no number."""
-    new = momentum * mean + (1 - momentum) * total / number.clamp(min=1)
-    mean.copy_(torch.where(moved & (number > 0), new, mean))  # not multiplied by 0: what is left out need not be finite
-
-
 def _numbers(module: nn.Module) -> Iterator[Tensor]:
     """All floating-point parameters and buffers, each once."""
     for tensor in chain(module.parameters(), module.buffers()):
         if tensor.is_floating_point():
             local: Any = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             yield local
+
+
+class RunningMean(nn.Module):
+    """A mean over the batches of many steps, `value` [N], which `take_in` moves: state, but nothing that is trained.
+
+    The first steps count alike, until each new one has the share 1 - momentum; so it is right from the second step on.
+    """
+
+    value: Tensor
+    steps: Tensor
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", start)
+        self.register_buffer("steps", torch.zeros(()))  # taken in so far
+
+    @torch.no_grad()
+    def take_in(self, total: Tensor, number: Tensor, momentum: float, moved: Tensor) -> None:
+        """Move towards total / number; stay where `moved` (bool) is False or there is no number. All on the device."""
+        known = moved & (number > 0)
+        share = (1 / (self.steps + 1)).clamp(min=1 - momentum)
+        new = self.value + share * (total / number.clamp(min=1) - self.value)
+        self.value.copy_(
+            torch.where(known, new, self.value)
+        )  # not multiplied by 0: what is left out need not be finite
+        self.steps += known

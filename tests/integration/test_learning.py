@@ -155,13 +155,16 @@ def train(method: Method, batch: dict[str, Tensor], case: Case) -> None:
     """As the trainer does, without nnU-Net around it."""
     optimizer = build_optimizer(method.parameters(), Recipe("adamw", case.lr, 1e-2, 1, 0, 1.0))
     generator = torch.Generator().manual_seed(SEED)
-    for _ in range(case.steps):
+    for step in range(case.steps):
+        method.progress = step / case.steps
         with torch.no_grad():
             inputs = method.prepare(batch, generator)
         optimizer.zero_grad(set_to_none=True)
-        method(inputs).loss.backward()
+        output = method(inputs)
+        output.loss.backward()
         torch.nn.utils.clip_grad_norm_(method.parameters(), 1.0)
         optimizer.step()
+        method.after_step(output.statistics, torch.tensor(True))
 
 
 def test_every_own_method_is_here_on_every_backbone():
