@@ -25,7 +25,7 @@ from nnunet_ssl.methods.distillation_loss import (
     sinkhorn_assignment,
 )
 from nnunet_ssl.methods.embeddings import health
-from nnunet_ssl.methods.gather import global_sum
+from nnunet_ssl.methods.gather import global_sum, warn_if_few
 from nnunet_ssl.methods.projector import PrototypeHead, cell_features, check_bottleneck, projector_width
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
 from nnunet_ssl.methods.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
@@ -106,11 +106,12 @@ class SelfDistillation(SimMIM):
     Tokens: those of a Primus; for U-Nets cells of 16 voxels (of the stride where that is less), described by the averages of all
     feature maps of the encoder. A view: the average of its tokens. Excluded tokens and views do not count.
 
-    Differs from SMIT: any encoder, instead of Swin with a class token; heads with LayerNorm; crops change in intensity; at most
-    `compared_tokens` hidden tokens of a view are compared; scores in the running mean are those of compared tokens; the last
-    layer of the heads learns from the first step on; the temperature of tokens rises from the first step on as well. From
-    iBOT and DINOv2: no small crops, no KoLeo term, all views masked. The teacher has the decoder as well, for those who want
-    to fine-tune from it.
+    Differs from SMIT: any encoder, instead of Swin with a class token; crops change in intensity; at most `compared_tokens`
+    hidden tokens of a view are compared, and only these are in the running mean, which is right from the second step on; the
+    last layer of the heads, and the temperature of tokens, are not held for the first epochs. From iBOT and DINOv2: no small
+    crops, no KoLeo term, all views masked. And in the heads: norms over the batch (DINO's `use_bn_in_head`). With LayerNorms
+    all assignments became equal within fifty steps on small images, because what differs between views is a hundredth of what
+    they have in common. The teacher has a decoder as well, for those who want to fine-tune from it.
     """
 
     teacher: Backbone
@@ -162,6 +163,7 @@ class SelfDistillation(SimMIM):
         # [2B]: the first views of all images, then the second ones.
         image, excluded = (cut_views(batch[name], corners, crop) for name in ("image", "excluded"))
         if self.training:
+            warn_if_few("self_distillation", len(batch["image"]), enough=2, recipe=8, together=True)
             image = augment_intensity(image, generator, config.augmentation)
         width, blocks = block_grid(self.grid, self.block)
         ratio = draw_ratio(config.mask_ratio, generator)
@@ -215,12 +217,12 @@ class SelfDistillation(SimMIM):
         statistics: dict[str, Tensor] = {}
         for name, head in self.head.items():
             weight = inputs[f"{name}_counts"].flatten()
-            embedding, scores = head(encoded[name].flatten(0, -2), weight)
+            _, scores = head(encoded[name].flatten(0, -2), weight)
             with torch.no_grad():
                 seen = encoded[f"teacher_{name}"]
                 if name == "image":  # of the other view
                     seen = torch.cat(seen.chunk(VIEWS)[::-1])
-                _, wanted = self.teacher_head[name](seen.flatten(0, -2), weight)
+                embedding, wanted = self.teacher_head[name](seen.flatten(0, -2), weight)
                 assignment = self._assign(name, wanted, weight, inputs["temperature"])
                 statistics |= {name: (wanted * weight.unsqueeze(1)).sum(dim=0), f"{name}_rows": weight.sum()}
             number = inputs.get(f"{name}_number", weight.sum())
@@ -228,8 +230,8 @@ class SelfDistillation(SimMIM):
             loss = loss + self.weights[name] * distilled
             terms[f"{name}_distillation"] = distilled.detach()
             terms |= {f"{name}_{k}": v for k, v in assignment_health(assignment, scores, weight).items()}
-            if name == next(iter(self.head)):
-                terms |= health(embedding.detach())
+            if name == next(iter(self.head)):  # tokens that were seen, where these are distilled
+                terms |= health(embedding)
         images = len(inputs["image"]) // VIEWS
         return MethodOutput(loss, terms, {k: v[:images] for k, v in painted.preview.items()}, statistics)
 
