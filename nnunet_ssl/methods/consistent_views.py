@@ -170,7 +170,8 @@ class ConsistentViews(MAE):
         painted = self.score(encoded["painted"], inputs)
         number = len(inputs["image"]) // 2
         projected = self.projector(local)
-        usable = mostly_usable(inputs["excluded"]).chunk(2)
+        views_usable = mostly_usable(inputs["excluded"])
+        usable = views_usable.chunk(2)
         both = usable[0] & usable[1]
         aligned = alignment_loss(self.predictor(projected), projected, both, together=self.training)
         loss = config.reconstruction_weight * painted.loss + config.alignment_weight * aligned.loss
@@ -179,7 +180,7 @@ class ConsistentViews(MAE):
             "reconstruction": painted.loss.detach(),
             "alignment": aligned.loss.detach(),
             **aligned.terms,
-            **health(projected.flatten(0, 1)),
+            **health(projected.flatten(0, 1), views_usable.repeat_interleave(projected.shape[1])),
         }
         if config.contrast_weight:
             first, second = projected.mean(dim=1).chunk(2)

@@ -139,7 +139,9 @@ class SimCLR(Method):
         usable = inputs["usable"].chunk(2)
         image = torch.arange(len(inputs["region"]), device=first.device).repeat(self.config.pairs_per_image)
         result = nt_xent(first, second, image, usable[0] & usable[1], self.config.temperature, together=self.training)
-        return MethodOutput(result.loss, {**result.terms, **health(embeddings)}, self._preview(inputs))
+        return MethodOutput(
+            result.loss, {**result.terms, **health(embeddings, inputs["usable"])}, self._preview(inputs)
+        )
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """All embeddings equal."""

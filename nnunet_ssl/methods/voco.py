@@ -27,7 +27,7 @@ from nnunet_ssl.methods.projector import (
     projector_width,
     train_encoder_only,
 )
-from nnunet_ssl.methods.voco_loss import voco_loss
+from nnunet_ssl.methods.voco_loss import explained, voco_loss
 from nnunet_ssl.settings import require
 from nnunet_ssl.views.contrastive import augment_crops
 from nnunet_ssl.views.crops import (
@@ -182,16 +182,17 @@ class VoCo(Method):
             + config.apart_weight * parts.apart
             + config.regularisation_weight * parts.regularisation
         )
-        similarity, apart = parts.similarity, (overlap == 0).float()
+        similarity = parts.similarity
+        counted = (usable[:, bases:].unsqueeze(2) & usable[:, :bases].unsqueeze(1)).float()
+        sharing, apart = overlap * counted, (overlap == 0) * counted
         terms = {
             "overlapping": parts.overlapping.detach(),
             "apart": parts.apart.detach(),
             "regularisation": parts.regularisation.detach(),
-            "positive_similarity": (similarity * overlap).sum() / overlap.sum(),
+            "positive_similarity": (similarity * sharing).sum() / sharing.sum().clamp(min=1e-8),
             "negative_similarity": (similarity * apart).sum() / apart.sum().clamp(min=1),
-            "explained_variance": 1
-            - (overlap - similarity).square().mean() / overlap.var(correction=0).clamp(min=1e-8),
-            **health(embeddings),
+            "explained_variance": explained(overlap, similarity, counted),
+            **health(embeddings, usable.T.flatten()),
         }
         return MethodOutput(loss, terms, self._preview(inputs, similarity))
 

@@ -28,5 +28,14 @@ def test_effective_rank_against_eigenvalues():
     assert effective_rank(z).item() == pytest.approx((values.sum() ** 2 / values.square().sum()).item(), rel=1e-3)
 
 
+def test_embeddings_that_are_not_usable_do_not_count():
+    z = torch.randn(30, 12, generator=torch.Generator().manual_seed(1)) * torch.arange(1, 13)
+    usable = torch.rand(30, generator=torch.Generator().manual_seed(2)) < 0.6
+    z[~usable] = 100.0
+    for indicator in (spread, effective_rank):
+        assert indicator(z, usable).item() == pytest.approx(indicator(z[usable]).item(), rel=1e-4)
+        assert indicator(z, torch.zeros(30, dtype=torch.bool)) == 0
+
+
 def test_collapsed_embeddings_have_rank_zero():
     assert effective_rank(torch.ones(8, 16)) == 0
