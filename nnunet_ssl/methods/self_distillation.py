@@ -231,7 +231,7 @@ class SelfDistillation(SimMIM):
             terms[f"{name}_distillation"] = distilled.detach()
             terms |= {f"{name}_{k}": v for k, v in assignment_health(assignment, scores, weight).items()}
             if name == next(iter(self.head)):  # tokens that were seen, where these are distilled
-                terms |= health(embedding)
+                terms |= health(embedding, weight > 0)
         images = len(inputs["image"]) // VIEWS
         return MethodOutput(loss, terms, {k: v[:images] for k, v in painted.preview.items()}, statistics)
 
