@@ -48,9 +48,7 @@ class Method(nn.Module):
     )
     trivial_answer: ClassVar[str] = "an answer that does not depend on the image"  # whose loss is the `yardstick`
     images_needed: int = 1  # that the loss has to see together to mean anything; more where it compares images
-    progress: float = (
-        0.0  # share of the training that is done, from 0 to 1; the trainer sets it before each of its steps
-    )
+    progress: float = 0.0  # share of the training that is done, 0 to 1; set by the trainer before each of its steps
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__()

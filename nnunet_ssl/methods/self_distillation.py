@@ -55,9 +55,8 @@ class SelfDistillationConfig(SimMIMConfig):
     token_weight: float = 0.1  # of the distillation of hidden tokens; SMIT
     image_weight: float = 0.1  # of the distillation of whole views, each from the other one; SMIT
     prototypes: int | None = None  # None: 8192 (SMIT, iBOT), at most 8 times the features of tiny networks
-    projector_dim: int | None = (
-        None  # hidden width; None: 2048 (DINO, iBOT), at most 8 times the features of tiny networks
-    )
+    # Hidden width of the heads; None: 2048 (DINO, iBOT), at most 8 times the features of tiny networks
+    projector_dim: int | None = None
     embedding_dim: int | None = None  # bottleneck; None: 256 (DINO, iBOT), at most as many as the features
     compared_tokens: int = 128  # hidden tokens of a view that are distilled, drawn at random; DINOv2 hides up to 128
     student_temperature: float = 0.1  # SMIT, iBOT, DINOv2
@@ -68,9 +67,8 @@ class SelfDistillationConfig(SimMIMConfig):
     final_momentum: float = 1.0  # at the end, along half a cosine; SMIT, iBOT, DINOv2
     centring: str = "mean"  # of the teacher: "mean" (running, SMIT and iBOT) or "sinkhorn" (DINOv2's other choice)
     centre_momentum: float = 0.9  # SMIT, iBOT, DINOv2
-    augmentation: float = (
-        1.0  # factor on the probabilities of the intensity changes, 0: none, as SMIT; iBOT's are stronger
-    )
+    # Factor on the probabilities of the intensity changes, 0: none, as SMIT; iBOT's are stronger
+    augmentation: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
