@@ -117,7 +117,8 @@ class PrototypeHead(nn.Module):
         widths = (in_features, hidden_features, hidden_features, embedding_features)
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
         self.prototypes = nn.Parameter(torch.empty(prototypes, embedding_features))
-        nn.init.normal_(self.prototypes)  # their directions are even over the sphere
+        # Directions are even over the sphere. Short ones turn fast, as only that counts: DINO's 0.02
+        nn.init.normal_(self.prototypes, std=0.02)
 
     def forward(self, features: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """features: [N, F]. weight: [N], 0 for rows that do not count."""
