@@ -46,3 +46,30 @@ def effective_rank(embeddings: Tensor, usable: Tensor | None = None) -> Tensor:
 def health(embeddings: Tensor, usable: Tensor | None = None) -> dict[str, Tensor]:
     """Both indicators, named for the log."""
     return {"spread": spread(embeddings, usable), "effective_rank": effective_rank(embeddings, usable)}
+
+
+@torch.no_grad()
+def knn_agreement(first: Tensor, second: Tensor, usable: Tensor | None = None) -> Tensor:
+    """How far two views of the same N images [N, E] agree on which images are alike: 1 always, 0 as often as by chance.
+
+    The share of an image's k most similar other images (cosine, k a quarter of them) that both views name, of which chance
+    would give k of N - 1. Collapsed embeddings, whose neighbours are rounding, agree by chance alone. 0 below three images.
+    """
+    number = len(first)
+    if number < 3:
+        return first.new_zeros((), dtype=torch.float32)
+    k = max((number - 1) // 4, 1)
+    with torch.autocast(first.device.type, enabled=False):
+        near = [_neighbours(normalize(view.float(), dim=-1), usable, k) for view in (first, second)]
+    shared = (near[0] & near[1]).float().sum(dim=1) / k
+    weight = torch.ones_like(shared) if usable is None else usable.float()
+    agreement, chance = (shared * weight).sum() / weight.sum().clamp(min=1), k / (number - 1)
+    return (agreement - chance) / (1 - chance) * (weight.sum() > 0)
+
+
+def _neighbours(unit: Tensor, usable: Tensor | None, k: int) -> Tensor:
+    """Bool [N, N]: whether the column is among the k most similar to the row, which never names itself."""
+    similarity = (unit @ unit.T).fill_diagonal_(-2)
+    if usable is not None:
+        similarity = similarity.masked_fill(~usable, -2)
+    return torch.zeros_like(similarity, dtype=torch.bool).scatter(1, similarity.topk(k, dim=1).indices, True)

@@ -24,7 +24,7 @@ from nnunet_ssl.methods.distillation_loss import (
     distillation,
     sinkhorn_assignment,
 )
-from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import global_sum, warn_if_few
 from nnunet_ssl.methods.projector import PrototypeHead, cell_features, check_bottleneck, projector_width
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
@@ -184,13 +184,13 @@ class SelfDistillation(SimMIM):
             "excluded": excluded,
             "hidden": upsample_mask(to_device(hidden, image.device), self.token, crop),
             "places": on_device,  # of tokens in C order, [2B, T]
-            "token_counts": (compared & usable).float(),  # [2B, T]
-            "image_counts": (first & second).repeat(VIEWS).float(),  # [2B]
+            "token_usable": compared & usable,  # [2B, T]
+            "image_usable": (first & second).repeat(VIEWS),  # [2B]
             "temperature": to_device(np.array(temperature, dtype=np.float32), image.device),
         }
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {**super().counts(inputs), **{f"{name}_number": inputs[f"{name}_counts"].sum() for name in self.head}}
+        return {**super().counts(inputs), **{f"{name}_number": inputs[f"{name}_usable"].sum() for name in self.head}}
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
         return self.compare(self.encode(inputs), inputs)
@@ -214,13 +214,14 @@ class SelfDistillation(SimMIM):
         terms = {**painted.terms, "reconstruction": painted.loss.detach()}
         statistics: dict[str, Tensor] = {}
         for name, head in self.head.items():
-            weight = inputs[f"{name}_counts"].flatten()
-            _, scores = head(encoded[name].flatten(0, -2), weight)
+            usable = inputs[f"{name}_usable"].flatten()
+            weight = usable.float()
+            _, scores = head(encoded[name].flatten(0, -2), usable)
             with torch.no_grad():
                 seen = encoded[f"teacher_{name}"]
                 if name == "image":  # of the other view
                     seen = torch.cat(seen.chunk(VIEWS)[::-1])
-                embedding, wanted = self.teacher_head[name](seen.flatten(0, -2), weight)
+                embedding, wanted = self.teacher_head[name](seen.flatten(0, -2), usable)
                 assignment = self._assign(name, wanted, weight, inputs["temperature"])
                 statistics |= {name: (wanted * weight.unsqueeze(1)).sum(dim=0), f"{name}_rows": weight.sum()}
             number = inputs.get(f"{name}_number", weight.sum())
@@ -229,7 +230,10 @@ class SelfDistillation(SimMIM):
             terms[f"{name}_distillation"] = distilled.detach()
             terms |= {f"{name}_{k}": v for k, v in assignment_health(assignment, scores, weight).items()}
             if name == next(iter(self.head)):  # tokens that were seen, where these are distilled
-                terms |= health(embedding, weight > 0)
+                terms |= health(embedding, usable)
+            if name == "image":
+                first, second = embedding.chunk(VIEWS)
+                terms["knn_agreement"] = knn_agreement(first, second, usable.chunk(VIEWS)[0])
         images = len(inputs["image"]) // VIEWS
         return MethodOutput(loss, terms, {k: v[:images] for k, v in painted.preview.items()}, statistics)
 

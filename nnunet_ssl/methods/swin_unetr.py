@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from nnunet_ssl.backbones import Backbone, BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import check_images, global_mean, processes
 from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import check_bottleneck, train_encoder_only
@@ -222,6 +222,7 @@ class SwinUNETR(Method):
             contrast = nt_xent(first, second, images, both, config.temperature, together=self.training)
             loss = loss + config.contrast_weight * contrast.loss
             terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings, views_usable)}
+            terms["knn_agreement"] = knn_agreement(first, second, both)
         if config.inpainting_weight:
             painted = encoded["painted"]
             counts = (~excluded).float().expand_as(turned)

@@ -21,6 +21,7 @@ from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.projector import (
+    NORMS,
     Projector,
     check_bottleneck,
     pooled_features,
@@ -65,6 +66,7 @@ class VoCoConfig:
     )
     projector_dim: int | None = None  # hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
     embedding_dim: int | None = None  # None: as wide as the projector (nnssl: 2048)
+    projector_norm: str = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
     augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
 
     def __post_init__(self) -> None:
@@ -85,6 +87,7 @@ class VoCoConfig:
         for name in ("projector_dim", "embedding_dim"):
             value = getattr(self, name)
             require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
+        require(self.projector_norm in NORMS, f'projector_norm is "batch" or "layer", found {self.projector_norm!r}.')
 
 
 class VoCo(Method):
@@ -93,7 +96,7 @@ class VoCo(Method):
     The region is tiled by base crops; further target crops lie anywhere in it. The similarity of a target to a base
     shall be the part of the target that lies in the base, and different bases shall look different. All comparisons
     are made within an image, so any batch size will do; the means are those of the global batch. The network's decoder
-    is not trained.
+    is not trained. The projector's norm is the paper's, nnssl's was one of each crop (see `Projector`).
 
     As nnssl, and unlike the paper's code, there is no momentum encoder: the gradient simply stops at the bases. Crops
     mostly made of excluded voxels do not count.
@@ -115,7 +118,7 @@ class VoCo(Method):
         train_encoder_only(backbone)
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
-        self.projector = Projector(features, width, config.embedding_dim or width)
+        self.projector = Projector(features, width, config.embedding_dim or width, config.projector_norm)
 
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
@@ -162,11 +165,11 @@ class VoCo(Method):
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"embeddings": self.projector(pooled_features(self.backbone, inputs["crops"]))}
+        return {"features": pooled_features(self.backbone, inputs["crops"])}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         config, overlap, usable = self.config, inputs["overlap"], inputs["usable"]
-        bases, embeddings = overlap.shape[2], encoded["embeddings"]
+        bases, embeddings = overlap.shape[2], self.projector(encoded["features"], usable.T.flatten())
         per_image = embeddings.unflatten(0, (-1, len(overlap))).transpose(0, 1)  # [B, K + T, E]
         parts = voco_loss(
             per_image[:, :bases],

@@ -154,17 +154,20 @@ def test_schedules():
 def test_head_is_cosines_with_prototypes_of_length_one_and_norms_over_what_counts():
     torch.manual_seed(0)
     head = PrototypeHead(6, 8, 4, 5)
-    features, weight = drawn(6, 6), torch.tensor([1.0, 1, 0, 1, 1, 0])
-    standard, cosines = head(features, weight)
-    x = features
-    for number, layer in enumerate(head.layers):
-        x = layer(x.relu() if number else x)
+    features, usable = drawn(6, 6), torch.tensor([True, True, False, True, True, False])
+    standard, cosines = head(features, usable)
+
+    def norm(x):
         for feature in range(x.shape[1]):
-            counted = [x[n, feature].item() for n in range(6) if weight[n]]
+            counted = [x[n, feature].item() for n in range(6) if usable[n]]
             mean = sum(counted) / 4
             variance = sum((c - mean) ** 2 for c in counted) / 4
             x = x.clone()
             x[:, feature] = (x[:, feature] - mean) / (variance + 1e-5) ** 0.5
+        return x
+
+    first, second, third = (layer for layer in head.projector if isinstance(layer, nn.Linear))
+    x = norm(third(norm(second(norm(first(features)).relu())).relu()))
     torch.testing.assert_close(standard, x, rtol=1e-3, atol=1e-4)
     for n in range(6):
         for k in range(5):

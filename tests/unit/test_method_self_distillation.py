@@ -37,9 +37,9 @@ def test_two_crops_of_every_image_with_hidden_tokens(kind, make, batch_of, prepa
     assert hidden.sum(dim=1).tolist() == [int(0.7 * hidden.shape[1])] * 6  # as many in every view
     assert inputs["hidden"].sum() == hidden.sum() * torch.tensor(method.token).prod(), "whole tokens"
     # Every compared token is hidden, none twice; where few are hidden, the others do not count.
-    assert torch.equal(hidden.gather(1, inputs["places"]).float(), inputs["token_counts"])
+    assert torch.equal(hidden.gather(1, inputs["places"]), inputs["token_usable"])
     assert all(len(set(row)) == len(row) for row in inputs["places"].tolist())
-    assert inputs["token_counts"].sum(dim=1).tolist() == [min(inputs["places"].shape[1], int(hidden[0].sum()))] * 6
+    assert inputs["token_usable"].sum(dim=1).tolist() == [min(inputs["places"].shape[1], int(hidden[0].sum()))] * 6
 
 
 def test_as_many_tokens_in_every_step_whatever_is_hidden(make, batch_of, prepared):
@@ -54,17 +54,17 @@ def test_excluded_tokens_and_views_do_not_count(make, batch_of, prepared):
     batch["excluded"][0, ..., :16] = True  # half of the tokens: the view still counts
     batch["excluded"][1] = True
     inputs = prepared(method, batch)
-    counted = inputs["token_counts"].view(2, 3, -1)
-    assert (counted[:, 1] == 0).all()
-    assert inputs["image_counts"].tolist() == [0, 0, 1] * 2  # not less than half is excluded
+    counted = inputs["token_usable"].view(2, 3, -1)
+    assert not counted[:, 1].any()
+    assert inputs["image_usable"].tolist() == [False, False, True] * 2  # not less than half is excluded
     columns = inputs["places"].view(2, 3, -1) % method.grid[-1]
-    first = columns[:, 0][counted[:, 0] > 0]
+    first = columns[:, 0][counted[:, 0]]
     assert len(first)
     assert first.min() >= method.grid[-1] // 2
 
     encoded = method.encode(inputs)
     for value in (0.0, 9.0):  # what does not count is nothing to the others either, in the norms over the batch
-        token = torch.where(inputs["token_counts"].unsqueeze(2) > 0, encoded["token"], value)
+        token = torch.where(inputs["token_usable"].unsqueeze(2), encoded["token"], value)
         found = method.compare({**encoded, "token": token}, inputs).terms
         torch.testing.assert_close(
             found["token_distillation"], method.compare(encoded, inputs).terms["token_distillation"]
@@ -96,14 +96,14 @@ def test_loss_is_painting_and_both_distillations(kind, make, batch_of, prepared)
     painted = masked_error(encoded["painted"], inputs["image"], inputs["hidden"], "l1")
     expected = 2.0 * painted
     for name, weight in (("token", 0.3), ("image", 0.7)):
-        counts = inputs[f"{name}_counts"].flatten()
+        counts = inputs[f"{name}_usable"].flatten()
         seen = encoded[f"teacher_{name}"]
         if name == "image":  # the teacher of the second views for the first ones, and the other way round
             seen = torch.cat([seen[3:], seen[:3]])
         _, wanted = method.teacher_head[name](seen.reshape(-1, seen.shape[-1]), counts)
         _, scores = method.head[name](encoded[name].reshape(-1, seen.shape[-1]), counts)
         assignment = centred_assignment(wanted, method.centre[name].value, 0.07)
-        expected = expected + weight * distillation(assignment, scores, 0.1, counts, counts.sum())
+        expected = expected + weight * distillation(assignment, scores, 0.1, counts.float(), counts.sum())
     torch.testing.assert_close(output.loss, expected)
 
 
@@ -144,7 +144,7 @@ def test_only_the_student_gets_gradients_and_only_a_step_moves_the_teacher(kind,
             torch.testing.assert_close(moved[twin], (before[twin] + stepped[key]) / 2, msg=twin)
     assert {k.split(".")[0] for k in changed(stepped, moved)} == {"teacher", "teacher_head", "centre"}
     for name in method.centre:
-        counts = inputs[f"{name}_counts"].flatten()
+        counts = inputs[f"{name}_usable"].flatten()
         torch.testing.assert_close(moved[f"centre.{name}.value"], output.statistics[name] / counts.sum())
 
 
