@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
+from nnunet_ssl.errors import SettingsError
+
 C = TypeVar("C")
 SAMPLING = ("images", "subjects", "modalities", "datasets")
-
-
-class SettingsError(ValueError):
-    """A plans block or a flag holds something that is not a setting."""
 
 
 def read_config(cls: type[C], block: Mapping[str, Any], where: str) -> C:

@@ -11,10 +11,10 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.dataset_names import dataset_id, datasets_in, named
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.names import reason_against_file
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.errors import BadFile, CorpusError
+from nnunet_ssl.files.entering import read_json
 
 
 def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:

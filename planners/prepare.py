@@ -14,16 +14,15 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import FILE as TABLE
 from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.errors import CannotWrite, CorpusError
 from nnunet_ssl.files.atomic import copy_file
 from nnunet_ssl.files.folders import is_writable, require_writable
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
-from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.changes import compare, no_collection
 from nnunet_ssl.planners.datasets import (

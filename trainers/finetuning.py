@@ -19,8 +19,8 @@ from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.errors import CannotWrite
 from nnunet_ssl.files.atomic import atomic_path, write_json
-from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus

@@ -21,8 +21,8 @@ from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint, read_latest
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.checkpoints.read import read_checkpoint, read_latest
+from nnunet_ssl.errors import CheckpointError, CorpusError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.planners.datasets import load_configuration, require_own_plans

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
-from nnunet_ssl.checkpoints.read import CheckpointError, read_latest
-from nnunet_ssl.settings import SettingsError
+from nnunet_ssl.checkpoints.read import read_latest
+from nnunet_ssl.errors import CheckpointError, SettingsError
 from nnunet_ssl.trainers import sharding
 
 if TYPE_CHECKING:

@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> None:
     """Describe, and write what is asked for."""
     from os.path import basename, dirname, normpath
 
-    from nnunet_ssl.corpus.errors import CorpusError
     from nnunet_ssl.corpus.filters import matching
     from nnunet_ssl.corpus.folders import find_raw_dataset, raw_datasets
     from nnunet_ssl.corpus.overview.describe import describe_dataset
@@ -65,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.overview.look import describe_columns, look_at
     from nnunet_ssl.corpus.overview.sections import as_text
     from nnunet_ssl.corpus.sources.pretrain_data import write_pretrain_data
+    from nnunet_ssl.errors import CorpusError
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.report.corpus_page import write_corpus_page
 

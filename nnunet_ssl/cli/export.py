@@ -168,7 +168,8 @@ def _tell(folder: Path, removed: list[str]) -> None:
 
 def _push(args: argparse.Namespace, folder: Path) -> str:
     """Upload, asking before files of the repository are replaced where there is somebody to ask."""
-    from nnunet_ssl.checkpoints.hub.publish import RepositoryNotEmptyError, push_to_hub
+    from nnunet_ssl.checkpoints.hub.publish import push_to_hub
+    from nnunet_ssl.errors import RepositoryNotEmptyError
 
     private = not args.public
     try:

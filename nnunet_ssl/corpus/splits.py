@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from os.path import isfile, lexists
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
+from nnunet_ssl.errors import BadFile, CorpusError
 from nnunet_ssl.files.atomic import copy_file, write_json
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.entering import read_json
 
 FILE = "splits_final.json"
 

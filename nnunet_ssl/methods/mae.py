@@ -16,8 +16,9 @@ import torch
 from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
+from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import (
     check_reconstruction,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
+from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.gather import global_sum
 
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from nnunet_ssl.backbones import Backbone, BackboneError
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import check_images, global_mean, processes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.simclr import SimCLR, SimCLRConfig
 from nnunet_ssl.views.crops import shared_voxels
 

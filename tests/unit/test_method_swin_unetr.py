@@ -6,7 +6,8 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig
 from nnunet_ssl.views.orientation import turn
 

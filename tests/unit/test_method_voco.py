@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.voco import VoCo, VoCoConfig
 
 METHOD = VoCo

@@ -9,7 +9,8 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import volume_fusion
 from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.volume_fusion import VolumeFusion, VolumeFusionConfig

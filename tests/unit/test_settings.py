@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.methods.mae import MAEConfig
 from nnunet_ssl.recipes import (
@@ -18,7 +19,7 @@ from nnunet_ssl.recipes import (
     pretraining,
     resolve,
 )
-from nnunet_ssl.settings import FinetuneSettings, PretrainBlock, PretrainSettings, SettingsError, read_config
+from nnunet_ssl.settings import FinetuneSettings, PretrainBlock, PretrainSettings, read_config
 
 
 def test_empty_block_gives_the_defaults():

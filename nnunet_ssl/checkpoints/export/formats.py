@@ -12,8 +12,8 @@ from typing import Any
 from nnunet_ssl.checkpoints.export.downstream import check_loads_downstream
 from nnunet_ssl.checkpoints.export.portable import ExportOptions, Portable, portable
 from nnunet_ssl.checkpoints.export.sidecar import config_of, write_safetensors
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.write import save_checkpoint
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.atomic import write_json
 
 # nnU-Net's development branch downloads exactly the first three from the hub; config.json makes the hub count downloads.
