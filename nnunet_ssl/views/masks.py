@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_ssl.bounds import Count, InnerShare, PerAxis
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
 
-STYLES = ("blocks", "grid", "slices")
+# What a method's settings may say of its mask.
+MaskStyle = Literal["blocks", "grid", "slices"]
+MaskRatio = InnerShare | tuple[InnerShare, ...]  # share of hidden blocks, or a pair to draw it from
+MaskBlock = Count | PerAxis  # voxels
 
 
 def block_grid(size: Sequence[int], block: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -29,19 +34,9 @@ def block_grid(size: Sequence[int], block: int | Sequence[int]) -> tuple[tuple[i
 
 
 def check_ratio(ratio: float | Sequence[float]) -> None:
-    """Raise ValueError unless `ratio` is a share of hidden blocks, or a pair (lowest, highest) to draw it from."""
-    values = (ratio,) if isinstance(ratio, (int, float)) else tuple(ratio)
-    if not all(isinstance(v, (int, float)) and 0 < v < 1 for v in values):
-        raise ValueError(f"mask_ratio must lie between 0 and 1, found {ratio}.")
-    if len(values) > 2 or list(values) != sorted(values) or not values:
+    """Raise ValueError for several ratios that are no pair (lowest, highest); for `__post_init__` of configs."""
+    if not isinstance(ratio, (int, float)) and (len(ratio) not in (1, 2) or list(ratio) != sorted(ratio)):
         raise ValueError(f"mask_ratio is one number or a pair (lowest, highest), found {ratio}.")
-
-
-def check_block(block: int | Sequence[int] | None, what: str = "mask_block") -> None:
-    """Raise ValueError unless `block` is a size in voxels, one per axis, or None."""
-    values = (1,) if block is None else (block,) if isinstance(block, int) else tuple(block)
-    if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
-        raise ValueError(f"{what} must be a whole number of voxels >= 1, or one per axis, found {block!r}.")
 
 
 def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> float:

@@ -10,6 +10,7 @@ from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.methods.mae import MAE, MAEConfig
+from nnunet_ssl.settings import read_config
 
 PATCH = (16, 32, 24)
 
@@ -87,7 +88,7 @@ def test_blocks_that_do_not_tile_the_tokens_name_the_next_patch():
 )
 def test_nonsense_is_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
-        MAEConfig(**config)
+        read_config(MAEConfig, config, "here")
 
 
 @pytest.mark.parametrize("name", ["mae", "simmim", "spark3d"])
@@ -97,4 +98,4 @@ def test_augmentation_is_a_factor_on_rotation_and_scaling(name):
         views = cls.views(cls.Config(augmentation=factor), (32, 32, 32))
         assert (views.rotate_and_scale, views.mirror) == (factor, True)
     with pytest.raises(ValueError, match="augmentation must be >= 0"):
-        cls.Config(augmentation=-0.1)
+        read_config(cls.Config, {"augmentation": -0.1}, "here")
