@@ -37,10 +37,11 @@ class Checked(NamedTuple):
     found: dict[str, Any]
 
 
-def check_block(cls: type, block: Mapping[str, Any], axes: int = AXES) -> Checked:
+def check_block(cls: type, block: Mapping[str, Any], axes: int = AXES, whole: bool = True) -> Checked:
     """Compare every entry of a block with the fields of the config dataclass `cls`, and convert what means one thing alone.
 
-    axes: of the patch. Raises TypeError where the dataclass itself has hints that nothing from JSON can fit.
+    axes: of the patch. whole: whether fields without a default must be there. Raises TypeError where the dataclass itself has
+    hints that nothing from JSON can fit.
     """
     known = rules(cls)
     checked = Checked({}, [], {}, {})
@@ -52,7 +53,7 @@ def check_block(cls: type, block: Mapping[str, Any], axes: int = AXES) -> Checke
             except Refused:
                 checked.refusals.append(refusal(name, known[name], value, axes))
                 checked.expected[name], checked.found[name] = known[name].text(axes), value
-    for name in sorted(required(cls) - set(block)):
+    for name in sorted(required(cls) - set(block)) if whole else ():
         checked.refusals.append(f"{name} must be given: {known[name].text(axes)}.")
         checked.expected[name] = known[name].text(axes)
     for name in unknown:

@@ -6,8 +6,10 @@ concerns several settings together, by a ValueError.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
 from nnunet_ssl.allowed import AXES
@@ -22,21 +24,32 @@ SAMPLING = get_args(Sampling)
 
 
 def read_config(cls: type[C], block: Mapping[str, Any], where: str, axes: int = AXES) -> C:
-    """Build the config dataclass `cls` from the dict `block`: see `nnunet_ssl.checker` for what is converted.
+    """The config dataclass `cls` made from the dict `block`; see `nnunet_ssl.checker` for what is converted.
 
     `where` names the block in error messages, e.g. 'plans["configurations"]["3d_fullres"]["ssl"]'; axes: of the patch.
     Raises SettingsError for unknown keys, values that do not fit, all of them in one message, and for what the dataclass'
     own `__post_init__` refuses by a ValueError.
     """
+    values = read_values(cls, block, where, axes)
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}", found=values) from error
+
+
+def read_values(
+    cls: type, block: Mapping[str, Any], where: str, axes: int = AXES, whole: bool = True
+) -> dict[str, Any]:
+    """The entries of `block`, each as the hint of its field in `cls` says; raises SettingsError as `read_config`.
+
+    whole: False where the block is a part of one, so that fields without a default may be missing.
+    """
     if not isinstance(block, Mapping):
         raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.", found=block)
-    checked = check_block(cls, block, axes)
+    checked = check_block(cls, block, axes, whole)
     if checked.refusals:
         raise SettingsError(f"{where}: {' '.join(checked.refusals)}", expected=checked.expected, found=checked.found)
-    try:
-        return cls(**checked.values)
-    except ValueError as error:
-        raise SettingsError(f"{where}: {error}", found=checked.values) from error
+    return checked.values
 
 
 def require(condition: bool, message: str) -> None:
@@ -149,18 +162,44 @@ class PretrainBlock:
 
     def of(self, method: str, config: type[C]) -> tuple[PretrainSettings, C]:
         """(settings, config) of a task; raises SettingsError."""
-        where, block = self._where(method), self.methods.get(method, {})
-        if not isinstance(block, Mapping):
-            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.", found=block)
-        own, general = {f.name for f in fields(config)}, {f.name for f in fields(PretrainSettings)}  # type: ignore[arg-type]
-        settings = {k: v for k, v in block.items() if k in general - own}
-        rest = {k: v for k, v in block.items() if k not in settings}
+        settings, own, where = self._own(method, config)
         merged, named = {**self.general, **settings}, where if settings else self.where
         read, read_own = all_at_once(
             lambda: read_config(PretrainSettings, merged, named, self.axes),
-            lambda: read_config(config, rest, where, self.axes),
+            lambda: read_config(config, own, where, self.axes),
         )
         return read, read_own
+
+    def converted(self, config_of: Callable[[str], type]) -> dict[str, Any]:
+        """The block with every value as its hint says, in lists and not in tuples; raises one SettingsError for all of them.
+
+        config_of: gives the Config of a method by its name.
+        """
+
+        def general() -> dict[str, Any]:
+            return read_values(PretrainSettings, self.general, self.where, self.axes, whole=False)
+
+        def of(method: str) -> dict[str, Any]:
+            config = config_of(method)
+            settings, own, where = self._own(method, config)
+            read = (
+                lambda: read_values(PretrainSettings, settings, where, self.axes, whole=False),
+                lambda: read_values(config, own, where, self.axes, whole=False),
+            )
+            first, second = all_at_once(*read)
+            return {**first, **second}
+
+        block, *blocks = all_at_once(general, *(partial(of, method) for method in self.methods))
+        return json.loads(json.dumps({**block, **dict(zip(self.methods, blocks, strict=True))}))
+
+    def _own(self, method: str, config: type) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """(general settings, own settings, what messages call them) of a method's block."""
+        where, block = self._where(method), self.methods.get(method, {})
+        if not isinstance(block, Mapping):
+            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.", found=block)
+        own, general = {f.name for f in fields(config)}, {f.name for f in fields(PretrainSettings)}
+        settings = {k: v for k, v in block.items() if k in general - own}
+        return settings, {k: v for k, v in block.items() if k not in settings}, where
 
     def _where(self, method: str) -> str:
         return f'{self.where}["{method}"]' if self.where.endswith("]") else f"{self.where}, {method}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import makedirs
 from os.path import isfile, join
@@ -62,6 +62,7 @@ def prepare_corpus(
     storage: str | None = None,
     num_processes: int = 8,
     expression: str | None = None,
+    check: Callable[[dict[str, Any], str], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """(plans of the first dataset, their name) when everything is ready for training.
 
@@ -70,6 +71,7 @@ def prepare_corpus(
     planner, `plans_name` must exist. Several datasets get joint plans of their own, named `<plans>_with_<ids>`.
 
     `expression` is the run's filter: where tables tell which images match, no others are preprocessed now.
+    `check` is given the plans and their name before any image is preprocessed; what it raises ends this.
 
     Any number of processes, on any number of machines, may call it at once: one plans, all share the preprocessing, and
     it returns when everything is done. Raises CorpusError.
@@ -92,6 +94,8 @@ def prepare_corpus(
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:
             _plan_one(names[0], planner, plans_name, how, num_processes)
+    if check is not None:
+        check(load_plans(names[0], plans_name), plans_name)
     for name in names:
         _preprocess(name, plans_name, configuration, num_processes, wanted.get(name))
         _keep_table(name)

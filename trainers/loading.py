@@ -20,6 +20,7 @@ from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import raw_folder
 from nnunet_ssl.planners.foreground import mask_labels
@@ -141,11 +142,11 @@ def _memory(sources: list[Source]) -> str:
 
 
 def share_of_batch(total: int, processes: int, parts: int) -> int:
-    """Samples of one process' batch, which goes through the network in `parts`; raises ValueError where it is uneven."""
+    """Samples of one process' batch, which goes through the network in `parts`; raises SettingsError where it is uneven."""
     if total % (processes * parts):
         number = processes * parts
         sharers = [f"{processes} processes"] * (processes > 1) + [f"{parts} accumulated parts"] * (parts > 1)
-        raise ValueError(
+        raise SettingsError(
             f"A batch of {total} cannot be shared evenly by {' of '.join(sharers)}. "
             f"Use a multiple of {number}: --batch-size {-(-total // number) * number}"
         )

@@ -25,7 +25,7 @@ from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, whole_files
-from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
+from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names, views_of
 from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
 from nnunet_ssl.settings import PretrainBlock
@@ -84,7 +84,7 @@ class SSLTrainer(nnUNetTrainer):
         self.method_class = get_method(self.method_name)
         self.method_config: Any
         self.settings, self.method_config = block.of(self.method_name, self.method_class.Config)
-        self.views = self.method_class.views(self.method_config, self.configuration_manager.patch_size)
+        self.views = views_of(self.method_class, self.method_config, self.configuration_manager.patch_size)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.save_every = self.settings.save_every
