@@ -18,6 +18,7 @@ INTEGER = re.compile(r"[+-]?[0-9]{1,300}", re.ASCII)
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", re.ASCII)
 UNBOUNDED = Bounds()
 AS_IS, TEXTS, SINGLES = range(3)  # what is converted
+LARGEST = 2**63  # beyond which whole numbers fit no tensor, seed or file
 AXES = 3  # of a patch, where nobody says
 PLAIN = {
     "bool": "true or false",
@@ -104,7 +105,8 @@ class Allowed:
             number = float(value) if self.kind == "float" else value
         except OverflowError:
             return _refuse()
-        return number if (isinstance(number, int) or isfinite(number)) and self.bounds.hold(number) else _refuse()
+        finite = isfinite(number) if self.kind == "float" else abs(number) < LARGEST
+        return number if finite and self.bounds.hold(number) else _refuse()
 
     def _convert_either(self, value: Any, axes: int, ease: int) -> Any:
         """What the first of the alternatives makes of it, where it is that already; else what all make of it that can."""

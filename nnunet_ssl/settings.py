@@ -71,7 +71,7 @@ class ScheduleSettings:
     warmup_epochs: Whole | None = None  # linear; by default 50 of 1000, 15 of 150 to 300, a tenth of shorter runs
     # Largest L2 norm of all gradients together; larger ones are scaled down. 0: no clipping
     grad_clip: NotNegative | None = None
-    seed: int = 0  # of weights, patches, masks and everything else that is drawn
+    seed: Whole = 0  # of weights, patches, masks and everything else that is drawn
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import require_splits
-from nnunet_ssl.errors import CannotWrite
+from nnunet_ssl.errors import CannotWrite, CheckpointError, CorpusError
 from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
@@ -137,9 +137,9 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
             super().set_deep_supervision_enabled(enabled)
 
     def _check_start(self, report: Any) -> None:
-        """Raise RuntimeError when a fresh fine-tuning has no pre-trained weights."""
+        """Raise CheckpointError when a fresh fine-tuning has no pre-trained weights."""
         if report is None:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"{type(self).__name__} starts from pre-trained weights and was given none. Add -pretrained_weights "
                 "<checkpoint>, or train the twin from scratch with -tr SSLScratchTrainer."
             )
@@ -209,7 +209,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if left_out:
             self.print_to_log_file(f"{left_out} cases have no label in {labels} and are left out of the training.")
         if not all(split):
-            raise RuntimeError(
+            raise CorpusError(
                 f"Fold {self.fold} has {len(split[0])} labelled training and {len(split[1])} validation cases; both are "
                 f"needed. Add labels to labelsTr and preprocess again, or use another fold."
             )
@@ -298,9 +298,9 @@ class SSLScratchTrainer(SSLFinetuneTrainer):
     recipes = SCRATCH
 
     def _check_start(self, report: Any) -> None:
-        """Raise RuntimeError when there are pre-trained weights after all."""
+        """Raise CheckpointError when there are pre-trained weights after all."""
         if report is not None:
-            raise RuntimeError(
+            raise CheckpointError(
                 "SSLScratchTrainer trains from random weights. Leave out -pretrained_weights, or use "
                 "-tr SSLFinetuneTrainer to fine-tune."
             )

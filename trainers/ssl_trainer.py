@@ -407,7 +407,7 @@ class SSLTrainer(nnUNetTrainer):
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _require_finite_weights(self) -> None:
-        """Raise RuntimeError where there is nothing left that is worth to be saved."""
+        """Raise TrainingError where there is nothing left that is worth to be saved."""
         file = state.existing_checkpoint(self.output_folder)
         last = f"the last good checkpoint is {file}" if file else "there is no checkpoint yet"
         require_finite(self.network.parameters(), self.initial_lr, last)
@@ -415,7 +415,7 @@ class SSLTrainer(nnUNetTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads.
 
-        Raises RuntimeError instead, and leaves the file that is there, when weights are not finite.
+        Raises TrainingError instead, and leaves the file that is there, when weights are not finite.
         """
         if self.local_rank != 0 and not self.settings.shard:
             return

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_ssl.errors import SettingsError
+
 EXAMPLES = """examples:
   nnUNetv2_pretrain_corpus -d 745
   nnUNetv2_pretrain_corpus -d 745 --html corpus.html
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.report.corpus_page import write_corpus_page
 
     if args.sample < 0:
-        raise ValueError(f"--sample wants 0 or more, found {args.sample}.")
+        raise SettingsError(f"--sample wants 0 or more, found {args.sample}.")
     if args.check or args.forget:
         look_at_preprocessed(args)
         return
@@ -117,7 +119,7 @@ def look_at_preprocessed(args: argparse.Namespace) -> None:
     from nnunet_ssl.planners.forget import ALL, check, forget
 
     if args.check and args.forget:
-        raise ValueError("--check changes nothing, --forget removes. Use one of the two.")
+        raise SettingsError("--check changes nothing, --forget removes. Use one of the two.")
     (name,) = resolve_datasets([args.dataset])
     print("\n".join(check(name) if args.check else forget(name, None if args.forget == [ALL] else args.forget)))
 
