@@ -174,7 +174,7 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
         message = one_line(error)
         if message is None:
             raise
-        raise RuntimeError(TOLD + message) from None  # torch hands the parent a text, not the error
+        raise TrainingError(TOLD + message) from None  # torch hands the parent a text, not the error
     # Only after success of all: leaving the group first would make the others fail before this process has told its error.
     dist.destroy_process_group()
 
