@@ -10,9 +10,8 @@ from importlib.metadata import version
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
-from nnunet_ssl.errors import MachineError
+from nnunet_ssl.errors import MachineError, SettingsError
 from nnunet_ssl.report.benchmark import Benchmark, Breakdown, Estimate, Flops, Memory, Setting, Speed
-from nnunet_ssl.settings import require
 from nnunet_ssl.trainers import memory
 from nnunet_ssl.trainers.batches import AHEAD
 from nnunet_ssl.trainers.ceiling import conv_ceiling, count_flops, matmul_ceiling
@@ -42,8 +41,10 @@ class Effort:
     warmup: int = 3
 
     def __post_init__(self) -> None:
-        require(self.iterations >= 5, f"--iterations wants 5 or more, found {self.iterations}: fewer say nothing.")
-        require(self.warmup >= 1, f"--warmup wants 1 or more, found {self.warmup}.")
+        if self.iterations < 5:
+            raise SettingsError(f"--iterations wants 5 or more, found {self.iterations}: fewer say nothing.")
+        if self.warmup < 1:
+            raise SettingsError(f"--warmup wants 1 or more, found {self.warmup}.")
 
 
 def benchmark(

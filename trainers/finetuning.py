@@ -18,7 +18,7 @@ from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.corpus.splits import FILE as SPLITS
-from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.corpus.splits import enough_for_folds, require_splits
 from nnunet_ssl.errors import CannotWrite, CheckpointError, CorpusError
 from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.finetune.phases import Phases
@@ -198,7 +198,8 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
         require_splits(join(self.preprocessed_dataset_folder_base, SPLITS))
-        training, validation = super().do_split()
+        with enough_for_folds():
+            training, validation = super().do_split()
         labels = join(self.preprocessed_dataset_folder_base, "gt_segmentations")
         if not isdir(labels):
             return training, validation

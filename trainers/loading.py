@@ -17,7 +17,7 @@ from torch import distributed as dist
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.corpus.splits import FILE as SPLITS
-from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.corpus.splits import enough_for_folds, require_splits
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.errors import CorpusError, NotPreprocessed, SettingsError
@@ -95,7 +95,8 @@ def split_corpus(
         training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(sources)))
     else:
         require_splits(join(nnUNet_preprocessed, own, SPLITS))
-        of_training, of_validation = of_fold()
+        with enough_for_folds():
+            of_training, of_validation = of_fold()
         validation = [f"{own}/{case}" for case in of_validation]
         tested = {persons[i] for i in validation if i in persons}
         ending = trainer.dataset_json["file_ending"]

@@ -60,4 +60,6 @@ def stride_of(planner: str | None) -> int:
 
 def processes_of(args: argparse.Namespace) -> int:
     """How many processes train together."""
-    return int(os.environ.get("WORLD_SIZE", args.num_gpus)) if "RANK" in os.environ else args.num_gpus
+    return (
+        int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "WORLD_SIZE" in os.environ else max(1, args.num_gpus)
+    )

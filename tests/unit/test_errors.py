@@ -6,6 +6,7 @@ import ast
 import builtins
 import errno
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,7 +48,7 @@ PLAIN = {
     "report/compare.py": {"compare": MISUSE, "_interval": MISUSE},
     "report/page.py": {"Page.table": MISUSE, "Page.figure": MISUSE},
     "report/pictures.py": dict.fromkeys(("draw_preview", "draw_overlay", "_first_channel", "_checked_spacing"), MISUSE),
-    "settings.py": {"require": "for `__post_init__`"},
+    "settings.py": {"require": "for `__post_init__` of configs, see the test below"},
     "trainers/batches.py": {"Parts.join": MISUSE},
     "trainers/launch.py": {"wait_for": "a bug in one of several processes, with its traceback"},
     "trainers/patches.py": {"PatchDataset.__init__": MISUSE},
@@ -57,7 +58,7 @@ PLAIN = {
     "views/masks.py": {"check_ratio": "for `__post_init__`"},
 }
 # Functions of configs and tasks whose ValueError becomes a SettingsError that names the block: `read_config`, `views_of`.
-WRAPPED = ("__post_init__", "views")
+WRAPPED = r"\w+(Config|Settings)\.__post_init__|\w+\.views"
 BUILTIN = {name for name, value in vars(builtins).items() if isinstance(value, type) and issubclass(value, Exception)}
 BUILTIN -= {"NotImplementedError", "StopIteration"}
 # Exceptions beside nnunet_ssl/errors.py, which steer and are caught where they are meant to be.
@@ -91,7 +92,7 @@ def test_every_error_that_input_can_cause_has_our_root():
     for file, tree in sources():
         files += 1
         for function, name, line in raises(tree):
-            if function.rpartition(".")[2] in WRAPPED and name == "ValueError":
+            if re.fullmatch(WRAPPED, function) and name == "ValueError":
                 continue
             seen.add((file, function))
             if function not in PLAIN.get(file, {}):
@@ -103,6 +104,14 @@ def test_every_error_that_input_can_cause_has_our_root():
     assert seen == {(file, function) for file, functions in PLAIN.items() for function in functions}, (
         "PLAIN is out of date"
     )
+
+
+def test_require_is_for_configs():
+    for file, tree in sources():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and not node.name.endswith(("Config", "Settings")):
+                names = {n.func.id for n in ast.walk(node) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+                assert "require" not in names, f"{file}: {node.name}"
 
 
 def test_error_classes_have_one_home():
