@@ -97,5 +97,5 @@ def test_augmentation_is_a_factor_on_rotation_and_scaling(name):
     for factor in (0.0, 1.0, 2.5):
         views = cls.views(cls.Config(augmentation=factor), (32, 32, 32))
         assert (views.rotate_and_scale, views.mirror) == (factor, True)
-    with pytest.raises(ValueError, match="augmentation must be >= 0"):
+    with pytest.raises(ValueError, match="augmentation must be a number >= 0"):
         read_config(cls.Config, {"augmentation": -0.1}, "here")
