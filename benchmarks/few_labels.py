@@ -1,23 +1,26 @@
-"""What the comparison of methods does for one of them: pre-train without labels, fine-tune on few, test on others.
+"""What `learn.py` does apart from pre-training: prepare the data sets; fine-tune on few labels and test on other cases.
 
-`methods.py` starts this file once per method and backbone, in a fresh process. Trainers and predictor are those behind
-nnUNetv2_pretrain, nnUNetv2_train and nnUNetv2_predict, called directly: a start of each command would cost more than its
-work here.
+    few_labels.py FOLDER BACKBONE ...                           # plan and preprocess
+    few_labels.py FOLDER BACKBONE METHOD PRETRAINING SEED       # one fine-tuning; METHOD "scratch" trains from random weights
+
+Trainers and predictor are those behind nnUNetv2_train and nnUNetv2_predict, called directly: the seed is a setting of the plans,
+and a start of each command would cost more than its work here.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass
-from itertools import islice
+from importlib import import_module
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+
+from nnunet_ssl.files.atomic import write_json
 
 CONFIGURATION = "3d_fullres"
 POOL, FEW = 601, 610  # data set ids: all images without labels, the few with
@@ -26,14 +29,11 @@ SCRATCH = "scratch"  # takes the place of a method: training from random weights
 
 @dataclass(frozen=True)
 class Protocol:
-    """Everything the results depend on; `plans` is the suffix of the plans' name."""
+    """Everything the results depend on."""
 
     data: str  # nnU-Net raw data set with imagesTr and labelsTr
-    patch_size: tuple[int, ...]  # voxels
-    pretrain_epochs: int
+    epochs: int  # of pre-training
     finetune_epochs: int
-    iterations_per_epoch: int
-    val_iterations: int  # batches on which the losses before and after are computed
     labelled: int  # cases per seed
     test: int  # cases
     seeds: tuple[int, ...]
@@ -67,9 +67,18 @@ class Protocol:
         return random.Random(seed).sample(self.cases[self.test :], self.labelled)
 
 
-def environment(folder: Path, run: str) -> dict[str, str]:
+def pretrained(folder: Path, backbone: str, method: str, number: int) -> Path:
+    """Where nnUNetv2_pretrain leaves a pre-trained network."""
+    plans = f"nnUNet{import_module('nnunet_ssl.cli.pretrain').BACKBONES[backbone].replace('Planner', '')}Plans"
+    trainer = import_module("nnunet_ssl.trainers.launch").trainer_class(method).__name__
+    run = folder / "runs" / backbone / method / str(number) / f"Dataset{POOL}_Pool"
+    return run / f"{trainer}__{plans}__{CONFIGURATION}" / "fold_all" / "checkpoint_final.pth"
+
+
+def environment(folder: Path, run: str, threads: int | None = None) -> dict[str, str]:
     """Variables of a process that works on `run`; everything happens in that process, workers would need cores."""
     return {
+        **({"OMP_NUM_THREADS": str(threads)} if threads else {}),
         "nnUNet_raw": str(folder / "raw"),
         "nnUNet_preprocessed": str(folder / "preprocessed"),
         "nnUNet_results": str(folder / "runs" / run),
@@ -92,7 +101,7 @@ def write_dataset(protocol: Protocol, raw: Path, number: int, name: str, cases: 
     folder.mkdir(parents=True, exist_ok=True)
     labels = description["labels"] if labelled else {"background": 0}
     content = {**description, "labels": labels, "numTraining": len(cases), "dataset": entries}
-    (folder / "dataset.json").write_text(json.dumps(content, indent=2))
+    write_json(content, folder / "dataset.json")
     return folder.name
 
 
@@ -105,17 +114,16 @@ def prepare(protocol: Protocol, folder: Path, backbone: str) -> tuple[dict[str, 
     from nnunet_ssl.planners.prepare import prepare_corpus
 
     few = {seed: sorted(protocol.few(seed)) for seed in protocol.seeds}
-    pool = write_dataset(protocol, folder / "raw", POOL, "Pool", protocol.cases, labelled=False)
+    write_dataset(protocol, folder / "raw", POOL, "Pool", protocol.cases, labelled=False)
     union = sorted({case for cases in few.values() for case in cases})
     labelled = write_dataset(protocol, folder / "raw", FEW, "Few", union, labelled=True)
-    plans = [
-        prepare_corpus([name], BACKBONES[backbone], patch_size=protocol.patch_size, num_processes=1)[0]
-        for name in (pool, labelled)
-    ]
+    pool = prepare_corpus([POOL], BACKBONES[backbone], num_processes=1)[0]
+    patch = pool["configurations"][CONFIGURATION]["patch_size"]
+    plans = prepare_corpus([FEW], BACKBONES[backbone], patch_size=patch, num_processes=1)[0]
     # nnU-Net wants to watch something; nothing is chosen by it.
     splits = [{"train": cases, "val": cases} for cases in few.values()]
-    (folder / "preprocessed" / labelled / "splits_final.json").write_text(json.dumps(splits))
-    return plans[0], plans[1]
+    write_json(splits, folder / "preprocessed" / labelled / "splits_final.json")
+    return pool, plans
 
 
 def make_trainer(cls: Any, plans: dict[str, Any], fold: int | str, block: str, settings: dict[str, Any], device: str):
@@ -133,56 +141,6 @@ def make_trainer(cls: Any, plans: dict[str, Any], fold: int | str, block: str, s
     return trainer
 
 
-def watch(trainer: Any) -> dict[str, float]:
-    """Loss, loss of the trivial solution and named terms, means over the validation batches."""
-    import torch
-
-    from nnunet_ssl.trainers.data import VALIDATION
-    from nnunet_ssl.trainers.loading import build_loader
-    from nnunet_ssl.trainers.stepping import run_batch
-
-    number = trainer.num_val_iterations_per_epoch
-    batches = build_loader(trainer, trainer.do_split()[1], VALIDATION, range(number))
-    seen: list[dict[str, Any]] = []
-    hook = trainer.method.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    trainer.network.eval()
-    rows = []
-    with torch.no_grad():
-        for step, batch in enumerate(islice(batches, number)):
-            output = run_batch(trainer, batch, VALIDATION, step)
-            terms = {name: value.item() for name, value in output.terms.items()}
-            rows.append({"loss": output.loss.item(), "trivial": float(trainer.method.yardstick(seen.pop())), **terms})
-    hook.remove()
-    return {name: fmean(row[name] for row in rows) for name in rows[0]}
-
-
-def pretrain(protocol: Protocol, plans: dict[str, Any], method: str) -> dict[str, Any]:
-    """Pre-train once and say what the losses were before and after; the checkpoint stays."""
-    from nnunet_ssl.trainers.launch import trainer_class
-
-    settings = {
-        "num_epochs": protocol.pretrain_epochs,
-        "num_iterations_per_epoch": protocol.iterations_per_epoch,
-        "num_val_iterations_per_epoch": protocol.val_iterations,
-        "seed": protocol.seeds[0],
-    }
-    trainer = make_trainer(trainer_class(method), plans, "all", "ssl", settings, protocol.device)
-    trainer.initialize()
-    start = watch(trainer)
-    clock = time.perf_counter()
-    trainer.run_training()
-    seconds = time.perf_counter() - clock
-    end = watch(trainer)
-    assert abs(end["trivial"] - start["trivial"]) < 1e-5, "the validation batches changed during the training"
-    return {
-        "checkpoint": str(Path(trainer.output_folder) / "checkpoint_final.pth"),
-        "batch_size": trainer.total_batch_size,
-        "seconds": seconds,
-        "start": start,
-        "end": end,
-    }
-
-
 def finetune(protocol: Protocol, plans: dict[str, Any], seed: int, checkpoint: str | None) -> dict[str, Any]:
     """Train on the few cases of a seed, from a checkpoint or from random weights; Dice per structure and test case."""
     import torch
@@ -193,7 +151,6 @@ def finetune(protocol: Protocol, plans: dict[str, Any], seed: int, checkpoint: s
 
     settings = {
         "num_epochs": protocol.finetune_epochs,
-        "num_iterations_per_epoch": protocol.iterations_per_epoch,
         "num_val_iterations_per_epoch": 1,
         "seed": seed,
     }
@@ -230,27 +187,20 @@ def test_dice(protocol: Protocol, predictor: Any) -> dict[str, list[float]]:
     return {**scores, "mean": [fmean(values) for values in zip(*scores.values(), strict=True)]}
 
 
-def main(folder: Path, method: str, backbone: str) -> None:
-    """Do what is missing of a method on a backbone; each result is written as soon as it is there."""
+def main(folder: Path, backbone: str, method: str, number: int, seed: int) -> None:
+    """Fine-tune and test; the result is written when all of it is there."""
     protocol = Protocol.read(folder)
-    pool, few = prepare(protocol, folder, backbone)
-    results = folder / "results" / backbone / method
-    results.mkdir(parents=True, exist_ok=True)
-
-    def write(name: str, result: dict[str, Any]) -> None:
-        partial = results / f"{name}.partial"
-        partial.write_text(json.dumps(result, indent=2))
-        os.replace(partial, results / f"{name}.json")
-
-    checkpoint = None
-    if method != SCRATCH:
-        if not (results / "pretraining.json").is_file():
-            write("pretraining", pretrain(protocol, pool, method))
-        checkpoint = json.loads((results / "pretraining.json").read_text())["checkpoint"]
-    for seed in protocol.seeds:
-        if not (results / f"seed_{seed}.json").is_file():
-            write(f"seed_{seed}", finetune(protocol, few, seed, checkpoint))
+    _, few = prepare(protocol, folder, backbone)
+    checkpoint = None if method == SCRATCH else str(pretrained(folder, backbone, method, number))
+    write_json(
+        finetune(protocol, few, seed, checkpoint),
+        folder / "results" / backbone / method / f"{number}_seed_{seed}.json",
+    )
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
+    if len(sys.argv) == 6 and sys.argv[4].isdigit():
+        main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    else:
+        for wanted in sys.argv[2:]:
+            prepare(Protocol.read(Path(sys.argv[1])), Path(sys.argv[1]), wanted)

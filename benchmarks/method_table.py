@@ -1,68 +1,85 @@
-"""The table of `methods.py` from the result files of its runs."""
+"""The tables of `learn.py` from the files of its runs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from few_labels import SCRATCH, Protocol
+import torch
+from few_labels import SCRATCH, Protocol, pretrained
 
+from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.methods import method_names
 from nnunet_ssl.report.compare import compare
+from nnunet_ssl.trainers.judging import YARDSTICK, last_finite
+
+ALIVE = ("explained_variance", "spread", "effective_rank", "accuracy", "rotation_accuracy")  # where a task has them
 
 
-def read(file: Path) -> dict[str, Any] | None:
-    """A result, None while it is missing."""
-    return json.loads(file.read_text()) if file.is_file() else None
+def learning_row(file: Path) -> dict[str, Any]:
+    """What the log in a finished pre-training's checkpoint says."""
+    checkpoint = torch.load(file, weights_only=True, map_location="cpu")
+    log = checkpoint["logging"]
+    settings = checkpoint["plans"]["configurations"]["3d_fullres"]["ssl"]
+    row: dict[str, Any] = {"steps": len(log["val_losses"]) * settings["num_iterations_per_epoch"]}
+    for name, key in (("yardstick", YARDSTICK), ("loss", "val_losses"), *((a, f"val_{a}") for a in ALIVE)):
+        row[name] = last_finite(log.get(key, ()))
+    return row
 
 
-def collect(folder: Path, protocol: Protocol, pairs: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """One row per method and backbone, with what is known so far."""
-    rows = []
-    for method, backbone in pairs:
-        if method == SCRATCH:
-            continue
-        results = folder / "results" / backbone
-        row: dict[str, Any] = {"method": method, "backbone": backbone}
-        times = read(folder / "results" / backbone / "times.json") or {}
-        if method in times:
-            row["time"] = times[method]
-        pretraining = read(results / method / "pretraining.json")
-        if pretraining is not None:
-            row |= {name: pretraining[name] for name in ("start", "end", "batch_size", "seconds")}
-        twins = [[read(results / m / f"seed_{s}.json") for s in protocol.seeds] for m in (SCRATCH, method)]
-        if all(result is not None for twin in twins for result in twin):
-            scores = [[result["dice"]["mean"] for result in twin if result] for twin in twins]
-            row["dice"] = compare(*scores)
-            row["dice"]["per_seed"] = [[fmean(values) for values in twin] for twin in scores]
-        rows.append(row)
-    return rows
-
-
-def markdown(protocol: Protocol, rows: Sequence[dict[str, Any]]) -> str:
-    """The table for people; a dash where a result is still missing."""
-    steps = protocol.iterations_per_epoch
+def learning_table(folder: Path, protocol: Protocol) -> tuple[list[dict[str, Any]], str]:
+    """One row per pre-training that is done."""
+    rows, names = [], ("yardstick", "loss", *ALIVE)
+    for backbone in BACKBONES:
+        for method in method_names():
+            for number in range(99):
+                file = pretrained(folder, backbone, method, number)
+                if not file.is_file():
+                    break
+                rows.append({"backbone": backbone, "method": method, "seed": number, **learning_row(file)})
     lines = [
-        f"{Path(protocol.data).name}, patches of {'x'.join(map(str, protocol.patch_size))} voxels: "
-        f"{protocol.pretrain_epochs * steps} pre-training steps on all images without labels; "
-        f"{protocol.finetune_epochs * steps} training steps on {protocol.labelled} labelled cases, {protocol.test} test "
-        f"cases, seeds {', '.join(map(str, protocol.seeds))} of cases and fine-tuning, one pre-training.",
+        f"{Path(protocol.data).name}, all {len(protocol.cases)} images without labels, presets as shipped but for the epochs.",
         "",
-        "| backbone | method | time / MAE | loss: start | end | trivial | Dice from scratch | fine-tuned "
-        "| difference (95 % interval over cases) | std over seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        f"| backbone | method | seed | steps | {' | '.join(n.replace('_', ' ') for n in names)} | of the yardstick |",
+        f"|{'---|' * (len(names) + 5)}",
     ]
     for row in rows:
-        time = f"{row['time']['relative']:.2f}" if "time" in row else "-"
-        losses = ["-"] * 3
-        if "start" in row:
-            losses = [f"{v:.3f}" for v in (row["start"]["loss"], row["end"]["loss"], row["end"]["trivial"])]
-        dice = ["-"] * 4
-        if "dice" in row:
-            d = row["dice"]
-            interval = f"{d['difference']:+.3f} ({d['difference_low']:+.3f} to {d['difference_high']:+.3f})"
-            dice = [f"{d['scratch_mean']:.3f}", f"{d['finetuned_mean']:.3f}", interval, f"{d['seed_std']:.3f}"]
-        lines.append(f"| {' | '.join([row['backbone'], row['method'], time, *losses, *dice])} |")
-    return "\n".join(lines) + "\n"
+        values = ["" if row[n] is None else f"{row[n]:.3f}" for n in names]
+        share = f"{row['loss'] / row['yardstick']:.2f}" if row["yardstick"] else ""
+        cells = [row["backbone"], row["method"], str(row["seed"]), str(row["steps"]), *values, share]
+        lines.append(f"| {' | '.join(cells)} |")
+    return rows, "\n".join(lines) + "\n" if rows else ""
+
+
+def dice_table(folder: Path, protocol: Protocol) -> tuple[list[dict[str, Any]], str]:
+    """One row per pre-training all of whose fine-tunings are done, and their twins from scratch."""
+    rows = []
+    for file in sorted((folder / "results").glob(f"*/*/*_seed_{protocol.seeds[0]}.json")):
+        backbone, method, number = file.parts[-3], file.parts[-2], file.name.split("_")[0]
+        if method == SCRATCH:
+            continue
+        twins = [
+            [file.parents[1] / m / f"{n}_seed_{seed}.json" for seed in protocol.seeds]
+            for m, n in ((SCRATCH, 0), (method, number))
+        ]
+        if all(f.is_file() for twin in twins for f in twin):
+            scores = [[json.loads(f.read_text())["dice"]["mean"] for f in twin] for twin in twins]
+            means = [[fmean(values) for values in twin] for twin in scores]
+            rows.append({"backbone": backbone, "method": method, "pretraining": int(number), **compare(*scores)})
+            rows[-1]["per_seed"] = [after - before for before, after in zip(*means, strict=True)]
+    lines = [
+        "",
+        f"Dice on {protocol.test} held-out cases after training on {protocol.labelled} labelled ones; seeds "
+        f"{', '.join(map(str, protocol.seeds))} of cases and fine-tuning.",
+        "",
+        "| backbone | method | pre-training | from scratch | fine-tuned | difference (95 % interval over cases) | per seed |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        interval = f"{row['difference']:+.3f} ({row['difference_low']:+.3f} to {row['difference_high']:+.3f})"
+        cells = [row["backbone"], row["method"], str(row["pretraining"])]
+        cells += [f"{row['scratch_mean']:.3f}", f"{row['finetuned_mean']:.3f}", interval]
+        lines.append(f"| {' | '.join([*cells, ', '.join(f'{d:+.3f}' for d in row['per_seed'])])} |")
+    return rows, "\n".join(lines) + "\n" if rows else ""

@@ -110,16 +110,37 @@ class Corpus:
         return dataset.load_case(case)[int(seg)]
 
     def centre_crop(self, identifier: str, size: Sequence[int]) -> dict[str, Tensor]:
-        """The centre of a case: "image" [C, *size] and "excluded" [1, *size], padded where the case is smaller."""
+        """The centre of a case: "image" [C, *size] and "excluded" [1, *size]; what lies beyond a smaller case is excluded."""
         source, _ = self.split(identifier)
         data, flat = self.image(identifier), len(size) == 2
         wanted = (1, *size) if flat else tuple(size)
         start = [(s - w) // 2 for s, w in zip(data.shape[1:], wanted, strict=True)]
         image = read_box(data, start, wanted).float()
-        excluded = torch.zeros(1, *wanted, dtype=torch.bool)
+        excluded = beyond(image_extent(data.shape[1:], start, wanted), wanted)
         if source.anonymised_label is not None:
-            excluded = read_box(self.labels(identifier), start, wanted, dtype=np.int16) == source.anonymised_label
+            excluded |= read_box(self.labels(identifier), start, wanted, dtype=np.int16) == source.anonymised_label
         return {"image": image[:, 0] if flat else image, "excluded": excluded[:, 0] if flat else excluded}
+
+
+def image_extent(shape: Sequence[int], start: Sequence[int], size: Sequence[int]) -> tuple[tuple[int, int], ...] | None:
+    """Which voxels of a box of `size` from `start` on lie in an image of `shape` voxels, (first, behind the last) per axis.
+
+    None for all of them.
+    """
+    extent = tuple(
+        (min(max(-s, 0), n), max(min(full - s, n), 0)) for full, s, n in zip(shape, start, size, strict=True)
+    )
+    return None if extent == tuple((0, n) for n in size) else extent
+
+
+def beyond(extent: Sequence[tuple[int, int]] | None, size: Sequence[int], device: torch.device | None = None) -> Tensor:
+    """Bool mask [1, *size], True outside of the image; extent as `image_extent` gives it."""
+    if extent is None:
+        return torch.zeros(1, *size, dtype=torch.bool, device=device)
+    mask = torch.ones(1, *size, dtype=torch.bool, device=device)
+    inside = (slice(None), *(slice(*e) for e in extent))
+    mask[inside] = False
+    return mask
 
 
 def read_box(

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from nnunet_ssl.trainers.augmentation import Turn, matrix
+from nnunet_ssl.trainers.data import beyond
 from nnunet_ssl.views.host import to_device
 
 
@@ -24,13 +25,20 @@ class Box:
     """What was read for one region, and what is still to be done to it.
 
     image [C, *read], of the type it is stored in; excluded, bool [1, *read], or None where no voxel is; turn: rotation and
-    scaling, None for neither, and then the box is the region; mirrored: axes of the region.
+    scaling, None for neither, and then the box is the region; mirrored: axes of the region; extent: what of the box lies in the
+    image, (first, behind the last) voxel per axis, None for all of it.
     """
 
     image: Tensor
     excluded: Tensor | None
     turn: Turn | None
     mirrored: tuple[int, ...]
+    extent: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def covered(self) -> tuple[tuple[int, int], ...]:
+        """The extent, also where it is all of the box."""
+        return self.extent or tuple((0, n) for n in self.image.shape[1:])
 
 
 def finish(boxes: Sequence[Box], size: Sequence[int], regions: int = 1) -> dict[str, Tensor]:
@@ -53,24 +61,47 @@ def finish(boxes: Sequence[Box], size: Sequence[int], regions: int = 1) -> dict[
 def finish_box(box: Box, size: Sequence[int], by_products: bool = False) -> tuple[Tensor, Tensor | None]:
     """Image [C, *size] and excluded [1, *size] of a region; the image is float32 if it was turned or scaled.
 
+    What lies outside of the image, or too far out to have been read, is 0 and excluded: it is no anatomy.
+
     by_products: scale images, where they are not rotated, by products of matrices: axis by axis, much faster than looking up
     every voxel on a CPU, but in another order of rounding.
     """
-    turn, excluded = box.turn, box.excluded
+    turn, excluded, leaves = box.turn, box.excluded, leaves_image(box, size)
     if turn is None:
+        if leaves:
+            outside = beyond(box.covered, size, box.image.device)
+            excluded = outside if excluded is None else excluded | outside
         return _mirror(box.image, box.mirrored), None if excluded is None else _mirror(excluded, box.mirrored)
     image, still = box.image.float(), len(size) - len(turn.angles)  # so many axes in front are not turned
     products = by_products and not any(turn.angles)
     if products:
         image = _mirror(_scale(image, size[still:], turn.scale), box.mirrored)
-    if not products or excluded is not None:
+    if not products or leaves or excluded is not None:
         # Looking at the places in the opposite order mirrors the turned axes for nothing.
-        read = box.image.shape[1 + still :]
-        grid = places(turn, size[still:], read, [a - still for a in box.mirrored], image.device)
+        read = box.image.shape[1:]
+        grid = places(turn, size[still:], read[still:], [a - still for a in box.mirrored], image.device)
         rest = [a for a in box.mirrored if a < still]
         image = image if products else _mirror(_look_up(image, grid), rest)
-        excluded = None if excluded is None else _mirror(_look_up_mask(excluded, grid), rest)
+        excluded = None if excluded is None else _look_up_mask(excluded, grid)
+        if leaves:
+            outside = _look_beyond(box.covered, read, grid)
+            excluded = outside if excluded is None else excluded | outside
+        excluded = None if excluded is None else _mirror(excluded, rest)
     return image, excluded
+
+
+def leaves_image(box: Box, size: Sequence[int]) -> bool:
+    """Whether any voxel of the region of `size` may lie outside of the image, or of what was read of it."""
+    if box.turn is None:
+        return box.extent is not None
+    read, extent = box.image.shape[1:], box.covered
+    still = len(read) - len(box.turn.angles)
+    if any(e != (0, n) for e, n in zip(extent[:still], read[:still], strict=True)):
+        return True
+    reach = np.abs(matrix(box.turn)) @ (np.array(size[still:]) - 1) / 2  # of the outermost voxels, from the centre
+    first, last = np.array(extent[still:]).T
+    centre = (np.array(read[still:]) - 1) / 2
+    return bool((centre - reach < first - 0.5).any() or (centre + reach > last - 0.5).any())
 
 
 def places(
@@ -105,6 +136,15 @@ def _look_up_mask(mask: Tensor, grid: Tensor) -> Tensor:
     """
     weight = _look_up(mask * 1000.0, grid).half()
     return (weight > 500) | ((weight == 500) & (_look_up(mask.float(), grid, "nearest") > 0))
+
+
+def _look_beyond(extent: Sequence[tuple[int, int]], read: Sequence[int], grid: Tensor) -> Tensor:
+    """Bool mask [1, *size], True where the grid looks at no voxel of the image; read: all voxels per axis of the box."""
+    still = len(read) - grid.shape[-1]
+    outside = beyond(extent[:still], read[:still], grid.device).view(1, *read[:still], *[1] * grid.shape[-1])
+    for place, (first, last), n in zip(reversed(grid.unbind(-1)), extent[still:], read[still:], strict=True):
+        outside = outside | (place < 2 * first / n - 1) | (place > 2 * last / n - 1)
+    return outside
 
 
 def _scale(image: Tensor, size: Sequence[int], scale: float) -> Tensor:

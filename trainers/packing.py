@@ -27,6 +27,7 @@ class Place:
     excludes: bool
     turn: Turn | None
     mirrored: tuple[int, ...]
+    extent: tuple[tuple[int, int], ...] | None
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Packed:
             channels, *read = place.shape
             image, images = images[: channels * prod(read)], images[channels * prod(read) :]
             mask, masks = (masks[: prod(read)].view(1, *read), masks[prod(read) :]) if place.excludes else (None, masks)
-            yield Box(image.view(place.shape), mask, place.turn, place.mirrored)
+            yield Box(image.view(place.shape), mask, place.turn, place.mirrored, place.extent)
 
 
 def _bytes(places: Sequence[Place], dtype: torch.dtype) -> tuple[int, int]:
@@ -87,7 +88,7 @@ class Packer:
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         boxes: list[Box] = [box for sample in samples for box in sample["boxes"]]
-        places = tuple(Place(tuple(b.image.shape), b.excluded is not None, b.turn, b.mirrored) for b in boxes)
+        places = tuple(Place(tuple(b.image.shape), b.excluded is not None, b.turn, b.mirrored, b.extent) for b in boxes)
         masks = [b.excluded.flatten() for b in boxes if b.excluded is not None]
         dtype = reduce(torch.promote_types, (b.image.dtype for b in boxes))
         shared, (middle, end) = get_worker_info() is not None, _bytes(places, dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from nnunet_ssl.trainers.augmentation import Augmentation
-from nnunet_ssl.trainers.data import Corpus, derive_seed, read_box
+from nnunet_ssl.trainers.data import Corpus, derive_seed, image_extent, read_box
 from nnunet_ssl.trainers.finishing import Box, finish_box
 from nnunet_ssl.trainers.places import Places
 from nnunet_ssl.views.spec import Views
@@ -107,13 +107,15 @@ class PatchDataset(Dataset[dict[str, Any]]):
         read = (1, *read) if flat else read
         start = [c - (r - s) // 2 for c, r, s in zip(corner, read, size, strict=True)]
         image, excluded = read_box(array, start, read, channel), None
+        extent = image_extent(array.shape[1:], start, read)
         if source.anonymised_label is not None:
             labels = read_box(self.corpus.labels(key), start, read, dtype=np.int16)
             excluded = labels == source.anonymised_label
             excluded = excluded if excluded.any() else None  # most patches show no anonymised face
         if flat:
             image, excluded = image[:, 0], None if excluded is None else excluded[:, 0]
-        return key, Box(image, excluded, turn, self.augmentation.draw_mirrored())
+            extent = None if extent is None else extent[1:]
+        return key, Box(image, excluded, turn, self.augmentation.draw_mirrored(), extent)
 
 
 def _as_mask(excluded: Tensor | None, image: Tensor) -> Tensor:

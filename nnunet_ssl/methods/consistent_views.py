@@ -18,7 +18,7 @@ from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.methods.alignment_loss import alignment_loss
 from nnunet_ssl.methods.base import MethodOutput
-from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.mae import MAE, MAEConfig
 from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
@@ -102,7 +102,7 @@ class ConsistentViews(MAE):
         narrow = config.predictor_dim or max(width // 4, 2)
         # Without contrast between samples and without a teacher, norms over the batch are what prevents the collapse
         # to a constant (Chen and He, 2021, section 4.3); with LayerNorms it was complete after twenty steps.
-        self.projector = Projector(features, width, width, BatchStandardise)
+        self.projector = Projector(features, width, width)
         self.projector.append(BatchStandardise(width))
         self.predictor = nn.Sequential(
             nn.Linear(width, narrow), BatchStandardise(narrow), nn.ReLU(), nn.Linear(narrow, width)
@@ -157,8 +157,9 @@ class ConsistentViews(MAE):
         config, local = self.config, encoded["local"]
         painted = self.score(encoded["painted"], inputs)
         number = len(inputs["image"]) // 2
-        projected = self.projector(local)
-        usable = mostly_usable(inputs["excluded"]).chunk(2)
+        views_usable = mostly_usable(inputs["excluded"])
+        projected = self.projector(local, views_usable)
+        usable = views_usable.chunk(2)
         both = usable[0] & usable[1]
         aligned = alignment_loss(self.predictor(projected), projected, both, together=self.training)
         loss = config.reconstruction_weight * painted.loss + config.alignment_weight * aligned.loss
@@ -167,10 +168,11 @@ class ConsistentViews(MAE):
             "reconstruction": painted.loss.detach(),
             "alignment": aligned.loss.detach(),
             **aligned.terms,
-            **health(projected.flatten(0, 1)),
+            **health(projected.flatten(0, 1), views_usable.repeat_interleave(projected.shape[1])),
         }
+        first, second = projected.mean(dim=1).chunk(2)
+        terms["knn_agreement"] = knn_agreement(first, second, both)
         if config.contrast_weight:
-            first, second = projected.mean(dim=1).chunk(2)
             images = torch.arange(number, device=first.device)
             contrast = nt_xent(first, second, images, both, config.temperature, together=self.training)
             loss = loss + config.contrast_weight * contrast.loss

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,49 +31,62 @@ class LayerStandardise(nn.LayerNorm):
     def __init__(self, features: int) -> None:
         super().__init__(features, elementwise_affine=False)
 
+    def forward(self, x: Tensor, usable: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
 
 class BatchStandardise(nn.Module):
-    """BatchNorm without weights and running statistics: each feature of [..., E] over all rows of all processes.
+    """BatchNorm without weights and running statistics: each feature of [N, ..., E] over all rows of all processes.
 
-    In evaluation, each process is on its own.
+    Rows that are not usable, bool [N], do not count. In evaluation, each process is on its own.
     """
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.features = features
 
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.float().reshape(-1, self.features)
-        sums = torch.stack([rows.sum(dim=0), rows.square().sum(dim=0), torch.full_like(rows[0], len(rows))])
+    def forward(self, x: Tensor, usable: Tensor | None = None) -> Tensor:
+        weight = torch.ones_like(x[..., :1], dtype=torch.float32)
+        if usable is not None:
+            weight = weight * usable.view(-1, *[1] * (x.ndim - 1))
+        rows, weight = x.float().reshape(-1, self.features), weight.reshape(-1, 1)
+        counted = weight.sum().expand(self.features)
+        sums = torch.stack([(rows * weight).sum(dim=0), (rows.square() * weight).sum(dim=0), counted])
         total, squares, number = global_sum(sums, together=self.training)
+        number = number.clamp(min=1)
         mean = total / number
         variance = (squares / number - mean.square()).clamp(min=0)
         return (x - mean) / (variance + 1e-5).sqrt()
 
 
+Norm = Literal["batch", "layer"]  # what a method's settings may say
+NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchStandardise, "layer": LayerStandardise}
+
+
 class Projector(nn.Sequential):
     """Linear, norm, ReLU, Linear, norm, ReLU, Linear: [N, in_features] -> [N, out_features].
 
-    The norm is a LayerNorm without weights. This is what the InstanceNorm1d of nnssl amounts to on [N, C]; unlike the
-    BatchNorm of the SimCLR and VoCo papers it works with any batch size and leaks nothing between samples.
+    The norm is a BatchNorm over the crops of all processes, as in the papers of SimCLR and VoCo. A network with instance norms
+    gives pooled features that are nearly the same for every image: of these, a LayerNorm makes embeddings that all but coincide
+    (cosine 0.999 before the first step), and training then collapses to one direction; a BatchNorm takes what they have in common
+    away (benchmarks/LOG.md). "layer" is what the InstanceNorm1d of nnssl amounts to on [N, C].
     """
 
-    def __init__(
-        self,
-        in_features: int,
-        hidden_features: int,
-        out_features: int,
-        norm: Callable[[int], nn.Module] = LayerStandardise,
-    ) -> None:
+    def __init__(self, in_features: int, hidden_features: int, out_features: int, norm: str = "batch") -> None:
         super().__init__(
             nn.Linear(in_features, hidden_features),
-            norm(hidden_features),
+            NORMS[norm](hidden_features),
             nn.ReLU(),
             nn.Linear(hidden_features, hidden_features),
-            norm(hidden_features),
+            NORMS[norm](hidden_features),
             nn.ReLU(),
             nn.Linear(hidden_features, out_features),
         )
+
+    def forward(self, x: Tensor, usable: Tensor | None = None) -> Tensor:
+        for layer in self:
+            x = layer(x, usable) if isinstance(layer, (BatchStandardise, LayerStandardise)) else layer(x)
+        return x
 
 
 def train_encoder_only(backbone: Backbone) -> None:
@@ -86,10 +102,21 @@ def train_encoder_only(backbone: Backbone) -> None:
 
 
 def check_bottleneck(backbone: Backbone) -> None:
-    """Raise BackboneError when a U-Net's coarsest feature map is a single voxel, which its norms make zero of."""
+    """Raise BackboneError when a U-Net's coarsest feature map is a single voxel, which its norms make zero of.
+
+    Warn where it has less than two positions per axis: features that are pooled from so few see nothing of where things are.
+    """
     if backbone.kind == "unet" and backbone.patch_size == backbone.stride:
         enough = tuple(2 * s for s in backbone.stride)
         raise BackboneError(
             f"{backbone.patch_size} voxels leave a single voxel at the network's stride of {backbone.stride}, and "
             f"normalising one voxel leaves nothing. Use at least {enough}: {backbone.how_to_set(enough)}"
+        )
+    grid = tuple(p // s for p, s in zip(backbone.patch_size, backbone.stride, strict=True))
+    if prod(grid) < 2**backbone.ndim:
+        enough = tuple(max(2 * s, p) for p, s in zip(backbone.patch_size, backbone.stride, strict=True))
+        warnings.warn(
+            f"{backbone.patch_size} voxels are little for this network: {grid} positions at its stride of {backbone.stride} are "
+            f"all that its deepest features have of an image. {enough} or more is better: {backbone.how_to_set(enough)}",
+            stacklevel=2,
         )

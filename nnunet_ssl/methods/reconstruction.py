@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -77,20 +78,20 @@ def explained_variance(prediction: Tensor, target: Tensor, hidden: Tensor, exclu
 def patch_statistics(image: Tensor, excluded: Tensor, block: int | Sequence[int]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [B, C, *spatial] of the block around each voxel, excluded voxels left out.
 
-    This is the MAE paper's normalised pixel target; 1e-6 is added to the variance.
+    This is the MAE paper's normalised pixel target: the unbiased variance, to which 1e-6 is added.
     """
     width, _ = block_grid(image.shape[2:], block)
-    pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
+    pool = partial(F.avg_pool2d if image.ndim == 4 else F.avg_pool3d, kernel_size=width, ceil_mode=True)
     weight = (~excluded).float()
-    share = pool(weight, width, ceil_mode=True).clamp(min=1e-8)  # a last, smaller block counts its own voxels only
+    number = pool(weight, divisor_override=1)  # voxels; a last, smaller block counts its own only
 
-    def block_mean(values: Tensor) -> Tensor:
-        means = pool(values * weight, width, ceil_mode=True) / share
-        batch, channels = means.shape[:2]
-        return upsample_mask(means.flatten(0, 1), width, image.shape[2:]).view(batch, channels, *image.shape[2:])
+    def everywhere(blocks: Tensor) -> Tensor:
+        batch, channels = blocks.shape[:2]
+        return upsample_mask(blocks.flatten(0, 1), width, image.shape[2:]).view(batch, channels, *image.shape[2:])
 
-    mean = block_mean(image.float())
-    return mean, (block_mean((image.float() - mean).square()) + 1e-6).sqrt()
+    mean = everywhere(pool(image.float() * weight, divisor_override=1) / number.clamp(min=1))
+    squares = pool((image.float() - mean).square() * weight, divisor_override=1)
+    return mean, everywhere((squares / (number - 1).clamp(min=1) + 1e-6).sqrt())
 
 
 def masked_reconstruction(

@@ -18,10 +18,11 @@ from torch import Tensor
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import check_images
 from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import (
+    Norm,
     Projector,
     check_bottleneck,
     pooled_features,
@@ -61,6 +62,7 @@ class SimCLRConfig:
     # Hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
     projector_dim: Width | None = None
     embedding_dim: Width | None = None  # None: as wide as the projector (nnssl: 2048)
+    projector_norm: Norm = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
     augmentation: NotNegative = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
 
     def __post_init__(self) -> None:
@@ -79,7 +81,8 @@ class SimCLR(Method):
 
     nnssl differs: its `min_overlap_ratio` was the largest shift per axis (at 0.5 a pair may share as little as an
     eighth of its volume); two pairs of one image may coincide and were negatives of each other; negatives came from
-    the process' own batch only. A pair mostly made of excluded voxels does not count here.
+    the process' own batch only. The projector's norm is the paper's,
+    nnssl's was one of each crop (see `Projector`). A pair mostly made of excluded voxels does not count here.
     """
 
     name = "simclr"
@@ -98,7 +101,7 @@ class SimCLR(Method):
         train_encoder_only(backbone)
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
-        self.projector = Projector(features, width, config.embedding_dim or width)
+        self.projector = Projector(features, width, config.embedding_dim or width, config.projector_norm)
 
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
@@ -124,15 +127,18 @@ class SimCLR(Method):
         return {"region": image, "views": views, "usable": usable, "corners": to_device(corners, image.device)}
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"embeddings": self.projector(pooled_features(self.backbone, inputs["views"]))}
+        return {"features": pooled_features(self.backbone, inputs["views"])}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
-        embeddings = encoded["embeddings"]
+        embeddings = self.projector(encoded["features"], inputs["usable"])
         first, second = embeddings.chunk(2)
         usable = inputs["usable"].chunk(2)
         image = torch.arange(len(inputs["region"]), device=first.device).repeat(self.config.pairs_per_image)
         result = nt_xent(first, second, image, usable[0] & usable[1], self.config.temperature, together=self.training)
-        return MethodOutput(result.loss, {**result.terms, **health(embeddings)}, self._preview(inputs))
+        images = len(inputs["region"])  # one pair of each: pairs of one image are alike in any case
+        agreement = knn_agreement(first[:images], second[:images], (usable[0] & usable[1])[:images])
+        terms = {**result.terms, **health(embeddings, inputs["usable"]), "knn_agreement": agreement}
+        return MethodOutput(result.loss, terms, self._preview(inputs))
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """All embeddings equal."""

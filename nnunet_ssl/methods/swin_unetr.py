@@ -21,7 +21,7 @@ from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.bounds import NotNegative, Positive, Rate, Share, Width
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.embeddings import health
+from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import check_images, global_mean, processes
 from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import check_bottleneck, train_encoder_only
@@ -35,6 +35,7 @@ from nnunet_ssl.views.orientation import turn
 from nnunet_ssl.views.spec import Views
 
 RECIPE_BATCH, ENOUGH = 8, 4  # images over all processes
+HALVES = 2  # of the bottleneck along each axis, whose averages the rotation head is given
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,17 @@ class ReconstructionHead(nn.Module):
         return self.last(x)
 
 
+def average_halves(x: Tensor) -> Tensor:
+    """Averages of feature maps [N, C, *spatial] over their halves along every axis, [N, C * 2^D].
+
+    Halves of an odd axis share its middle; an axis of one voxel is both.
+    """
+    for axis, size in enumerate(x.shape[2:], start=2):
+        half = (size + 1) // HALVES
+        x = torch.cat([x.narrow(axis, start, half).mean(axis, keepdim=True) for start in (0, size - half)], dim=axis)
+    return x.flatten(1)
+
+
 class SwinUNETR(Method):
     """Rotation, contrast and inpainting.
 
@@ -110,8 +122,10 @@ class SwinUNETR(Method):
     side, turned by 180 degrees, and mirrored along the other. Nothing else mirrors the images, so all four are
     different; an anatomy that is symmetric about one side only leaves two of them to tell.
 
-    nnssl differs: the rotation and contrast heads read one voxel of the bottleneck each (the corner and its
-    neighbour), here they read its average; noise was scaled to [0, 1] box by box, here image by image.
+    nnssl differs: the rotation and contrast heads read one voxel of the bottleneck each (the corner and its neighbour).
+    Here contrast reads the average of the bottleneck, and rotation the averages of its halves along every axis, eight in
+    3D: which way up an image lies is a matter of where things are, and an average over an instance norm's output is
+    nearly the same for every image (benchmarks/LOG.md). Noise was scaled to [0, 1] box by box, here image by image.
     """
 
     name = "swin_unetr"
@@ -129,7 +143,7 @@ class SwinUNETR(Method):
         self.images_needed = 2 if config.contrast_weight else 1
         width = backbone.feature_channels[-1]
         if config.rotation_weight:
-            self.rotation_head = nn.Linear(width, 4)
+            self.rotation_head = nn.Linear(width * HALVES**backbone.ndim, 4)
         if config.contrast_weight:
             self.contrast_head = nn.Linear(width, config.embedding_dim)
         if config.inpainting_weight:
@@ -175,6 +189,8 @@ class SwinUNETR(Method):
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         bottleneck = self.backbone.features(inputs["cut"])[-1]
         encoded = {"pooled": bottleneck.flatten(2).mean(dim=2)}
+        if self.config.rotation_weight:
+            encoded["halves"] = average_halves(bottleneck)
         if self.config.inpainting_weight:
             encoded["painted"] = self.reconstruction_head(bottleneck)
         return encoded
@@ -187,20 +203,22 @@ class SwinUNETR(Method):
         terms: dict[str, Tensor] = {}
         preview = {"input": turned, "masked": inputs["cut"]}
         if config.rotation_weight:
-            scores = self.rotation_head(pooled).float()
+            scores = self.rotation_head(encoded["halves"]).float()
             rotation = cross_entropy(scores, inputs["turns"])
             loss = loss + config.rotation_weight * rotation
             terms["rotation"] = rotation.detach()
             terms["rotation_accuracy"] = (scores.argmax(dim=1) == inputs["turns"]).float().mean()
         if config.contrast_weight:
             embeddings = self.contrast_head(pooled)
-            usable = mostly_usable(excluded).chunk(2)
+            views_usable = mostly_usable(excluded)
+            usable = views_usable.chunk(2)
             images = torch.arange(number, device=turned.device)
             both = usable[0] & usable[1]
             first, second = embeddings.chunk(2)
             contrast = nt_xent(first, second, images, both, config.temperature, together=self.training)
             loss = loss + config.contrast_weight * contrast.loss
-            terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings)}
+            terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings, views_usable)}
+            terms["knn_agreement"] = knn_agreement(first, second, both)
         if config.inpainting_weight:
             painted = encoded["painted"]
             counts = (~excluded).float().expand_as(turned)

@@ -22,13 +22,14 @@ from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.projector import (
+    Norm,
     Projector,
     check_bottleneck,
     pooled_features,
     projector_width,
     train_encoder_only,
 )
-from nnunet_ssl.methods.voco_loss import voco_loss
+from nnunet_ssl.methods.voco_loss import explained, voco_loss
 from nnunet_ssl.settings import require
 from nnunet_ssl.views.contrastive import augment_crops
 from nnunet_ssl.views.crops import (
@@ -66,6 +67,7 @@ class VoCoConfig:
     # Hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
     projector_dim: Width | None = None
     embedding_dim: Width | None = None  # None: as wide as the projector (nnssl: 2048)
+    projector_norm: Norm = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
     augmentation: NotNegative = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class VoCo(Method):
     The region is tiled by base crops; further target crops lie anywhere in it. The similarity of a target to a base
     shall be the part of the target that lies in the base, and different bases shall look different. All comparisons
     are made within an image, so any batch size will do; the means are those of the global batch. The network's decoder
-    is not trained.
+    is not trained. The projector's norm is the paper's, nnssl's was one of each crop (see `Projector`).
 
     As nnssl, and unlike the paper's code, there is no momentum encoder: the gradient simply stops at the bases. Crops
     mostly made of excluded voxels do not count.
@@ -102,7 +104,7 @@ class VoCo(Method):
         train_encoder_only(backbone)
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
-        self.projector = Projector(features, width, config.embedding_dim or width)
+        self.projector = Projector(features, width, config.embedding_dim or width, config.projector_norm)
 
     @classmethod
     def views(cls, config: Any, patch_size: Sequence[int]) -> Views:
@@ -149,11 +151,11 @@ class VoCo(Method):
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {"embeddings": self.projector(pooled_features(self.backbone, inputs["crops"]))}
+        return {"features": pooled_features(self.backbone, inputs["crops"])}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         config, overlap, usable = self.config, inputs["overlap"], inputs["usable"]
-        bases, embeddings = overlap.shape[2], encoded["embeddings"]
+        bases, embeddings = overlap.shape[2], self.projector(encoded["features"], usable.T.flatten())
         per_image = embeddings.unflatten(0, (-1, len(overlap))).transpose(0, 1)  # [B, K + T, E]
         parts = voco_loss(
             per_image[:, :bases],
@@ -169,16 +171,17 @@ class VoCo(Method):
             + config.apart_weight * parts.apart
             + config.regularisation_weight * parts.regularisation
         )
-        similarity, apart = parts.similarity, (overlap == 0).float()
+        similarity = parts.similarity
+        counted = (usable[:, bases:].unsqueeze(2) & usable[:, :bases].unsqueeze(1)).float()
+        sharing, apart = overlap * counted, (overlap == 0) * counted
         terms = {
             "overlapping": parts.overlapping.detach(),
             "apart": parts.apart.detach(),
             "regularisation": parts.regularisation.detach(),
-            "positive_similarity": (similarity * overlap).sum() / overlap.sum(),
+            "positive_similarity": (similarity * sharing).sum() / sharing.sum().clamp(min=1e-8),
             "negative_similarity": (similarity * apart).sum() / apart.sum().clamp(min=1),
-            "explained_variance": 1
-            - (overlap - similarity).square().mean() / overlap.var(correction=0).clamp(min=1e-8),
-            **health(embeddings),
+            "explained_variance": explained(overlap, similarity, counted),
+            **health(embeddings, usable.T.flatten()),
         }
         return MethodOutput(loss, terms, self._preview(inputs, similarity))
 

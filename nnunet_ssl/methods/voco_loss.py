@@ -52,3 +52,14 @@ def voco_loss(
     i, j = torch.triu_indices(number, number, offset=1, device=bases.device)
     pairs = (base_usable[:, i] & base_usable[:, j]).float()
     return VoCoLoss(overlapping, apart, global_mean(between[:, i, j], pairs, together), similarity.detach())
+
+
+def explained(overlap: Tensor, similarity: Tensor, counted: Tensor) -> Tensor:
+    """Share of the variance of the overlaps [B, T, K] that the similarities explain, over what is counted (float, alike).
+
+    1 is perfect, 0 is as good as their mean, less is worse.
+    """
+    number = counted.sum().clamp(min=1)
+    mean = (overlap * counted).sum() / number
+    variance = ((overlap - mean).square() * counted).sum() / number
+    return 1 - ((overlap - similarity).square() * counted).sum() / number / variance.clamp(min=1e-8)

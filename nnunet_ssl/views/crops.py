@@ -16,9 +16,10 @@ def crop_within(size: int, lowest: float, highest: float) -> int:
     """Largest crop of an axis of `size` voxels between the shares `lowest` and `highest` of it that suits any stride.
 
     The crop is a multiple of the largest possible power of two that divides `size`: a patch that fits the network's
-    stride is cut into crops that fit it too, without asking the network. An axis of one voxel stays as it is.
+    stride is cut into crops that fit it too, without asking the network, whose stride is at most 32 or a quarter of the
+    patch (nnU-Net's planner, the presets). An axis of one voxel stays as it is.
     """
-    unit = size & -size
+    unit = min(size & -size, max(32, 1 << (size // 4).bit_length() - 1 if size >= 4 else 0))
     while unit > 1 and (int(size * highest) // unit * unit) < max(size * lowest, 1):
         unit //= 2
     return max(int(size * highest) // unit * unit, 1)

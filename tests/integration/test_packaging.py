@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import configparser
+import re
 import shutil
 import subprocess
+import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -76,3 +82,46 @@ def test_makefile_names_every_target_in_its_help() -> None:
     help_text = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
     for target in ("demo", "test", "test-fast", "check", "lint", "types", "format", "clean"):
         assert f"make {target} " in help_text
+
+
+def imported() -> set[str]:
+    """Top-level modules that our sources import, those of the standard library and our own left out."""
+    names = set()
+    for folder in ("nnunet_ssl", "trainers", "planners"):
+        for file in (CHECKOUT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names.add(node.module.split(".")[0])
+    return names - set(sys.stdlib_module_names) - {"nnunet_ssl"}
+
+
+def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None:
+    """What reaches us through nnunetv2 only is gone the day nnunetv2 does without it."""
+    settings = configparser.ConfigParser()
+    settings.read(CHECKOUT / "setup.cfg")
+    declared = {re.split(r"[^\w.-]", line)[0] for line in settings["options"]["install_requires"].split("\n") if line}
+    declared = {re.sub(r"[-_.]+", "-", name).lower() for name in declared}
+    of_module = packages_distributions()
+    needed = {name: {re.sub(r"[-_.]+", "-", d).lower() for d in of_module.get(name, [name])} for name in imported()}
+    assert {name for name, owners in needed.items() if not owners & declared} == set()
+    assert declared - set().union(*needed.values()) == set()
+
+
+def test_the_source_distribution_holds_tests_and_docs(tmp_path: Path, run_command: Callable[..., object]) -> None:
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=CHECKOUT, capture_output=True, text=True, check=False
+    ).stdout.splitlines()
+    if not listed:
+        pytest.skip("needs git's list of files")
+    for name in listed:
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(CHECKOUT / name, target, follow_symlinks=False)
+    code = "from setuptools import build_meta; print(build_meta.build_sdist('dist'))"
+    run_command(["python", "-c", code], cwd=tmp_path)
+    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+        held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    left_out = {name for name in listed if name not in held and not name.startswith((".ci/", ".git"))}
+    assert left_out - set(LINKS) == set()

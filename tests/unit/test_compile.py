@@ -126,9 +126,9 @@ def test_training_in_parts_and_validation_compile_once_each(name, make, inputs_o
         inputs = inputs_of(method.train(), step)
         tell(method, inputs)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            first = encode(inputs)["embeddings"]
+            first = encode(inputs)["features"]
         with torch.autocast("cpu", torch.bfloat16):
-            again = encode(inputs)["embeddings"]
+            again = encode(inputs)["features"]
         torch.testing.assert_close(again, first)
         again.square().sum().backward()
         method.eval()

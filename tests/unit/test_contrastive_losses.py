@@ -153,6 +153,15 @@ def test_batch_standardise_is_batch_norm_without_weights(shape):
     assert torch.allclose(BatchStandardise(4)(x), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(10, 4), (10, 3, 4)])
+def test_rows_that_are_not_usable_do_not_count_in_batch_standardise(shape):
+    x, usable = randn(*shape), torch.arange(10) % 3 > 0
+    x[~usable] = 100.0
+    expected = BatchStandardise(4)(x[usable])
+    torch.testing.assert_close(BatchStandardise(4)(x, usable)[usable], expected, atol=1e-4, rtol=1e-4)
+    assert BatchStandardise(4)(x, torch.zeros(10, dtype=torch.bool)).isfinite().all()
+
+
 def test_layer_standardise_is_layer_norm_without_weights():
     x = 2 * randn(1, 6) + 3
     expected = (x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt()

@@ -8,7 +8,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 
-from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn
+from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn, matrix
 from nnunet_ssl.trainers.finishing import Box, finish_box
 
 THIRTY = (-np.pi / 6, np.pi / 6)
@@ -78,11 +78,12 @@ def test_same_as_nnunet_on_the_largest_box(geometry, by_products, half):
         image, hidden = nnunets_own(size, in_plane, turn, mirrored, cut(volume, largest).float(), cut(mask, largest))
         assert ours.dtype is torch.float32
         torch.testing.assert_close(ours, image, atol=2e-4, rtol=0)
-        # Where both labels weigh the same, the smaller box may decide otherwise.
-        assert (excluded != hidden).float().mean() < 0.01
-        alone, nothing = finish_box(Box(box.image, None, turn, mirrored), size, by_products)
+        # Where both labels weigh the same, the smaller box may decide otherwise. Nobody knows what lies beyond the largest.
+        alone, outside = finish_box(Box(box.image, None, turn, mirrored), size, by_products)
         assert torch.equal(alone, ours)
-        assert nothing is None
+        outside = torch.zeros_like(hidden) if outside is None else outside
+        assert (excluded != (hidden | outside)).float().mean() < 0.01
+        assert outside.float().mean() < 0.3
     assert smaller > 6
     assert len(kinds) == 4
     assert len(mirrorings) > len(size)
@@ -91,7 +92,7 @@ def test_same_as_nnunet_on_the_largest_box(geometry, by_products, half):
 @pytest.mark.parametrize("threshold", [-9.0, 0.0, 9.0], ids=["all", "half", "none"])
 @pytest.mark.parametrize("geometry", sorted(GEOMETRIES))
 def test_masks_are_exactly_nnunets_on_the_same_box(geometry, threshold):
-    """Ties, and what reaches beyond the box, included: the mask is coarse, so that half of a voxel is excluded often."""
+    """Ties included: the mask is coarse, so that half of a voxel is excluded often. What lies beyond the box always is."""
     size, in_plane, largest = GEOMETRIES[geometry]
     augmentation = Augmentation(size, p=1, rotation=THIRTY, in_plane=in_plane, largest=largest)
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +105,55 @@ def test_masks_are_exactly_nnunets_on_the_same_box(geometry, threshold):
         mask = image > threshold
         _, ours = finish_box(Box(image, mask, turn, (0,)), size)
         _, theirs = nnunets_own(size, in_plane, turn, (0,), image, mask)
-        assert torch.equal(ours, theirs)
+        outside, border = looked_beyond(size, turn, (0,), read, tuple((0, n) for n in read))
+        assert torch.equal(ours | border, theirs | outside | border)
+
+
+def looked_beyond(size, turn, mirrored, read, extent):
+    """Whether the nearest voxel lies outside of the extent, in double precision, and where rounding decides that: [1, *size]."""
+    still = len(size) - len(turn.angles)
+    voxels = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), axis=-1).astype(float)
+    for axis in mirrored:
+        voxels[..., axis] = size[axis] - 1 - voxels[..., axis]
+    looked = voxels - (np.array(size) - 1) / 2
+    looked[..., still:] = looked[..., still:] @ matrix(turn).T
+    looked += (np.array(read) - 1) / 2
+    first, last = np.array(extent).T
+    distance = np.minimum(looked - (first - 0.5), (last - 0.5) - looked).min(axis=-1)
+    return tuple(torch.from_numpy(x)[None] for x in (distance < 0, abs(distance) < 1e-4))
+
+
+@pytest.mark.parametrize("by_products", [False, True])
+@pytest.mark.parametrize("geometry", sorted(GEOMETRIES))
+def test_what_lies_outside_of_the_image_is_excluded(geometry, by_products):
+    """Mirrored, turned, scaled or not, beside excluded voxels or without, wherever the image ends in the box."""
+    size, in_plane, largest = GEOMETRIES[geometry]
+    augmentation = Augmentation(size, p=0.5, rotation=THIRTY, in_plane=in_plane, largest=largest)
+    generator = np.random.default_rng(0)
+    found = set()
+    for seed in range(40):
+        np.random.seed(seed)
+        turn, mirrored = augmentation.draw(), (0, len(size) - 1) if seed % 3 else ()
+        read = augmentation.read_size(turn)
+        extent = tuple((int(generator.integers(0, n // 2 + 1)), n - int(generator.integers(0, n // 2))) for n in read)
+        if generator.random() < 0.3:
+            extent = None
+        whole = extent or tuple((0, n) for n in read)
+        still = Turn((0.0,) * len(size), 1.0)
+        outside, border = looked_beyond(size, turn or still, mirrored, read, whole)
+        mask = (
+            torch.rand(1, *read, generator=torch.Generator().manual_seed(seed)) > 0.5
+            if generator.random() < 0.5
+            else None
+        )
+        image = torch.ones(1, *read)
+        _, without = finish_box(Box(image, mask, turn, mirrored), size, by_products)
+        _, ours = finish_box(Box(image, mask, turn, mirrored, extent), size, by_products)
+        ours = torch.zeros_like(outside) if ours is None else ours
+        expected = outside if without is None else outside | without
+        assert torch.equal(ours | border, expected | border), (seed, turn)
+        found.add((turn is None, extent is None, mask is None))
+    assert len(found) >= 7
 
 
 def test_decisions_have_nnunets_probabilities_and_ranges():

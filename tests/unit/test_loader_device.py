@@ -105,7 +105,7 @@ def test_finished_on_the_device_as_in_a_reading_process(case, workers, dataset, 
             torch.testing.assert_close(found["image"], other["image"], atol=2e-5, rtol=0)
             assert torch.equal(found["excluded"], other["excluded"])
             excluded += int(found["excluded"].any())
-    assert bool(excluded) == any(anonymised for _, anonymised in CASES[case][1])
+    assert excluded  # where there are no masks, what turning brought in from beyond the image
     turned = [b.turn for batch in load(data) for p in batch["packed"] for b in p.boxes()]
     assert len({(t is not None and any(t.angles), t is not None and t.scale != 1) for t in turned}) == 4
 

@@ -56,6 +56,18 @@ def test_box_is_cut_as_nnunet_does(start):
     np.testing.assert_array_equal(read_box(image, start, (9, 9, 9), channel=1).numpy(), expected[1:])
 
 
+def test_what_lies_beyond_the_image_is_excluded(tmp_path):
+    """In patches and in the centres of held-out cases; every voxel of the image is above 0, padding is 0."""
+    save(tmp_path / "A", "case", numbered() + 1.0)
+    source = Source("A", str(tmp_path / "A"))
+    for size in ((8, 8, 8), (8, 30, 25), (40, 40, 40)):
+        patch = dataset(source, size)[0]
+        assert torch.equal(patch["excluded"], patch["image"] == 0)
+        centre = Corpus([source], ["A/case"]).centre_crop("A/case", size)
+        assert torch.equal(centre["excluded"], centre["image"] == 0)
+        assert patch["excluded"].any() == (size != (8, 8, 8))
+
+
 @pytest.mark.parametrize("start", [(0, 0, 0), (2, 2, 2), (9, 9, 9)])  # inside, across the border, outside
 def test_half_precision_stays_half_and_whole_numbers_become_float32(start):
     for dtype, expected in ((np.float16, torch.float16), (np.int16, torch.float32), (np.float64, torch.float32)):

@@ -14,7 +14,7 @@ METHOD = ConsistentViews
 
 @pytest.mark.parametrize(
     ("patch", "crop"),
-    [((160, 160, 160), (128, 128, 128)), ((40, 56, 40), (32, 40, 32)), ((28, 256, 256), (20, 128, 128)), ((20, 30), (16, 24))],
+    [((160, 160, 160), (128, 128, 128)), ((40, 56, 40), (32, 40, 32)), ((28, 256, 256), (20, 192, 192)), ((20, 30), (16, 24))],
 )  # fmt: skip
 def test_views(patch, crop):
     views = ConsistentViews.views(ConsistentViewsConfig(), patch)

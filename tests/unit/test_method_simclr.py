@@ -17,9 +17,9 @@ METHOD = SimCLR
     [
         ((160, 160, 160), (192, 192, 64), (64, 64, 64)),
         ((40, 56, 40), (40, 56, 40), (24, 40, 24)),
-        ((28, 256, 256), (28, 256, 256), (20, 128, 128)),
+        ((28, 256, 256), (28, 256, 256), (20, 192, 192)),
         ((64, 64, 64), (64, 64, 64), (32, 32, 32)),
-        ((512, 448), (512, 448), (256, 320)),
+        ((512, 448), (512, 448), (384, 320)),
     ],
 )
 def test_views(patch, region, crop):
@@ -84,6 +84,8 @@ def test_unfit_sizes_and_settings_are_refused(make):
         make("unet", crop_size=(10, 14, 10))
     with pytest.raises(ValueError, match="leave a single voxel"):
         make("unet", (8, 8, 8), crop_size=(4, 4, 4))
+    with pytest.warns(UserWarning, match=r"little for this network: \(1, 2, 1\) positions.*crop_size=\[8,8,8\]"):
+        make("unet", (16, 24, 16), crop_size=(4, 8, 4))
     with pytest.raises(ValueError, match="cannot be taken from a region"):
         SimCLR.views(SimCLRConfig(crop_size=(64, 64)), (40, 40))
     for wrong in ({"min_overlap": 0}, {"min_overlap": 0.8, "max_overlap": 0.5}, {"temperature": 0},

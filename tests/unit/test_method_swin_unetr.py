@@ -1,5 +1,7 @@
 """SwinUNETR's tasks: what is turned and cut, what the heads see, that they learn."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.errors import BackboneError
-from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig
+from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig, average_halves
 from nnunet_ssl.settings import read_config
 from nnunet_ssl.views.orientation import turn
 
@@ -69,12 +71,29 @@ def test_reconstruction_head_of_the_recipe():
 
 
 def test_heads_read_the_whole_bottleneck(make, batch_of, prepared):
+    """Contrast its average, rotation the averages of its halves."""
     method = make("unet").eval()
-    seen = []
-    method.rotation_head.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    seen = {}
+    for name in ("rotation", "contrast"):
+        head = getattr(method, f"{name}_head")
+        head.register_forward_pre_hook(lambda _m, args, name=name: seen.update({name: args[0]}))
     inputs = prepared(method, batch_of())
     method(inputs)
-    assert torch.allclose(seen[0], method.backbone.features(inputs["cut"])[-1].mean(dim=(2, 3, 4)), atol=1e-5)
+    bottleneck = method.backbone.features(inputs["cut"])[-1]
+    assert torch.allclose(seen["contrast"], bottleneck.mean(dim=(2, 3, 4)), atol=1e-5)
+    assert torch.equal(seen["rotation"], average_halves(bottleneck))
+
+
+@pytest.mark.parametrize("size", [(4, 6, 2), (3, 1, 5), (5, 4)])
+def test_halves_against_slices(size):
+    x = torch.randn(2, 3, *size)
+    averages = []
+    for sides in itertools.product((0, 1), repeat=len(size)):
+        halves = [
+            slice(0, (n + 1) // 2) if side == 0 else slice(n // 2, n) for n, side in zip(size, sides, strict=True)
+        ]
+        averages.append(x[(slice(None), slice(None), *halves)].flatten(2).mean(dim=2))
+    torch.testing.assert_close(average_halves(x), torch.stack(averages, dim=2).flatten(1))
 
 
 def test_excluded_voxels_do_not_count(make, batch_of, prepared):

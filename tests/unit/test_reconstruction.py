@@ -45,7 +45,7 @@ def slow_statistics(image, excluded, block):
         for places in members.values():
             values = [image[(b, c, *p)].item() for p in places if not excluded[(b, 0, *p)]]
             average = sum(values) / len(values) if values else 0.0
-            variance = sum((v - average) ** 2 for v in values) / len(values) if values else 0.0
+            variance = sum((v - average) ** 2 for v in values) / max(len(values) - 1, 1)
             for p in places:
                 mean[(b, c, *p)], deviation[(b, c, *p)] = average, (variance + 1e-6) ** 0.5
     return mean, deviation

@@ -35,6 +35,20 @@ def test_value_range_against_loops(shape):
         assert (low[b, c].item(), high[b, c].item()) == pytest.approx((min(values), max(values)) if values else (0, 0))
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 20, 24, 28), (1, 1, 64, 64, 48)])
+def test_value_range_leaves_outliers_out(shape):
+    """A few hot voxels do not stretch it; many voxels are looked at in part."""
+    image = torch.randn(shape, generator=seeded())
+    image.view(*shape[:2], -1)[..., -9:-5] = 1e4
+    excluded = torch.zeros(shape[0], 1, *shape[2:], dtype=torch.bool)
+    excluded[:, :, :5] = True
+    image[:, :, 1:5] = -1e4
+    found = torch.stack(value_range(image, excluded)).view(2, *shape[:2])
+    values = image[:, :, 5:].flatten(2).numpy()
+    expected = torch.from_numpy(np.stack(np.percentile(values, (0.1, 99.9), axis=-1)))
+    torch.testing.assert_close(found.double(), expected.double(), atol=0.25, rtol=0)
+
+
 # ---- intensity ------------------------------------------------------------------------------------------------------
 
 
