@@ -19,7 +19,7 @@ from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
-from nnunet_ssl.allowed import AXES, Allowed, Refused, parse
+from nnunet_ssl.allowed import AXES, SINGLES, Allowed, Refused, parse
 from nnunet_ssl.bounds import Bounds, bounds_in
 
 LONGEST = 100  # characters of a value in a message
@@ -37,11 +37,13 @@ class Checked(NamedTuple):
     found: dict[str, Any]
 
 
-def check_block(cls: type, block: Mapping[str, Any], axes: int = AXES, whole: bool = True) -> Checked:
+def check_block(
+    cls: type, block: Mapping[str, Any], axes: int = AXES, whole: bool = True, ease: int = SINGLES
+) -> Checked:
     """Compare every entry of a block with the fields of the config dataclass `cls`, and convert what means one thing alone.
 
-    axes: of the patch. whole: whether fields without a default must be there. Raises TypeError where the dataclass itself has
-    hints that nothing from JSON can fit.
+    axes: of the patch. whole: whether fields without a default must be there. ease: what is converted, see `Allowed.convert`.
+    Raises TypeError where the dataclass itself has hints that nothing from JSON can fit.
     """
     known = rules(cls)
     checked = Checked({}, [], {}, {})
@@ -49,7 +51,7 @@ def check_block(cls: type, block: Mapping[str, Any], axes: int = AXES, whole: bo
     for name, value in block.items():
         if name in known:
             try:
-                checked.values[name] = known[name].convert(value, axes)
+                checked.values[name] = known[name].convert(value, axes, ease)
             except Refused:
                 checked.refusals.append(refusal(name, known[name], value, axes))
                 checked.expected[name], checked.found[name] = known[name].text(axes), value

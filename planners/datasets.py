@@ -92,7 +92,13 @@ def load_configuration(plans: dict[str, Any], configuration: str) -> dict[str, A
             f"{plans['plans_name']} of {plans['dataset_name']} has no configuration {configuration}. It has: "
             f"{', '.join(plans['configurations'])}. Choose one with -c."
         )
-    return PlansManager(plans).get_configuration(configuration).configuration
+    try:
+        return PlansManager(plans).get_configuration(configuration).configuration
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise CorpusError(
+            f"The configuration {configuration} of the plans {plans.get('plans_name')} is none of nnU-Net's "
+            f"({type(error).__name__}: {error}). Undo the change, or plan anew."
+        ) from error
 
 
 def _resolve(dataset: str) -> str:

@@ -41,6 +41,7 @@ from nnunet_ssl.planners.follow import planning_lock
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
 from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, add_modalities, require_style
+from nnunet_ssl.planners.plans_check import require_complete
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor, require_some
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
 from nnunet_ssl.planners.start import differing, stored_settings
@@ -94,6 +95,9 @@ def prepare_corpus(
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:
             _plan_one(names[0], planner, plans_name, how, num_processes)
+    for name in names:
+        plans = load_plans(name, plans_name)
+        require_complete(plans, load_configuration(plans, configuration), configuration)
     if check is not None:
         check(load_plans(names[0], plans_name), plans_name)
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,7 +33,8 @@ def rehearse(plans: Mapping[str, Any], configuration: str, method: str, processe
     share_of_batch(settings.batch_size or manager.batch_size, processes, settings.accumulate)
     channels = 1 if settings.channels == "separate" else len(manager.normalization_schemes)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the training gives them
             built = build_method(method_class, config, manager, channels, views, plain=True)
         resolve(pretraining(method), built.backbone.kind, settings)
     except NnunetSSLError:

@@ -202,11 +202,14 @@ def axes_of(args: argparse.Namespace) -> int:
     if args.plans is None:
         return AXES
     from nnunet_ssl.planners.datasets import load_configuration
+    from nnunet_ssl.planners.plans_check import require_complete
     from nnunet_ssl.planners.to_estimate import plans_to_estimate
 
     datasets = [args.dataset] if "dataset" in args else args.datasets
     plans, _ = plans_to_estimate(datasets, None, args.plans, args.spacing, args.normalization, args.storage)
-    return len(load_configuration(plans, args.configuration)["patch_size"])
+    entries = load_configuration(plans, args.configuration)
+    require_complete(plans, entries, args.configuration)
+    return len(entries["patch_size"])
 
 
 def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
