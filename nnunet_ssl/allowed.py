@@ -51,17 +51,14 @@ class Allowed:
         """In words, to stand behind "must be"."""
         inner = [part.text(axes) for part in self.parts]
         if self.kind in PLAIN:
-            more = (
-                self.bounds.text()
-                if self.kind in ("int", "float")
-                else " that is not empty" * bool(self.bounds.min_length)
-            )
-            return PLAIN[self.kind] + more
+            is_text = self.kind == "str" and self.bounds.what is None
+            more = self.bounds.text() + " that is not empty" * (is_text and bool(self.bounds.min_length))
+            return (self.bounds.what or PLAIN[self.kind]) + more
         if self.kind == "choice":
-            return _or([f'"{c}"' if isinstance(c, str) else str(c) for c in self.choices])
+            quoted = [f'"{c}"' if isinstance(c, str) else str(c) for c in self.choices]
+            return " or ".join(quoted) if len(quoted) < 3 else f"one of {', '.join(map(str, self.choices))}"
         if self.kind == "either":
-            inner = [t for t in inner if not any(other.startswith(f"{t}, or one per") for other in inner)]
-            return _or(inner) if all(p.kind in ("choice", "null") for p in self.parts) else ", or ".join(inner)
+            return ", or ".join(t for t in inner if not any(other.startswith(f"{t}, or one per") for other in inner))
         if self.kind == "list":
             if self.bounds.per_axis:
                 return f"{inner[0]}, or one per axis{f', {axes} of them' if axes else ''}"
@@ -149,10 +146,6 @@ class Allowed:
 
 def _refuse() -> Any:
     raise Refused
-
-
-def _or(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _least(bounds: Bounds) -> str:

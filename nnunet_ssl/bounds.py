@@ -19,7 +19,8 @@ class Bounds:
     """Limits of every number within what it annotates; `min_length` and `per_axis` concern the text or list itself.
 
     ge, gt, le, lt: at least, above, at most, below. min_length: characters that are not blank, or entries.
-    per_axis: a list with one entry per axis of the patch, or one entry for all of them.
+    per_axis: a list with one entry per axis of the patch, or one entry for all of them. what: for messages and docs, in place of
+    "a number" or "a text".
     """
 
     ge: float | None = None
@@ -28,6 +29,7 @@ class Bounds:
     lt: float | None = None
     min_length: int | None = None
     per_axis: bool = False
+    what: str | None = None
 
     def __bool__(self) -> bool:
         return self != Bounds()
@@ -76,3 +78,4 @@ Share = Annotated[float, Bounds(gt=0, le=1)]
 InnerShare = Annotated[float, Bounds(gt=0, lt=1)]  # neither nothing nor all
 PerAxis = Annotated[tuple[Count, ...], Bounds(per_axis=True)]  # voxels or the like
 Name = Annotated[str, Bounds(min_length=1)]
+Expression = Annotated[str, Bounds(min_length=1, what="an expression on the corpus table")]

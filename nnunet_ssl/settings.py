@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar, get_args
 
 from nnunet_ssl.allowed import AXES
-from nnunet_ssl.bounds import Count, Name, NotNegative, Positive, Rate, Share, Whole
+from nnunet_ssl.bounds import Count, Expression, Name, NotNegative, Positive, Rate, Share, Whole
 from nnunet_ssl.checker import check_block
 from nnunet_ssl.errors import SettingsError
 
@@ -87,7 +87,7 @@ class PretrainSettings(ScheduleSettings):
     channels: Literal["separate", "together"] = "separate"
     datasets: tuple[Name, ...] = ()  # names of further data sets that form one corpus with the plans' own
     # Only images that match, e.g. 'modality == "T1w" and iqs <= 2.5'; columns: docs/corpus.md
-    filter: Name | None = None
+    filter: Expression | None = None
     sampling: Sampling = "images"  # which of these are drawn equally often
     # Share of a training patch that must not be air, where preprocessing told air apart; mostly empty patches are drawn anew,
     # a few times. 0: take every patch

@@ -210,7 +210,7 @@ def test_configs_of_others():
         read_config(TheirConfig, wrong, "here")
     assert str(caught.value) == (
         "here: size must be a whole number from 2 to 9, found 10. noise must be a number > 0, found 0. "
-        "mode is \"a\", \"b\" or 3, found 'c'. weights must be an object, each value a number >= 0, found {'x': -1}. "
+        "mode is one of a, b, 3, found 'c'. weights must be an object, each value a number >= 0, found {'x': -1}. "
         "unknown setting 'made'. Did you mean 'mode'? unknown setting 'nois'. Did you mean 'noise'? "
         "Known settings: free, mode, noise, size, weights."
     )
