@@ -8,6 +8,7 @@ from math import isfinite
 from typing import Any
 
 from nnunet_ssl.checkpoints.description.stated import channel_names
+from nnunet_ssl.checkpoints.foreign_values import mapping, text, whole_number
 from nnunet_ssl.checkpoints.networks.source import training_configuration
 
 NORMALIZATIONS = (
@@ -52,13 +53,13 @@ class Conventions:
 
 def read_conventions(checkpoint: Mapping[str, Any]) -> Conventions:
     """The conventions in a checkpoint of ours, nnU-Net's or nnssl's; whatever is not plausible counts as not stated."""
-    ssl, adaptation = _mapping(checkpoint.get("ssl")), _mapping(checkpoint.get("nnssl_adaptation_plan"))
-    arguments = _mapping(checkpoint.get("init_args"))
-    foreign = _mapping(adaptation.get("pretrain_plan"))
-    plans = _mapping(arguments.get("plans")) or foreign
+    ssl, adaptation = mapping(checkpoint.get("ssl")), mapping(checkpoint.get("nnssl_adaptation_plan"))
+    arguments = mapping(checkpoint.get("init_args"))
+    foreign = mapping(adaptation.get("pretrain_plan"))
+    plans = mapping(arguments.get("plans")) or foreign
     configuration: Mapping[str, Any] = training_configuration(checkpoint)
-    stated = configuration or _mapping(next(iter(_mapping(foreign.get("configurations")).values()), {}))
-    dataset_json = _mapping(arguments.get("dataset_json"))
+    stated = configuration or mapping(next(iter(mapping(foreign.get("configurations")).values()), {}))
+    dataset_json = mapping(arguments.get("dataset_json"))
     spacing = _numbers(stated.get("spacing"))
     style = stated.get("spacing_style")
     known = bool(stated)
@@ -74,24 +75,12 @@ def read_conventions(checkpoint: Mapping[str, Any]) -> Conventions:
         normalization=_names(stated.get("normalization_schemes"), NORMALIZATIONS),
         channel_names=tuple(channel_names(checkpoint) or ()),
         transpose_forward=_permutation(plans.get("transpose_forward")),
-        reader=_text(plans.get("image_reader_writer")),
-        dataset=_text(ssl.get("dataset") or plans.get("dataset_name")),
-        num_images=_count(dataset_json.get("numTraining")),
-        batch_size=_count(configuration.get("batch_size")),
+        reader=text(plans.get("image_reader_writer")),
+        dataset=text(ssl.get("dataset") or plans.get("dataset_name")),
+        num_images=whole_number(dataset_json.get("numTraining"), 1, 10**7),
+        batch_size=whole_number(configuration.get("batch_size"), 1, 10**7),
         segments=bool(configuration) and not ssl and not adaptation,
     )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
-def _text(value: Any) -> str | None:
-    return value[:200] if isinstance(value, str) and value else None
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**7 else None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

@@ -19,6 +19,7 @@ from nnunet_ssl.checkpoints.aliases import own_name
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
 from nnunet_ssl.checkpoints.description.file_format import name_format, naming_notes
 from nnunet_ssl.checkpoints.description.table import table
+from nnunet_ssl.checkpoints.foreign_values import mapping, text, whole_number
 from nnunet_ssl.checkpoints.hub.download import sha256_of
 from nnunet_ssl.checkpoints.hub.resolve import Origin
 from nnunet_ssl.checkpoints.networks.source import network_of
@@ -117,7 +118,7 @@ def describe(
         conventions = read_conventions(checkpoint)
     except CheckpointError as error:
         conventions, problem = Conventions(), problem or str(error)
-    ssl = _mapping(checkpoint.get("ssl"))
+    ssl = mapping(checkpoint.get("ssl"))
     backbone = info.get("backbone")
     return Description(
         path=str(path),
@@ -126,7 +127,7 @@ def describe(
         format=name_format(checkpoint) + (", in a .safetensors file" if path.suffix == ".safetensors" else ""),
         repo_id=origin.repo_id if origin else None,
         revision=origin.revision if origin else None,
-        trainer=_text(checkpoint.get("trainer_name")),
+        trainer=text(checkpoint.get("trainer_name")),
         method=info.get("method"),
         backbone=backbone,
         network=None if spec is None else str(spec),
@@ -149,10 +150,10 @@ def describe(
         dataset=conventions.dataset,
         further_datasets=[str(name)[:200] for name in _sequence(ssl.get("datasets"))][1:],
         num_images=conventions.num_images,
-        epochs_done=_number(checkpoint.get("current_epoch")),
-        epochs_planned=_number(_mapping(ssl.get("recipe")).get("num_epochs")),
-        versions={str(k)[:80]: str(v)[:80] for k, v in _mapping(ssl.get("versions")).items()},
-        licence=_text(ssl.get("licence")) or (origin.licence if origin else None),
+        epochs_done=whole_number(checkpoint.get("current_epoch"), 0, 10**9),
+        epochs_planned=whole_number(mapping(ssl.get("recipe")).get("num_epochs"), 0, 10**9),
+        versions={str(k)[:80]: str(v)[:80] for k, v in mapping(ssl.get("versions")).items()},
+        licence=text(ssl.get("licence")) or (origin.licence if origin else None),
         citations=_citations(checkpoint, ssl, origin),
         notes=notes,
         problem=problem,
@@ -199,7 +200,7 @@ def _uses(
 def _token_order(checkpoint: Mapping[str, Any]) -> str:
     if needs_conversion(checkpoint):
         return "swapped (A1, A0, A2), nnssl's; converted to natural order on loading"
-    stated = _mapping(checkpoint.get("ssl")).get("token_order") == "natural"
+    stated = mapping(checkpoint.get("ssl")).get("token_order") == "natural"
     return "natural (A0, A1, A2)" + ("" if stated else ", assumed")
 
 
@@ -215,20 +216,8 @@ def _citations(checkpoint: Mapping[str, Any], ssl: Mapping[str, Any], origin: Or
     return list(dict.fromkeys(text[:2000] for text in found))
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _sequence(value: Any) -> list[Any]:
     return list(value)[:100] if isinstance(value, (list, tuple)) else []
-
-
-def _text(value: Any) -> str | None:
-    return value[:200] if isinstance(value, str) and value else None
-
-
-def _number(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9 else None
 
 
 def _list(values: Any) -> list[Any] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation.layout import Layout
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS, RESENC_L
 from nnunet_ssl.checkpoints.aliases import own_name
+from nnunet_ssl.checkpoints.foreign_values import mapping
 from nnunet_ssl.checkpoints.networks.architecture import recognise
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
 from nnunet_ssl.checkpoints.source import attention_heads
@@ -50,7 +51,7 @@ def stated_network(checkpoint: Mapping[str, Any]) -> NetworkSpec | None:
     if isinstance(architecture, Mapping) and isinstance(architecture.get("arch_kwargs"), Mapping):
         network_class = str(architecture.get("network_class_name"))
         return checked_spec(network_class, architecture["arch_kwargs"], "the plans in the file")
-    plan = _mapping(_mapping(checkpoint.get("nnssl_adaptation_plan")).get("architecture_plans"))
+    plan = mapping(mapping(checkpoint.get("nnssl_adaptation_plan")).get("architecture_plans"))
     name, kwargs = plan.get("arch_class_name"), plan.get("arch_kwargs")
     if name is None:
         return None
@@ -73,8 +74,8 @@ def stated_network(checkpoint: Mapping[str, Any]) -> NetworkSpec | None:
 
 def training_configuration(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration in the plans of nnU-Net's and our checkpoints, with what it inherits; {} where there is none."""
-    arguments = _mapping(checkpoint.get("init_args"))
-    configurations = _mapping(_mapping(arguments.get("plans")).get("configurations"))
+    arguments = mapping(checkpoint.get("init_args"))
+    configurations = mapping(mapping(arguments.get("plans")).get("configurations"))
     name: Any = arguments.get("configuration")
     merged, seen = dict[str, Any](), set[str]()
     while isinstance(name, str) and name not in seen and isinstance(configurations.get(name), Mapping):
@@ -176,7 +177,3 @@ def _unet(weights: Mapping[str, Tensor], residual: bool, notes: tuple[str, ...])
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     return 1 + max((int(found[1]) for name in weights if (found := re.match(pattern, name))), default=-1)
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
