@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the dataclasses, their defaults and the comments beside them.
+"""Write docs/settings.md from the dataclasses: their hints, defaults and the comments beside them.
 
 python docs/make_settings.py            # --check: exit with 1 when the page is out of date
 """
@@ -16,6 +16,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.checker import rules
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.recipes import DEVIATIONS, FINETUNING, PRETRAINING, SCRATCH, pretraining
 from nnunet_ssl.settings import FinetuneSettings, PretrainSettings
@@ -28,6 +29,10 @@ HEAD = """# Settings
 All of these live in the plans file, in `plans["configurations"][CONFIGURATION]`, in an `ssl` block for pre-training and a
 `finetune` block for fine-tuning. Every key is optional, unknown ones are refused. `nnUNetv2_pretrain --set KEY=VALUE`
 sets any key of the `ssl` block for one run (`--set mae.mask_ratio=0.6`), and has flags of its own for the common ones.
+
+Values are checked before any image is read, and all that are wrong are named at once. What can mean one thing alone is
+converted: a whole number where any number is allowed, one number where one per axis is, a name where a list of names is, and in
+texts, upper or lower case, numbers, true, yes, on, false, no, off, none and null. NaN and infinity are refused.
 """
 
 
@@ -61,8 +66,12 @@ def default(field: Any) -> str:
 def table(cls: type) -> str:
     """A Markdown table of a dataclass' fields."""
     notes = comments(cls)
-    rows = [f"| `{f.name}` | {default(f)} | {notes.get(f.name, '').replace('|', '/')} |" for f in fields(cls)]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+    allowed = {name: rule.text().replace("|", "/") for name, rule in rules(cls).items()}
+    rows = [
+        f"| `{f.name}` | {allowed[f.name]} | {default(f)} | {notes.get(f.name, '').replace('|', '/')} |"
+        for f in fields(cls)
+    ]
+    return "\n".join(["| key | allowed | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def recipes() -> str:

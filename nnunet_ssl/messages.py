@@ -7,6 +7,7 @@ import sys
 import threading
 from types import TracebackType
 
+from nnunet_ssl.errors import NnunetSSLError
 from nnunet_ssl.files.unwritable import explanation
 from nnunet_ssl.quoting import printable
 
@@ -14,22 +15,25 @@ from nnunet_ssl.quoting import printable
 def one_line(error: BaseException) -> str | None:
     """What to print of an error instead of its traceback; None where the traceback is needed.
 
-    That is the message of what this package raised on purpose, and what to do about a full or read-only disk, whoever
-    ran into it. With NNUNET_SSL_TRACEBACK set every error keeps its traceback.
+    That is the message of what a user can mend (`NnunetSSLError`), and what to do about a full or read-only disk, whoever ran
+    into it. With NNUNET_SSL_TRACEBACK set every error keeps its traceback.
     """
     if os.environ.get("NNUNET_SSL_TRACEBACK") or not isinstance(error, Exception):
         return None
     message = explanation(error)
-    if message is None and raised_by_us(error.__traceback__):
+    if message is None and isinstance(error, NnunetSSLError):
         message = str(error)
     return None if message is None else printable(message)
 
 
-def raised_by_us(traceback: TracebackType | None) -> bool:
-    """Whether the innermost frame of a traceback is code of this package."""
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and str(traceback.tb_frame.f_globals.get("__name__")).startswith("nnunet_ssl")
+def one_line_of_ours(error: BaseException) -> str | None:
+    """The same in a command of ours, where what the system refuses (a missing file, a closed pipe, memory) is no bug either."""
+    message = one_line(error)
+    if message is not None or os.environ.get("NNUNET_SSL_TRACEBACK"):
+        return message
+    if isinstance(error, OSError) and error.errno is not None:
+        return printable(str(error))
+    return f"There is not enough memory. {printable(str(error))}".strip() if isinstance(error, MemoryError) else None
 
 
 def say_errors_in_one_line() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.settings import ScheduleSettings
 
 
@@ -108,7 +109,7 @@ def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSetting
     if warmup is None:
         warmup = min(recipe.warmup_epochs, short_phase(num_epochs))
     if warmup >= num_epochs > 1:
-        raise ValueError(
+        raise SettingsError(
             f"A warm-up of {warmup} epochs leaves nothing of a run of {num_epochs}. Set warmup_epochs below num_epochs."
         )
     asked = {name: getattr(settings, name) for name in OVERRIDABLE if getattr(settings, name) is not None}

@@ -1,39 +1,55 @@
-"""The `ssl` and `finetune` blocks of a plans configuration, read and checked."""
+"""The `ssl` and `finetune` blocks of a plans configuration, read and checked.
+
+What a setting may be stands in its type hint (`nnunet_ssl.bounds`); `nnunet_ssl.checker` compares. `__post_init__` refuses what
+concerns several settings together, by a ValueError.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Literal, TypeVar, get_args
+
+from nnunet_ssl.allowed import AXES
+from nnunet_ssl.bounds import Count, Expression, Name, NotNegative, Positive, Rate, Share, Whole
+from nnunet_ssl.checker import check_block
+from nnunet_ssl.errors import SettingsError
 
 C = TypeVar("C")
-SAMPLING = ("images", "subjects", "modalities", "datasets")
+Optimizer = Literal["sgd", "adamw"]
+Sampling = Literal["images", "subjects", "modalities", "datasets"]
+SAMPLING = get_args(Sampling)
 
 
-class SettingsError(ValueError):
-    """A plans block or a flag holds something that is not a setting."""
+def read_config(cls: type[C], block: Mapping[str, Any], where: str, axes: int = AXES) -> C:
+    """The config dataclass `cls` made from the dict `block`; see `nnunet_ssl.checker` for what is converted.
 
-
-def read_config(cls: type[C], block: Mapping[str, Any], where: str) -> C:
-    """Build the dataclass `cls` from the dict `block`, refusing unknown keys and unfitting types.
-
-    `where` names the block in error messages, e.g. 'plans["configurations"]["3d_fullres"]["ssl"]'.
-    Raises SettingsError; the dataclass' own `__post_init__` may raise ValueError, which is passed on as one.
+    `where` names the block in error messages, e.g. 'plans["configurations"]["3d_fullres"]["ssl"]'; axes: of the patch.
+    Raises SettingsError for unknown keys, values that do not fit, all of them in one message, and for what the dataclass'
+    own `__post_init__` refuses by a ValueError.
     """
-    if not isinstance(block, Mapping):
-        raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
-    known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
-    for key in block:
-        if key not in known:
-            near = difflib.get_close_matches(key, sorted(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise SettingsError(f"{where}: unknown setting {key!r}.{hint} Known settings: {', '.join(sorted(known))}.")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in block.items()}
+    values = read_values(cls, block, where, axes)
     try:
         return cls(**values)
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"{where}: {error}") from error
+    except ValueError as error:
+        raise SettingsError(f"{where}: {error}", found=values) from error
+
+
+def read_values(
+    cls: type, block: Mapping[str, Any], where: str, axes: int = AXES, whole: bool = True
+) -> dict[str, Any]:
+    """The entries of `block`, each as the hint of its field in `cls` says; raises SettingsError as `read_config`.
+
+    whole: False where the block is a part of one, so that fields without a default may be missing.
+    """
+    if not isinstance(block, Mapping):
+        raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.", found=block)
+    checked = check_block(cls, block, axes, whole)
+    if checked.refusals:
+        raise SettingsError(f"{where}: {' '.join(checked.refusals)}", expected=checked.expected, found=checked.found)
+    return checked.values
 
 
 def require(condition: bool, message: str) -> None:
@@ -46,148 +62,69 @@ def require(condition: bool, message: str) -> None:
 class ScheduleSettings:
     """What pre-training and fine-tuning have in common; None means: the recipe of the method and backbone."""
 
-    num_epochs: int | None = None  # length of the run
-    num_iterations_per_epoch: int = 250  # optimisation steps; an epoch is this many, however large the data set
-    num_val_iterations_per_epoch: int = 50  # batches on which the loss is watched after every epoch
-    optimizer: str | None = None  # "sgd" or "adamw"; another one than the recipe's brings its own numbers along
-    initial_lr: float | None = None  # highest learning rate
-    weight_decay: float | None = None  # on all parameters
-    warmup_epochs: int | None = None  # linear; by default 50 of 1000, 15 of 150 to 300, a tenth of shorter runs
-    grad_clip: float | None = (
-        None  # largest L2 norm of all gradients together; larger ones are scaled down. 0: no clipping
-    )
-    seed: int = 0  # of weights, patches, masks and everything else that is drawn
-
-    def __post_init__(self) -> None:
-        for name in ("num_epochs", "num_iterations_per_epoch", "num_val_iterations_per_epoch"):
-            value = getattr(self, name)
-            integer = isinstance(value, int) and not isinstance(value, bool)
-            require(value is None or (integer and value >= 1), f"{name} must be a whole number >= 1, found {value!r}.")
-        require(self.optimizer in (None, "sgd", "adamw"), f'optimizer is "sgd" or "adamw", found {self.optimizer!r}.')
-        for name in ("initial_lr", "weight_decay", "grad_clip"):
-            value = getattr(self, name)
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            require(value is None or (number and value >= 0), f"{name} must be a number >= 0, found {value!r}.")
-        require(
-            self.warmup_epochs is None or (isinstance(self.warmup_epochs, int) and self.warmup_epochs >= 0),
-            f"warmup_epochs must be a whole number >= 0, found {self.warmup_epochs!r}.",
-        )
-        require(isinstance(self.seed, int), f"seed must be a whole number, found {self.seed!r}.")
+    num_epochs: Count | None = None  # length of the run
+    num_iterations_per_epoch: Count = 250  # optimisation steps; an epoch is this many, however large the data set
+    num_val_iterations_per_epoch: Count = 50  # batches on which the loss is watched after every epoch
+    optimizer: Optimizer | None = None  # another one than the recipe's brings its own numbers along
+    initial_lr: NotNegative | None = None  # highest learning rate
+    weight_decay: NotNegative | None = None  # on all parameters
+    warmup_epochs: Whole | None = None  # linear; by default 50 of 1000, 15 of 150 to 300, a tenth of shorter runs
+    # Largest L2 norm of all gradients together; larger ones are scaled down. 0: no clipping
+    grad_clip: NotNegative | None = None
+    seed: Whole = 0  # of weights, patches, masks and everything else that is drawn
 
 
 @dataclass(frozen=True)
 class PretrainSettings(ScheduleSettings):
     """The `ssl` block without the methods' own blocks."""
 
-    batch_size: int | None = None  # global, over all processes; None: the plans' batch size
-    accumulate: int = (
-        1  # parts in which a process' share of the batch goes through the network; less memory, same result
-    )
-    recompute: bool = (
-        False  # forget activations, compute them again in the backward pass: less memory, a third more time
-    )
-    channels: str = "separate"  # "separate": every channel is a sample of its own; "together": kept as one image
-    datasets: tuple[str, ...] = ()  # names of further data sets that form one corpus with the plans' own
-    filter: str | None = (
-        None  # only images that match, e.g. 'modality == "T1w" and iqs <= 2.5'; columns: docs/corpus.md
-    )
-    sampling: str = "images"  # "images", "subjects", "modalities" or "datasets": which of these are drawn equally often
+    batch_size: Count | None = None  # global, over all processes; None: the plans' batch size
+    # Parts in which a process' share of the batch goes through the network; less memory, same result
+    accumulate: Count = 1
+    # Forget activations, compute them again in the backward pass: less memory, a third more time
+    recompute: bool = False
+    # "separate": every channel is a sample of its own; "together": kept as one image
+    channels: Literal["separate", "together"] = "separate"
+    datasets: tuple[Name, ...] = ()  # names of further data sets that form one corpus with the plans' own
+    # Only images that match, e.g. 'modality == "T1w" and iqs <= 2.5'; columns: docs/corpus.md
+    filter: Expression | None = None
+    sampling: Sampling = "images"  # which of these are drawn equally often
     # Share of a training patch that must not be air, where preprocessing told air apart; mostly empty patches are drawn anew,
     # a few times. 0: take every patch
-    min_foreground: float = 0.1
+    min_foreground: Rate = 0.1
     # Weights, gradients and optimiser states spread over the processes (FSDP2): for networks too big for one device
     shard: bool = False
     # Deterministic algorithms on a GPU, where there are any, and no torch.compile: slower; CPUs are deterministic without
     deterministic: bool = False
     # End with exit code 4 where a run learns nothing or its embeddings collapse, after a tenth of it
     stop_on_collapse: bool = False
-    save_every: int = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
+    save_every: Count = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.batch_size is None or (isinstance(self.batch_size, int) and self.batch_size >= 1),
-            f"batch_size must be a whole number >= 1, found {self.batch_size!r}.",
-        )
-        require(
-            isinstance(self.accumulate, int) and not isinstance(self.accumulate, bool) and self.accumulate >= 1,
-            f"accumulate must be a whole number >= 1, found {self.accumulate!r}.",
-        )
         if self.batch_size is not None and self.batch_size % self.accumulate:
             fitting = -(-self.batch_size // self.accumulate) * self.accumulate
             raise ValueError(
                 f"A batch of {self.batch_size} cannot be taken in accumulate = {self.accumulate} equal parts. "
                 f"Use a multiple of {self.accumulate}: --batch-size {fitting}"
             )
-        require(isinstance(self.recompute, bool), f"recompute is true or false, found {self.recompute!r}.")
-        require(
-            self.channels in ("separate", "together"), f'channels is "separate" or "together", found {self.channels!r}.'
-        )
-        require(
-            self.filter is None or (isinstance(self.filter, str) and bool(self.filter.strip())),
-            f"filter must be an expression on the corpus table, found {self.filter!r}.",
-        )
-        require(self.sampling in SAMPLING, f"sampling is one of {', '.join(SAMPLING)}, found {self.sampling!r}.")
-        require(
-            type(self.min_foreground) in (int, float) and 0 <= self.min_foreground < 1,
-            f"min_foreground must be a share from 0 to below 1, found {self.min_foreground!r}.",
-        )
-        for name in ("shard", "deterministic", "stop_on_collapse"):
-            value = getattr(self, name)
-            require(isinstance(value, bool), f"{name} is true or false, found {value!r}.")
-        require(
-            isinstance(self.save_every, int) and self.save_every >= 1,
-            f"save_every must be a whole number >= 1, found {self.save_every!r}.",
-        )
 
 
 @dataclass(frozen=True)
 class FinetuneSettings(ScheduleSettings):
     """The `finetune` block."""
 
-    transfer: str = "encoder"  # "encoder" (OpenMind: encoder and stem) or "encoder+decoder" (Spark3D)
-    channels: str = "repeat"  # of the stem: "repeat", "mean" or "random" where their number differs, or "by_name"
+    # "encoder": encoder and stem, as OpenMind; "encoder+decoder": as Spark3D
+    transfer: Literal["encoder", "encoder+decoder"] = "encoder"
+    # Of the stem: "repeat", "mean" or "random" where their number differs, or "by_name"
+    channels: Literal["repeat", "mean", "by_name", "random"] = "repeat"
     # valley and sawtooth: epochs in which the decoder trains alone; by default 50, at most a tenth of the run
-    decoder_epochs: int | None = None
-    decoder_lr: float | None = None  # highest learning rate while the decoder trains alone; by default initial_lr
-    deep_supervision: bool = (
-        False  # U-Nets: loss at lower resolutions too, as nnU-Net trains; OpenMind's fine-tuning: none
-    )
-    drop_path: float = (
-        0.0  # Primus: stochastic depth of the last block, whatever the plans say; OpenMind's fine-tuning has none
-    )
-    layer_decay: float = 0.75  # layer decay: factor on the learning rate from one layer to the one before it
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require(
-            self.decoder_epochs is None or (type(self.decoder_epochs) is int and self.decoder_epochs >= 0),
-            f"decoder_epochs must be a whole number >= 0, found {self.decoder_epochs!r}.",
-        )
-        require(
-            self.decoder_lr is None or (type(self.decoder_lr) in (int, float) and self.decoder_lr > 0),
-            f"decoder_lr must be a number > 0, found {self.decoder_lr!r}.",
-        )
-        require(
-            isinstance(self.deep_supervision, bool),
-            f"deep_supervision is true or false, found {self.deep_supervision!r}.",
-        )
-        require(
-            type(self.drop_path) in (int, float) and 0 <= self.drop_path < 1,
-            f"drop_path must be a rate from 0 to below 1, found {self.drop_path!r}.",
-        )
-        require(
-            type(self.layer_decay) in (int, float) and 0 < self.layer_decay <= 1,
-            f"layer_decay must be a number above 0 and at most 1 (1: no decay), found {self.layer_decay!r}.",
-        )
-        require(
-            self.transfer in ("encoder", "encoder+decoder"),
-            f'transfer is "encoder" or "encoder+decoder", found {self.transfer!r}.',
-        )
-        require(
-            self.channels in ("repeat", "mean", "by_name", "random"),
-            f'channels is "repeat", "mean", "by_name" or "random", found {self.channels!r}.',
-        )
+    decoder_epochs: Whole | None = None
+    decoder_lr: Positive | None = None  # highest learning rate while the decoder trains alone; by default initial_lr
+    # U-Nets: loss at lower resolutions too, as nnU-Net trains; OpenMind's fine-tuning: none
+    deep_supervision: bool = False
+    # Primus: stochastic depth of the last block, whatever the plans say; OpenMind's fine-tuning has none
+    drop_path: Rate = 0.0
+    layer_decay: Share = 0.75  # layer decay: factor on the learning rate from one layer to the one before it; 1: none
 
 
 @dataclass(frozen=True)
@@ -201,28 +138,84 @@ class PretrainBlock:
     general: Mapping[str, Any]
     methods: Mapping[str, Mapping[str, Any]]
     where: str
+    axes: int = AXES  # of the patch
 
     @classmethod
     def read(cls, configuration: Mapping[str, Any], method_names: tuple[str, ...], name: str) -> PretrainBlock:
-        """Read `configuration["ssl"]`; keys that are names of methods hold those methods' blocks. Raises SettingsError."""
-        block = configuration.get("ssl", {})
-        where = f'plans["configurations"]["{name}"]["ssl"]'
+        """Read `configuration["ssl"]`; keys that are names of methods hold those methods' blocks. Raises SettingsError.
+
+        name: of the configuration.
+        """
+        patch = configuration.get("patch_size")
+        axes = len(patch) if isinstance(patch, (list, tuple)) and patch else AXES
+        block = cls.split(configuration.get("ssl", {}), method_names, f'plans["configurations"]["{name}"]["ssl"]', axes)
+        read_config(PretrainSettings, block.general, block.where, axes)
+        return block
+
+    @classmethod
+    def split(cls, block: Any, method_names: tuple[str, ...], where: str, axes: int = AXES) -> PretrainBlock:
+        """Tell methods' blocks from general settings, and look at neither; raises SettingsError for what is no JSON object."""
         if not isinstance(block, Mapping):
-            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
+            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.", found=block)
         methods = {k: v for k, v in block.items() if k in method_names}
-        general = {k: v for k, v in block.items() if k not in method_names}
-        read_config(PretrainSettings, general, where)
-        return cls(general, methods, where)
+        return cls({k: v for k, v in block.items() if k not in method_names}, methods, where, axes)
 
     def of(self, method: str, config: type[C]) -> tuple[PretrainSettings, C]:
         """(settings, config) of a task; raises SettingsError."""
-        where, block = f'{self.where}["{method}"]', self.methods.get(method, {})
-        if not isinstance(block, Mapping):
-            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.")
-        own, general = {f.name for f in fields(config)}, {f.name for f in fields(PretrainSettings)}  # type: ignore[arg-type]
-        settings = {k: v for k, v in block.items() if k in general - own}
-        rest = {k: v for k, v in block.items() if k not in settings}
-        return (
-            read_config(PretrainSettings, {**self.general, **settings}, where if settings else self.where),
-            read_config(config, rest, where),
+        settings, own, where = self._own(method, config)
+        merged, named = {**self.general, **settings}, where if settings else self.where
+        read, read_own = all_at_once(
+            lambda: read_config(PretrainSettings, merged, named, self.axes),
+            lambda: read_config(config, own, where, self.axes),
         )
+        return read, read_own
+
+    def converted(self, config_of: Callable[[str], type]) -> dict[str, Any]:
+        """The block with every value as its hint says, in lists and not in tuples; raises one SettingsError for all of them.
+
+        config_of: gives the Config of a method by its name.
+        """
+
+        def general() -> dict[str, Any]:
+            return read_values(PretrainSettings, self.general, self.where, self.axes, whole=False)
+
+        def of(method: str) -> dict[str, Any]:
+            config = config_of(method)
+            settings, own, where = self._own(method, config)
+            read = (
+                lambda: read_values(PretrainSettings, settings, where, self.axes, whole=False),
+                lambda: read_values(config, own, where, self.axes, whole=False),
+            )
+            first, second = all_at_once(*read)
+            return {**first, **second}
+
+        block, *blocks = all_at_once(general, *(partial(of, method) for method in self.methods))
+        return json.loads(json.dumps({**block, **dict(zip(self.methods, blocks, strict=True))}))
+
+    def _own(self, method: str, config: type) -> tuple[dict[str, Any], dict[str, Any], str]:
+        """(general settings, own settings, what messages call them) of a method's block."""
+        where, block = self._where(method), self.methods.get(method, {})
+        if not isinstance(block, Mapping):
+            raise SettingsError(f"{where} must be a JSON object, found {type(block).__name__}.", found=block)
+        own, general = {f.name for f in fields(config)}, {f.name for f in fields(PretrainSettings)}
+        settings = {k: v for k, v in block.items() if k in general - own}
+        return settings, {k: v for k, v in block.items() if k not in settings}, where
+
+    def _where(self, method: str) -> str:
+        return f'{self.where}["{method}"]' if self.where.endswith("]") else f"{self.where}, {method}"
+
+
+def all_at_once(*reads: Callable[[], Any]) -> list[Any]:
+    """The results of several functions; raises one SettingsError with the messages of all that raised one."""
+    results, errors = [], []
+    for read in reads:
+        try:
+            results.append(read())
+        except SettingsError as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        different = list(dict.fromkeys(str(error) for error in errors))
+        raise SettingsError(" ".join(different), found=[error.found for error in errors])
+    return results

@@ -11,10 +11,10 @@ from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.dataset_names import dataset_id, datasets_in, named
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.names import reason_against_file
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.errors import BadFile, CorpusError
+from nnunet_ssl.files.entering import read_json
 
 
 def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
@@ -92,7 +92,13 @@ def load_configuration(plans: dict[str, Any], configuration: str) -> dict[str, A
             f"{plans['plans_name']} of {plans['dataset_name']} has no configuration {configuration}. It has: "
             f"{', '.join(plans['configurations'])}. Choose one with -c."
         )
-    return PlansManager(plans).get_configuration(configuration).configuration
+    try:
+        return PlansManager(plans).get_configuration(configuration).configuration
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise CorpusError(
+            f"The configuration {configuration} of the plans {plans.get('plans_name')} is none of nnU-Net's "
+            f"({type(error).__name__}: {error}). Undo the change, or plan anew."
+        ) from error
 
 
 def _resolve(dataset: str) -> str:

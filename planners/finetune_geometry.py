@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from nnunet_ssl.corpus.check import shape_text
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 
 ADAPT = ("like_pretrained", "like_dataset", "fixed", "no_resample")
 DEFAULT_EDGE = 160  # voxels; the OpenMind benchmark's patch (arXiv:2412.17041), where a checkpoint names none

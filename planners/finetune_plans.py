@@ -15,7 +15,7 @@ from nnunet_ssl.checkpoints.description.conventions import Conventions
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.finetune_geometry import (
     ADAPT,
     DEFAULT_EDGE,

@@ -14,10 +14,10 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape, check_image
-from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import describe, report, update_left_out
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case, read_label
+from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable

@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.normalization.map_channel_name_to_normalization import get_normalization_scheme
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.locks import Lock

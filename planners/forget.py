@@ -11,12 +11,12 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import read_left_out
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import drop_from_splits
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.torn import is_torn
 from nnunet_ssl.planners.changes import compare

@@ -10,7 +10,7 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import load_configuration, load_plans, plans_file

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.preprocessing.normalization.default_normalization_schemes import ImageNormalization
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.table import has_table, read_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.foreground import air_threshold, is_foreground
 
 NNUNET, PER_IMAGE = "nnunet", "per_image"

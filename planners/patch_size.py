@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from nnunet_ssl.corpus.check import shape_text
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 
 
 def choose_patch_size(edge: int, median_shape: Sequence[float], stride: int) -> list[int]:

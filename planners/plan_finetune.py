@@ -25,8 +25,8 @@ from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable

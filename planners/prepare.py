@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import makedirs
 from os.path import isfile, join
@@ -14,16 +14,15 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import FILE as TABLE
 from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.errors import CannotWrite, CorpusError
 from nnunet_ssl.files.atomic import copy_file
 from nnunet_ssl.files.folders import is_writable, require_writable
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
-from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.changes import compare, no_collection
 from nnunet_ssl.planners.datasets import (
@@ -42,6 +41,7 @@ from nnunet_ssl.planners.follow import planning_lock
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
 from nnunet_ssl.planners.labels import copy_labels
 from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, add_modalities, require_style
+from nnunet_ssl.planners.plans_check import require_complete
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor, require_some
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
 from nnunet_ssl.planners.start import differing, stored_settings
@@ -63,6 +63,7 @@ def prepare_corpus(
     storage: str | None = None,
     num_processes: int = 8,
     expression: str | None = None,
+    check: Callable[[dict[str, Any], str], None] | None = None,
 ) -> tuple[dict[str, Any], str]:
     """(plans of the first dataset, their name) when everything is ready for training.
 
@@ -71,6 +72,7 @@ def prepare_corpus(
     planner, `plans_name` must exist. Several datasets get joint plans of their own, named `<plans>_with_<ids>`.
 
     `expression` is the run's filter: where tables tell which images match, no others are preprocessed now.
+    `check` is given the plans and their name before any image is preprocessed; what it raises ends this.
 
     Any number of processes, on any number of machines, may call it at once: one plans, all share the preprocessing, and
     it returns when everything is done. Raises CorpusError.
@@ -93,6 +95,11 @@ def prepare_corpus(
             _plan_several(names, planner, base, plans_name, configuration, how, num_processes)
         else:
             _plan_one(names[0], planner, plans_name, how, num_processes)
+    for name in names:
+        plans = load_plans(name, plans_name)
+        require_complete(plans, load_configuration(plans, configuration), configuration)
+    if check is not None:
+        check(load_plans(names[0], plans_name), plans_name)
     for name in names:
         _preprocess(name, plans_name, configuration, num_processes, wanted.get(name))
         _keep_table(name)

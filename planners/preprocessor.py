@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case, read_label
 from nnunet_ssl.corpus.stamps import digest_of
+from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line

@@ -20,11 +20,11 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import still_left_out
 from nnunet_ssl.corpus.reading import choose_reader
 from nnunet_ssl.corpus.splits import take_over_splits
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable

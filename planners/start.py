@@ -10,7 +10,7 @@ from glob import escape, glob
 from os.path import isdir, isfile, join
 from typing import Any
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.locks import Lock

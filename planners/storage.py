@@ -10,7 +10,7 @@ import blosc2
 import numpy as np
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
-from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
+from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.folders import explaining
 from nnunet_ssl.planners.finished import SUFFIXES
 

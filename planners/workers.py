@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.signals import children_hold_back, obey
 
 READY = "ready"

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.planners.datasets import load_configuration
-from nnunet_ssl.settings import PretrainBlock, SettingsError
+from nnunet_ssl.settings import PretrainBlock
 
 WEIGHTS = "pretrained_weights"  # key of the plans of a run
 # How a run is computed, or watched: the network that comes out is the same.

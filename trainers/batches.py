@@ -90,7 +90,7 @@ class Parts:
     def gather(self, parts: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
         """Batches of boxes on the device: "packed" holds the parts as they come, "key" the keys of all their samples.
 
-        Raises ValueError when samples differ in their number of channels.
+        Raises SettingsError when samples differ in their number of channels.
         """
         batch: dict[str, list[Any]] = {"packed": [], "key": []}
         for part in parts:

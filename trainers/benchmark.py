@@ -10,8 +10,8 @@ from importlib.metadata import version
 import torch
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from nnunet_ssl.errors import MachineError, SettingsError
 from nnunet_ssl.report.benchmark import Benchmark, Breakdown, Estimate, Flops, Memory, Setting, Speed
-from nnunet_ssl.settings import require
 from nnunet_ssl.trainers import memory
 from nnunet_ssl.trainers.batches import AHEAD
 from nnunet_ssl.trainers.ceiling import conv_ceiling, count_flops, matmul_ceiling
@@ -41,8 +41,10 @@ class Effort:
     warmup: int = 3
 
     def __post_init__(self) -> None:
-        require(self.iterations >= 5, f"--iterations wants 5 or more, found {self.iterations}: fewer say nothing.")
-        require(self.warmup >= 1, f"--warmup wants 1 or more, found {self.warmup}.")
+        if self.iterations < 5:
+            raise SettingsError(f"--iterations wants 5 or more, found {self.iterations}: fewer say nothing.")
+        if self.warmup < 1:
+            raise SettingsError(f"--warmup wants 1 or more, found {self.warmup}.")
 
 
 def benchmark(
@@ -50,8 +52,8 @@ def benchmark(
 ) -> Benchmark:
     """Measure a run in this process, as one of `processes` that share its batch; `say` is told what happens.
 
-    Nothing of the measured training is kept. Raises RuntimeError, naming the largest batch that ran, when the memory does not
-    suffice; ValueError, CorpusError and FileNotFoundError as the training itself would.
+    Nothing of the measured training is kept. Raises MachineError, naming the largest batch that ran, when the memory does not
+    suffice; SettingsError, CorpusError and NotPreprocessed as the training itself would.
     """
     device = torch.device(run.device)
     require_device(device)
@@ -63,7 +65,7 @@ def benchmark(
         if not memory.is_out_of_memory(error):
             raise
     # Only here: within the except clause the traceback would keep the tensors.
-    raise RuntimeError(what_fits(run, device, say))
+    raise MachineError(what_fits(run, device, say))
 
 
 def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], None]) -> Benchmark:

@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
-from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.methods import get_method, method_names, views_of
 from nnunet_ssl.recipes import build_optimizer, pretraining, resolve
 from nnunet_ssl.report.memory_fit import Count
 from nnunet_ssl.settings import PretrainBlock
@@ -59,7 +59,7 @@ class CountedStep:
         method_class = get_method(method)
         config: Any
         settings, config = block.of(method, method_class.Config)
-        views = method_class.views(config, manager.patch_size)
+        views = views_of(method_class, config, manager.patch_size)
         # Normalisation is named for every channel.
         channels = 1 if settings.channels == "separate" else len(manager.normalization_schemes)
         self.fake, self.memory = FakeTensorMode(allow_non_fake_inputs=True, allow_fallback_kernels=False), LiveMemory()

@@ -16,6 +16,8 @@ from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, nnUNetDatasetBlosc2
 from torch import Tensor
 
+from nnunet_ssl.errors import CorpusError
+
 TRAINING, VALIDATION = 0, 1  # streams of random numbers
 # mmap reads only the pages of the blocks that are asked for; nnU-Net leaves it out on Windows, where it does not work.
 READ = {"mode": "r", "dparams": {"nthreads": 1}, **({} if os.name == "nt" else {"mmap_mode": "r"})}
@@ -53,13 +55,13 @@ def storage_and_cases(folder: str) -> tuple[str | None, list[str]]:
     """How nnU-Net stored a preprocessed folder ("b2nd" or "npz", None when it is empty), and its cases, sorted.
 
     From one listing of the names: nnU-Net's own functions ask the file system about every file, one after the other.
-    Raises RuntimeError when there are both kinds, as nnU-Net does.
+    Raises CorpusError when there are both kinds, as nnU-Net does.
     """
     names = os.listdir(folder)
     compressed = [n[: -len(".b2nd")] for n in names if n.endswith(".b2nd") and not n.endswith("_seg.b2nd")]
     numpy = [n[: -len(".npz")] for n in names if n.endswith(".npz")]
     if compressed and numpy:
-        raise RuntimeError(
+        raise CorpusError(
             f"{folder} holds .b2nd and .npz files. Remove those of the older preprocessing, or the folder, and preprocess again."
         )
     return "b2nd" if compressed else "npz" if numpy else None, sorted(compressed or numpy)

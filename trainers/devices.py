@@ -11,19 +11,21 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
+from nnunet_ssl.errors import MachineError
+
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h without their M_
 GIB = 2**30
 
 
 def require_device(device: torch.device) -> None:
-    """Raise RuntimeError, saying what to type, when the device is not there."""
+    """Raise MachineError, saying what to type, when the device is not there."""
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(
+        raise MachineError(
             "CUDA was asked for, but this machine has no usable NVIDIA GPU (torch.cuda.is_available() is False). "
             "Add -device cpu to compute on the processor, or check the driver with nvidia-smi."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise RuntimeError("MPS was asked for, but this machine has none. Add -device cpu or -device cuda.")
+        raise MachineError("MPS was asked for, but this machine has none. Add -device cpu or -device cuda.")
 
 
 def device_name(device: torch.device) -> str:

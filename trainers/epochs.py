@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import distributed as dist
 
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.judging import YARDSTICK, last_finite

@@ -25,7 +25,7 @@ def estimate_by_counting(
     """Two tables: which batch fits which GPU, and hours of the run where steps were measured.
 
     backbone: the name under which the table of times knows the plans' network, if it does. processes: that share the batch.
-    Raises ValueError for a batch that cannot be shared, and as `CountedStep` does.
+    Raises SettingsError for a batch that cannot be shared, and as `CountedStep` does.
     """
     manager = PlansManager(dict(plans)).get_configuration(configuration)
     block = PretrainBlock.read(manager.configuration, method_names(), configuration)

@@ -18,9 +18,9 @@ from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.corpus.splits import FILE as SPLITS
-from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.corpus.splits import enough_for_folds, require_splits
+from nnunet_ssl.errors import CannotWrite, CheckpointError, CorpusError
 from nnunet_ssl.files.atomic import atomic_path, write_json
-from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
@@ -137,9 +137,9 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
             super().set_deep_supervision_enabled(enabled)
 
     def _check_start(self, report: Any) -> None:
-        """Raise RuntimeError when a fresh fine-tuning has no pre-trained weights."""
+        """Raise CheckpointError when a fresh fine-tuning has no pre-trained weights."""
         if report is None:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"{type(self).__name__} starts from pre-trained weights and was given none. Add -pretrained_weights "
                 "<checkpoint>, or train the twin from scratch with -tr SSLScratchTrainer."
             )
@@ -198,7 +198,8 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
         require_splits(join(self.preprocessed_dataset_folder_base, SPLITS))
-        training, validation = super().do_split()
+        with enough_for_folds():
+            training, validation = super().do_split()
         labels = join(self.preprocessed_dataset_folder_base, "gt_segmentations")
         if not isdir(labels):
             return training, validation
@@ -209,7 +210,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if left_out:
             self.print_to_log_file(f"{left_out} cases have no label in {labels} and are left out of the training.")
         if not all(split):
-            raise RuntimeError(
+            raise CorpusError(
                 f"Fold {self.fold} has {len(split[0])} labelled training and {len(split[1])} validation cases; both are "
                 f"needed. Add labels to labelsTr and preprocess again, or use another fold."
             )
@@ -298,9 +299,9 @@ class SSLScratchTrainer(SSLFinetuneTrainer):
     recipes = SCRATCH
 
     def _check_start(self, report: Any) -> None:
-        """Raise RuntimeError when there are pre-trained weights after all."""
+        """Raise CheckpointError when there are pre-trained weights after all."""
         if report is not None:
-            raise RuntimeError(
+            raise CheckpointError(
                 "SSLScratchTrainer trains from random weights. Leave out -pretrained_weights, or use "
                 "-tr SSLFinetuneTrainer to fine-tune."
             )

@@ -12,6 +12,8 @@ from torch import distributed as dist
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from nnunet_ssl.errors import TrainingError
+
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -67,16 +69,16 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 
 
 def require_finite(tensors: Iterable[Tensor], lr: float, last: str) -> None:
-    """Raise RuntimeError, naming the last good checkpoint, where weights are not finite any more."""
+    """Raise TrainingError, naming the last good checkpoint, where weights are not finite any more."""
     if not all_finite(tensors):
-        raise RuntimeError(
+        raise TrainingError(
             "The weights are not finite any more, so they are not saved: "
             f"{last}. Continue from there with a smaller learning rate (initial_lr in the plans' block, now {lr:g})."
         )
 
 
 def require_progress(trainer: SSLTrainer | SSLFinetuneTrainer, left_out: int, block: str) -> None:
-    """Raise RuntimeError when most steps of an epoch were left out, because their loss or gradients were not finite.
+    """Raise TrainingError when most steps of an epoch were left out, because their loss or gradients were not finite.
 
     block: of the plans, which holds the trainer's settings. A GradScaler begins with a scale that may be too large and halves
     it with every step that it leaves out: a short first epoch may consist of these.
@@ -84,7 +86,7 @@ def require_progress(trainer: SSLTrainer | SSLFinetuneTrainer, left_out: int, bl
     scaler, steps = trainer.grad_scaler, trainer.num_iterations_per_epoch
     if left_out <= steps / 2 or (scaler is not None and scaler.get_scale() >= 1):
         return
-    raise RuntimeError(
+    raise TrainingError(
         f"{left_out} of {steps} steps of epoch {trainer.current_epoch} had a loss or gradients that are not finite and were "
         f'left out. The last checkpoint is from before. Lower the learning rate ("initial_lr" in the plans\' {block} block, '
         f"now {trainer.initial_lr}) and continue."

@@ -21,10 +21,11 @@ from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 from torch import multiprocessing as mp
 
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint, read_latest
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.checkpoints.read import read_checkpoint, read_latest
+from nnunet_ssl.errors import CheckpointError, CorpusError, MachineError, TrainingError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.pretrained_weights import load_into
+from nnunet_ssl.messages import one_line
 from nnunet_ssl.planners.datasets import load_configuration, require_own_plans
 from nnunet_ssl.planners.finished import plan_settings
 from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
@@ -35,6 +36,8 @@ from nnunet_ssl.trainers.processes import patient_group, wait_for_all
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 from nnunet_ssl.trainers.state import RESUME_ORDER, existing_checkpoint
 from nnunet_ssl.trainers.validation import summary_file
+
+TOLD = "nnunet_ssl says: "  # before what a process tells its parent of an error that a user can mend
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,7 @@ def launch(run: Run, num_processes: int) -> None:
         run_process(run)
         return
     if run.device == "cuda" and num_processes > torch.cuda.device_count():
-        raise RuntimeError(
+        raise MachineError(
             f"{num_processes} GPUs were asked for, this machine has {torch.cuda.device_count()}. "
             f"Use --num-gpus {torch.cuda.device_count()}."
         )
@@ -165,7 +168,13 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
     if run.device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if run.device == "cuda" else "gloo", rank=rank, world_size=num_processes)
-    run_process(run)
+    try:
+        run_process(run)
+    except Exception as error:
+        message = one_line(error)
+        if message is None:
+            raise
+        raise TrainingError(TOLD + message) from None  # torch hands the parent a text, not the error
     # Only after success of all: leaving the group first would make the others fail before this process has told its error.
     dist.destroy_process_group()
 
@@ -209,7 +218,7 @@ def pass_signals_on(context: mp.ProcessContext) -> Iterator[list[int]]:
 
 
 def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
-    """Wait for spawned processes; raises RuntimeError with the error of the one that failed first.
+    """Wait for spawned processes; raises what the one that failed first has told, as TrainingError, or its traceback.
 
     SystemExit when they were asked to stop and have saved, with 128 + the first of the signals `received` here.
     """
@@ -222,14 +231,17 @@ def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
         first = min(written, key=getmtime)
         with open(first, "rb") as file:
             traceback = pickle.load(file)  # a text from our own child, through torch's own file
-        raise RuntimeError(f"Process {context.error_files.index(first)} failed:\n{traceback}") from error
+        number, (_, told, message) = context.error_files.index(first), traceback.partition(TOLD)
+        if told:
+            raise TrainingError(f"Process {number}: {message.strip()}") from None
+        raise RuntimeError(f"Process {number} failed:\n{traceback}") from error
     except mp.ProcessExitedException as error:
         if error.exit_code == COLLAPSED:
             raise SystemExit(COLLAPSED) from None
         if error.exit_code in {128 + number for number in SIGNALS}:
             raise leave_with(next((n for n in received if n in AT_ONCE), error.exit_code - 128)) from None
         how = f"was killed by {error.signal_name}" if error.signal_name else f"ended with exit code {error.exit_code}"
-        raise RuntimeError(
+        raise MachineError(
             f"Process {error.error_index} {how}, so the others were ended. SIGKILL is often the system's answer to a lack "
             "of memory: fewer nnUNet_n_proc_DA workers need less. The same command continues from the last checkpoint."
         ) from error

@@ -17,9 +17,10 @@ from torch import distributed as dist
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.names import require_case_names
 from nnunet_ssl.corpus.splits import FILE as SPLITS
-from nnunet_ssl.corpus.splits import require_splits
+from nnunet_ssl.corpus.splits import enough_for_folds, require_splits
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
+from nnunet_ssl.errors import CorpusError, NotPreprocessed, SettingsError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.datasets import raw_folder
 from nnunet_ssl.planners.foreground import mask_labels
@@ -36,13 +37,13 @@ if TYPE_CHECKING:
 
 
 def corpus_sources(trainer: SSLTrainer) -> list[Source]:
-    """The preprocessed data sets of a run; raises FileNotFoundError saying how to make the missing ones."""
+    """The preprocessed data sets of a run; raises NotPreprocessed saying how to make the missing ones."""
     sources = []
     for name in (trainer.plans_manager.dataset_name, *trainer.settings.datasets):
         folder = join(nnUNet_preprocessed, name, trainer.configuration_manager.data_identifier)
         dataset_json = join(nnUNet_preprocessed, name, "dataset.json")
         if not isdir(folder) or not isfile(dataset_json):
-            raise FileNotFoundError(
+            raise NotPreprocessed(
                 f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {dataset_id(name)} "
                 f"-plans_name {shlex.quote(trainer.plans_manager.plans_name)} -c {shlex.quote(trainer.configuration_name)}, or "
                 "let nnUNetv2_pretrain do what is missing."
@@ -70,13 +71,13 @@ def split_corpus(
     """(training, validation) identifiers of a run, see `SSLTrainer.do_split`; `of_fold` is nnU-Net's own split.
 
     The split is made before the filter is applied: whichever images a run uses, a person who is held out for one run is held
-    out for all, and adding images to the corpus changes nothing about it. Raises RuntimeError when there is nothing to train
+    out for all, and adding images to the corpus changes nothing about it. Raises CorpusError when there is nothing to train
     on, CorpusError when the filter is wrong or leaves nothing.
     """
     sources, log = corpus_sources(trainer), trainer.print_to_log_file
     table = corpus_table(sources)
     if not len(table):
-        raise RuntimeError(
+        raise CorpusError(
             f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
             "images that could not be used, with the reasons."
         )
@@ -94,7 +95,8 @@ def split_corpus(
         training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(sources)))
     else:
         require_splits(join(nnUNet_preprocessed, own, SPLITS))
-        of_training, of_validation = of_fold()
+        with enough_for_folds():
+            of_training, of_validation = of_fold()
         validation = [f"{own}/{case}" for case in of_validation]
         tested = {persons[i] for i in validation if i in persons}
         ending = trainer.dataset_json["file_ending"]
@@ -109,7 +111,7 @@ def split_corpus(
             training = [i for i in training if persons[i] not in tested]
     training, validation = ([i for i in side if i in kept] for side in (training, validation))
     if not training and trainer.fold != "all":
-        raise RuntimeError(
+        raise CorpusError(
             f"No training image of fold {trainer.fold} is left. Use -f all, another fold or another filter."
         )
     if not training or not validation:
@@ -141,11 +143,11 @@ def _memory(sources: list[Source]) -> str:
 
 
 def share_of_batch(total: int, processes: int, parts: int) -> int:
-    """Samples of one process' batch, which goes through the network in `parts`; raises ValueError where it is uneven."""
+    """Samples of one process' batch, which goes through the network in `parts`; raises SettingsError where it is uneven."""
     if total % (processes * parts):
         number = processes * parts
         sharers = [f"{processes} processes"] * (processes > 1) + [f"{parts} accumulated parts"] * (parts > 1)
-        raise ValueError(
+        raise SettingsError(
             f"A batch of {total} cannot be shared evenly by {' of '.join(sharers)}. "
             f"Use a multiple of {number}: --batch-size {-(-total // number) * number}"
         )

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING
 import torch
 
 from nnunet_ssl.corpus.check import shape_text
+from nnunet_ssl.errors import MachineError
 from nnunet_ssl.trainers import memory
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+
+
+class OutOfMemory(MachineError, torch.OutOfMemoryError):
+    """A step finds no memory; the message says what needs less."""
 
 
 @contextmanager
@@ -23,7 +28,7 @@ def say_what_helps(trainer: SSLTrainer) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not memory.is_out_of_memory(error):
             raise
-        raise torch.OutOfMemoryError(what_helps(trainer)) from error
+        raise OutOfMemory(what_helps(trainer)) from error
 
 
 def what_helps(trainer: SSLTrainer) -> str:

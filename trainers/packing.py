@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.trainers.augmentation import Turn
 from nnunet_ssl.trainers.finishing import Box, finish
 from nnunet_ssl.trainers.recycling import SharedMemory, give_back
@@ -99,12 +100,12 @@ class Packer:
 
 
 def require_same_channels(parts: Sequence[Packed], keys: Sequence[str]) -> None:
-    """Raise ValueError naming two samples of a batch that differ in their number of channels."""
+    """Raise SettingsError naming two samples of a batch that differ in their number of channels."""
     channels = [place.shape[0] for part in parts for place in part.places]
     for number, found in enumerate(channels):
         if found != channels[0]:  # copying would repeat a single channel
             key = keys[number * len(keys) // len(channels)]
-            raise ValueError(
+            raise SettingsError(
                 f"The samples of a batch differ in channels: {found} ({key}) and {channels[0]} ({keys[0]})."
             )
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunet_ssl.errors import MachineError
 from nnunet_ssl.methods import Method
 from nnunet_ssl.trainers import sharding
 from nnunet_ssl.trainers.compiling import Compiler, Elsewhere, NotCompiled
@@ -149,7 +150,7 @@ class Together:
             dist.barrier(self.group)
 
     def check_start(self, trainer: SSLTrainer) -> None:
-        """Raise RuntimeError when the processes would start in different iterations."""
+        """Raise MachineError when the processes would start in different iterations."""
         if self.group is None:
             return
         own = torch.tensor([trainer.current_epoch, len(trainer.position.replayed)])
@@ -158,7 +159,7 @@ class Together:
         places = {tuple(place.tolist()) for place in all_of_them}
         if len(places) > 1:
             listed = ", ".join(f"epoch {e} iteration {i}" for e, i in sorted(places))
-            raise RuntimeError(
+            raise MachineError(
                 f"The processes would start in different places ({listed}): they do not see the same checkpoints in "
                 f"{trainer.output_folder}. Put nnUNet_results on a file system that all nodes share, and start again."
             )

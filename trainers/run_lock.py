@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os.path import abspath, basename, dirname, isdir, join
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.errors import FolderInUse
 from nnunet_ssl.files.heartbeat import BEAT, SILENCE
 from nnunet_ssl.files.locks import Lock, Owner
 from nnunet_ssl.files.owner import place
@@ -23,10 +24,6 @@ PATIENCE = SILENCE + BEAT  # seconds after which a holder on another machine has
 POLL = 1.0
 
 _held: dict[str, tuple[Lock, int]] = {}  # of this process, with how often it holds them
-
-
-class FolderInUse(RuntimeError):
-    """Another run is at work in a result folder."""
 
 
 @contextmanager

@@ -14,11 +14,11 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
 from nnunet_ssl.corpus.sampling import sampling_weights
 from nnunet_ssl.corpus.subjects import subject_of
 from nnunet_ssl.corpus.table import FILE, read_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.trainers.data import Source, storage_and_cases
 
 KNOWN = ("case", "dataset", "subject", "modality", "channels")  # of every image, table or not

@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from nnunet_ssl.errors import MachineError
 from nnunet_ssl.methods import Method
 from nnunet_ssl.recipes import Recipe, build_optimizer
 from nnunet_ssl.trainers.compiling import Compiler
@@ -27,13 +28,13 @@ Step = Callable[..., Any]
 
 
 def require_sharding(processes: int) -> None:
-    """Raise RuntimeError where this many processes of this torch cannot shard."""
+    """Raise MachineError where this many processes of this torch cannot shard."""
     without = 'or --no-shard, which continues sharded runs too (nnUNetv2_train: "shard": false in the plans)'
     if not hasattr(fsdp, "fully_shard"):
         found = torch.__version__
-        raise RuntimeError(f"--shard needs torch 2.6 or newer, this is {found}. Use pip install -U torch, {without}.")
+        raise MachineError(f"--shard needs torch 2.6 or newer, this is {found}. Use pip install -U torch, {without}.")
     if processes < 2:
-        raise RuntimeError(
+        raise MachineError(
             "--shard spreads a network over several processes, and this is one alone. Use --num-gpus N or torchrun "
             f"(nnUNetv2_train: -num_gpus N), {without}."
         )
@@ -43,7 +44,7 @@ def shard(method: Method, device: torch.device, compiler: Compiler) -> tuple[Met
     """Spread a method over all processes, in place; returns it with its `encode` and `compare` for calls of their own.
 
     The parts move to `device` block by block: at no moment does it hold the whole network. Each block is compiled for
-    itself: what the processes exchange between them cannot be. Raises RuntimeError where sharding is not possible.
+    itself: what the processes exchange between them cannot be. Raises MachineError where sharding is not possible.
     """
     require_sharding(dist.get_world_size() if dist.is_initialized() else 1)
     # nnU-Net's stages end in views (of instance norms). The warning is for code that changes them in place: there is none.

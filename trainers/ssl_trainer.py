@@ -25,7 +25,7 @@ from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, whole_files
-from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names
+from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names, views_of
 from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
 from nnunet_ssl.settings import PretrainBlock
@@ -84,7 +84,7 @@ class SSLTrainer(nnUNetTrainer):
         self.method_class = get_method(self.method_name)
         self.method_config: Any
         self.settings, self.method_config = block.of(self.method_name, self.method_class.Config)
-        self.views = self.method_class.views(self.method_config, self.configuration_manager.patch_size)
+        self.views = views_of(self.method_class, self.method_config, self.configuration_manager.patch_size)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.save_every = self.settings.save_every
@@ -409,7 +409,7 @@ class SSLTrainer(nnUNetTrainer):
     # ---- checkpoints -----------------------------------------------------------------------------------------------
 
     def _require_finite_weights(self) -> None:
-        """Raise RuntimeError where there is nothing left that is worth to be saved."""
+        """Raise TrainingError where there is nothing left that is worth to be saved."""
         file = state.existing_checkpoint(self.output_folder)
         last = f"the last good checkpoint is {file}" if file else "there is no checkpoint yet"
         require_finite(self.network.parameters(), self.initial_lr, last)
@@ -417,7 +417,7 @@ class SSLTrainer(nnUNetTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Write a checkpoint atomically; `network_weights` is what nnU-Net's own -pretrained_weights loads.
 
-        Raises RuntimeError instead, and leaves the file that is there, when weights are not finite.
+        Raises TrainingError instead, and leaves the file that is there, when weights are not finite.
         """
         if self.local_rank != 0 and not self.settings.shard:
             return

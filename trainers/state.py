@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
-from nnunet_ssl.checkpoints.read import CheckpointError, read_latest
-from nnunet_ssl.settings import SettingsError
+from nnunet_ssl.checkpoints.read import read_latest
+from nnunet_ssl.errors import CheckpointError, FolderTaken, SettingsError
 from nnunet_ssl.trainers import sharding
 
 if TYPE_CHECKING:
@@ -32,10 +32,10 @@ def existing_checkpoint(folder: str) -> str | None:
 
 
 def refuse_to_overwrite(folder: str) -> None:
-    """Raise FileExistsError when a fresh run would overwrite the checkpoints of another one."""
+    """Raise FolderTaken when a fresh run would overwrite the checkpoints of another one."""
     there = [name for name in RESUME_ORDER if isfile(join(folder, name))]
     if there:
-        raise FileExistsError(
+        raise FolderTaken(
             f"{folder} already holds a pre-training ({', '.join(there)}). Add --c to continue it "
             "(nnUNetv2_pretrain continues by itself), or move the folder away to start anew."
         )

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nnunet_ssl.bounds import Positive
 from nnunet_ssl.methods import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import explained_variance, masked_mse
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -17,11 +18,7 @@ from nnunet_ssl.views.spec import Views
 class DenoisingConfig:
     """Settings of the plans' `ssl.denoising` block."""
 
-    noise: float = 1.0  # standard deviation, in units of the normalised image
-
-    def __post_init__(self) -> None:
-        if self.noise <= 0:
-            raise ValueError(f"noise must be positive, found {self.noise}.")
+    noise: Positive = 1.0  # standard deviation, in units of the normalised image
 
 
 class Denoising(Method):

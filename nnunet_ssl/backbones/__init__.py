@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from nnunet_ssl.backbones.base import Backbone, BackboneError
+from nnunet_ssl.backbones.base import Backbone
 from nnunet_ssl.backbones.primus import PrimusBackbone
 from nnunet_ssl.backbones.unet import UNetBackbone
+from nnunet_ssl.errors import BackboneError
 
 __all__ = ["Backbone", "BackboneError", "PrimusBackbone", "UNetBackbone", "wrap_network"]
 

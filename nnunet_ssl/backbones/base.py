@@ -7,9 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-
-class BackboneError(ValueError):
-    """The network, the patch size and the pretext task do not go together."""
+from nnunet_ssl.errors import BackboneError
 
 
 class Backbone(nn.Module):

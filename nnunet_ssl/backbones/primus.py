@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.backbones.base import Backbone, BackboneError
+from nnunet_ssl.backbones.base import Backbone
 from nnunet_ssl.backbones.blockwise import embed_blocks, is_blockwise
+from nnunet_ssl.errors import BackboneError
 
 
 def run_blocks(transformer: Any, tokens: Tensor, rope: Tensor | None) -> Tensor:

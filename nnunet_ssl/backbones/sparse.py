@@ -15,7 +15,7 @@ import torch
 from dynamic_network_architectures.building_blocks.regularization import SqueezeExcite
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones.base import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.views.masks import upsample_mask
 
 CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)

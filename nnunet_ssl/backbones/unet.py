@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones.base import Backbone, BackboneError
+from nnunet_ssl.backbones.base import Backbone
+from nnunet_ssl.errors import BackboneError
 
 
 class UNetBackbone(Backbone):

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import os
 
+from nnunet_ssl.errors import SettingsError
+
 VARIABLE = "NNUNET_SSL_UNMEASURED"
 KNOWN = ("pairs", "fusion", "graphs")
 
 
 def wanted(name: str) -> bool:
-    """Whether the user asked for one of them; raises ValueError where the variable holds something unknown."""
+    """Whether the user asked for one of them; raises SettingsError where the variable holds something unknown."""
     asked = {entry.strip() for entry in os.environ.get(VARIABLE, "").split(",") if entry.strip()}
     unknown = sorted(asked - set(KNOWN))
     if unknown:
-        raise ValueError(f"{VARIABLE} names {', '.join(unknown)}; known are {', '.join(KNOWN)}, separated by commas.")
+        raise SettingsError(
+            f"{VARIABLE} names {', '.join(unknown)}; known are {', '.join(KNOWN)}, separated by commas."
+        )
     return name in asked

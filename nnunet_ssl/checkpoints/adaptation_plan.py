@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation.layout import PLACE_KEYS
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 RESENC_L: dict[str, Any] = {
     "n_stages": 6,

@@ -16,7 +16,7 @@ from nnunet_ssl.checkpoints.screening.content import why_refused
 from nnunet_ssl.checkpoints.screening.diagnosis import checkpoints_near, why_not_opened, why_unreadable
 from nnunet_ssl.checkpoints.screening.numpy_scalars import safe_numpy_scalars
 from nnunet_ssl.checkpoints.screening.pickle_screen import DamagedError, ScreenError
-from nnunet_ssl.quoting import printable
+from nnunet_ssl.errors import CheckpointError
 
 RESUME_NAMES = (
     "checkpoint_final.pth",
@@ -26,13 +26,6 @@ RESUME_NAMES = (
 )
 WEIGHT_KEYS = ("network_weights", "state_dict", "model_state_dict", "model")
 LONGEST_NAME = 500  # characters in the name of a tensor
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read, written or put into a network."""
-
-    def __init__(self, message: str = "") -> None:
-        super().__init__(printable(message))  # which quotes files, and ends on a terminal
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, mapped: bool = True) -> dict[str, Any]:

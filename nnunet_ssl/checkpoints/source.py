@@ -10,8 +10,9 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation.position_embedding import cubic_grid, first_fitting, grid_of
 from nnunet_ssl.checkpoints.aliases import resolve_aliases, without_wrapper
 from nnunet_ssl.checkpoints.description.stated import channel_names, dimensions, text, whole_number
-from nnunet_ssl.checkpoints.read import CheckpointError, network_weights
+from nnunet_ssl.checkpoints.read import network_weights
 from nnunet_ssl.checkpoints.token_order import needs_conversion, states_token_order, to_natural_order
+from nnunet_ssl.errors import CheckpointError
 
 # part of an nnssl trainer's name -> our method; SimMIM and Spark before MAE, which SparkMAE contains as well
 NNSSL_METHODS = {

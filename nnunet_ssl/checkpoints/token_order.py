@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.description.stated import text
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 TOKEN_ORDERS = ("natural", "swapped")
 

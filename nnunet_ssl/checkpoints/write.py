@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.screening.ambiguity import has_table
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.atomic import atomic_path, atomic_write
 from nnunet_ssl.files.unwritable import why_unwritable
 

@@ -6,15 +6,17 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # As in nnUNetv2_pretrain, whose speed is to be measured, and before torch starts its threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, check_flags, flags_as_settings
+from nnunet_ssl.cli.flag_settings import WHERE, flags_as_settings
+from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, check_flags
 from nnunet_ssl.cli.pretrain import build_parser as build_pretrain_parser
-from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.methods import get_method, method_names, views_of
+from nnunet_ssl.settings import PretrainBlock
 
 if TYPE_CHECKING:
     from nnunet_ssl.report.benchmark import Benchmark
@@ -79,23 +81,23 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raise ValueError for flags that cannot be right."""
-    check_flags(args)
+    """Raise SettingsError for flags that cannot be right."""
     if args.plans and not args.dataset:
-        raise ValueError("-p names plans of a data set. Name the data set as well, or use --backbone.")
+        raise SettingsError("-p names plans of a data set. Name the data set as well, or use --backbone.")
+    check_flags(args)
     if args.workers is not None and args.workers < 0:
-        raise ValueError(f"--workers wants 0 or more, found {args.workers}.")
+        raise SettingsError(f"--workers wants 0 or more, found {args.workers}.")
     if args.patch_size is not None and len(args.patch_size) == 1 and not args.dataset:
         args.patch_size = args.patch_size * 3
     kind = "primus" if "primus" in (args.backbone or "resenc_l") else "unet"
     kinds = get_method(args.method).backbones
     if not args.plans and kind not in kinds:
         fitting = [name for name in BACKBONES if ("primus" if "primus" in name else "unet") in kinds]
-        raise ValueError(f"{args.method} does not work on {args.backbone}. Use --backbone {' or '.join(fitting)}.")
+        raise SettingsError(f"{args.method} does not work on {args.backbone}. Use --backbone {' or '.join(fitting)}.")
     for path in filter(None, (args.json, args.picture)):
         folder = os.path.dirname(os.path.abspath(path))
         if not os.path.isdir(folder):
-            raise ValueError(f"There is no folder {folder} for {path}. Make it, or name another one.")
+            raise SettingsError(f"There is no folder {folder} for {path}. Make it, or name another one.")
 
 
 def say(message: str) -> None:
@@ -125,10 +127,10 @@ def measure(args: argparse.Namespace, folder: str) -> Benchmark:
 
     def region_of(patch_size: Sequence[int]) -> tuple[int, ...]:
         cls = get_method(args.method)
-        config: object = read_config(
-            cls.Config, flags_as_settings(args).get(args.method, {}), f"the flags of {args.method}"
-        )
-        return cls.views(config, patch_size).region_size
+        config: Any
+        flags = flags_as_settings(args, len(patch_size))
+        _, config = PretrainBlock.split(flags, method_names(), WHERE, len(patch_size)).of(args.method, cls.Config)
+        return views_of(cls, config, patch_size).region_size
 
     if args.dataset:
         (name,) = resolve_datasets([args.dataset])

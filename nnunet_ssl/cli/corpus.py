@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_ssl.errors import SettingsError
+
 EXAMPLES = """examples:
   nnUNetv2_pretrain_corpus -d 745
   nnUNetv2_pretrain_corpus -d 745 --html corpus.html
@@ -57,7 +59,6 @@ def run(args: argparse.Namespace) -> None:
     """Describe, and write what is asked for."""
     from os.path import basename, dirname, normpath
 
-    from nnunet_ssl.corpus.errors import CorpusError
     from nnunet_ssl.corpus.filters import matching
     from nnunet_ssl.corpus.folders import find_raw_dataset, raw_datasets
     from nnunet_ssl.corpus.overview.describe import describe_dataset
@@ -65,11 +66,12 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.overview.look import describe_columns, look_at
     from nnunet_ssl.corpus.overview.sections import as_text
     from nnunet_ssl.corpus.sources.pretrain_data import write_pretrain_data
+    from nnunet_ssl.errors import CorpusError
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.report.corpus_page import write_corpus_page
 
     if args.sample < 0:
-        raise ValueError(f"--sample wants 0 or more, found {args.sample}.")
+        raise SettingsError(f"--sample wants 0 or more, found {args.sample}.")
     if args.check or args.forget:
         look_at_preprocessed(args)
         return
@@ -117,7 +119,7 @@ def look_at_preprocessed(args: argparse.Namespace) -> None:
     from nnunet_ssl.planners.forget import ALL, check, forget
 
     if args.check and args.forget:
-        raise ValueError("--check changes nothing, --forget removes. Use one of the two.")
+        raise SettingsError("--check changes nothing, --forget removes. Use one of the two.")
     (name,) = resolve_datasets([args.dataset])
     print("\n".join(check(name) if args.check else forget(name, None if args.forget == [ALL] else args.forget)))
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.errors import CheckpointError, SettingsError
+
 EXAMPLES = """examples:
   nnUNetv2_pretrain_export .../SSLMAETrainer__PLANS__3d_fullres/fold_all/checkpoint_final.pth -o my_model
   nnUNetv2_pretrain_export CHECKPOINT -o my_model --format safetensors --licence CC-BY-4.0
@@ -74,22 +76,22 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Raise ValueError for flags that contradict each other."""
+    """Raise SettingsError for flags that contradict each other."""
     if args.public and not args.push_to_hub:
-        raise ValueError("--public goes with --push-to-hub ORG/NAME.")
+        raise SettingsError("--public goes with --push-to-hub ORG/NAME.")
     if args.push_to_hub and args.push_to_hub.count("/") != 1:
-        raise ValueError(f"--push-to-hub wants ORG/NAME, found {args.push_to_hub!r}.")
+        raise SettingsError(f"--push-to-hub wants ORG/NAME, found {args.push_to_hub!r}.")
     for fold in args.folds or ():
         if fold != "all" and not fold.isdigit():
-            raise ValueError(f'-f wants numbers of folds or "all", found {fold!r}.')
+            raise SettingsError(f'-f wants numbers of folds or "all", found {fold!r}.')
     if args.format == "nnunet":
         check_for_stock(args)
 
 
 def check_for_stock(args: argparse.Namespace) -> None:
-    """Raise ValueError for flags that mean nothing where a fine-tuned model is exported for stock nnU-Net."""
+    """Raise SettingsError for flags that mean nothing where a fine-tuned model is exported for stock nnU-Net."""
     if args.keep_log or args.keep_heads or (args.token_order, args.weights) != ("natural", "student"):
-        raise ValueError(
+        raise SettingsError(
             "--keep-log, --keep-heads, --weights and --token-order go with --format nnssl and safetensors."
         )
 
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
     require_writable(Path(args.out).expanduser().absolute().parent)
     model = find_model(args.source, args.folds, args.checkpoint)
     if model is None and (args.folds or args.checkpoint):
-        raise ValueError(f"-f and -chk go with a model folder of nnU-Net, and {args.source} is none.")
+        raise SettingsError(f"-f and -chk go with a model folder of nnU-Net, and {args.source} is none.")
     if model is None:
         folder = _export_file(args, *_resolve(args.source))
     else:
@@ -114,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
             check_for_stock(args)
             folder = _export_model(args, model)
         elif len(model.checkpoints) > 1:
-            raise ValueError(
+            raise SettingsError(
                 f"--format {chosen} takes one fold. Choose with -f, e.g. -f {next(iter(model.checkpoints))}."
             )
         else:
@@ -140,7 +142,7 @@ def _export_file(args: argparse.Namespace, path: Path, licence: str | None) -> P
 
     checkpoint = read_checkpoint(path)
     if args.format == "nnunet":
-        raise ValueError(no_model_advice(path, checkpoint))
+        raise CheckpointError(no_model_advice(path, checkpoint))
     stated = (checkpoint.get("ssl") or {}).get("licence")
     options = ExportOptions(
         args.licence or stated or licence, args.token_order, args.keep_log, args.keep_heads, args.weights
@@ -186,7 +188,8 @@ def _tell(folder: Path, removed: list[str]) -> None:
 
 def _push(args: argparse.Namespace, folder: Path) -> str:
     """Upload, asking before files of the repository are replaced where there is somebody to ask."""
-    from nnunet_ssl.checkpoints.hub.publish import RepositoryNotEmptyError, push_to_hub
+    from nnunet_ssl.checkpoints.hub.publish import push_to_hub
+    from nnunet_ssl.errors import RepositoryNotEmptyError
 
     private = not args.public
     try:

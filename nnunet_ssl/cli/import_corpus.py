@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import re
 
+from nnunet_ssl.errors import SettingsError
+
 KINDS = ("auto", "folder", "table", "bids", "openmind", "pretrain_data", "dataset")
 SERIES = ("first", "mean", "all")
 GROUPS = ("subject", "session", "modality", "dataset")
@@ -84,16 +86,16 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_pattern(text: str | None) -> re.Pattern[str] | None:
-    """The compiled --subject-pattern; raises ValueError when it is none or has no group of use."""
+    """The compiled --subject-pattern; raises SettingsError when it is none or has no group of use."""
     if text is None:
         return None
     try:
         pattern = re.compile(text)
     except re.error as error:
-        raise ValueError(f"--subject-pattern {text!r} is no regular expression: {error}") from error
+        raise SettingsError(f"--subject-pattern {text!r} is no regular expression: {error}") from error
     unknown = set(pattern.groupindex) - set(GROUPS)
     if unknown or not pattern.groupindex:
-        raise ValueError(
+        raise SettingsError(
             f"--subject-pattern {text!r} wants named groups among {', '.join(GROUPS)}, found "
             f"{', '.join(sorted(unknown)) or 'none'}. Example: --subject-pattern '(?P<subject>[^/]+)/(?P<session>[^/]+)/'"
         )
@@ -113,14 +115,16 @@ def run(args: argparse.Namespace) -> None:
 
     pattern = read_pattern(args.subject_pattern)
     if args.dataset < 1:
-        raise ValueError(f"-d wants a number from 1 on, found {args.dataset}.")
+        raise SettingsError(f"-d wants a number from 1 on, found {args.dataset}.")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9._-]+", args.name):
-        raise ValueError(f"-n wants letters, digits, dots, hyphens and underscores, found {args.name!r}.")
+        raise SettingsError(f"-n wants letters, digits, dots, hyphens and underscores, found {args.name!r}.")
     folder = find_raw_dataset(args.dataset)
     if folder is None and args.name is None:
-        raise ValueError(f"There is no data set {args.dataset} yet. Give the new one a name: -n NAME")
+        raise SettingsError(f"There is no data set {args.dataset} yet. Give the new one a name: -n NAME")
     if folder is not None and args.name is not None and dataset_title(basename(folder)) != args.name:
-        raise ValueError(f"Number {args.dataset} is taken by {basename(folder)}. Choose another -d, or leave out -n.")
+        raise SettingsError(
+            f"Number {args.dataset} is taken by {basename(folder)}. Choose another -d, or leave out -n."
+        )
     folder = folder or join(require_folder("nnUNet_raw"), dataset_name(args.dataset, args.name))
     require_writable(folder)
     source = SourceOptions(

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.errors import SettingsError
+
 if TYPE_CHECKING:
     from nnunet_ssl.checkpoints.hub.known_models import KnownModel
 
@@ -110,10 +112,10 @@ def run(args: argparse.Namespace) -> None:
 
     filters = (args.method, args.backbone, args.modality)
     if args.model is not None and any(filters):
-        raise ValueError("Give a NAME or filters, not both.")
+        raise SettingsError("Give a NAME or filters, not both.")
     if args.download:
         if args.model is None:
-            raise ValueError("--download wants the NAME of a model. nnUNetv2_pretrain_models lists them.")
+            raise SettingsError("--download wants the NAME of a model. nnUNetv2_pretrain_models lists them.")
         from nnunet_ssl.checkpoints.hub.resolve import resolve_source
 
         found = resolve_source(args.model)
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     else:
         models = select_models(*filters)
         if not models:
-            raise ValueError("No known model fits. Without filters, nnUNetv2_pretrain_models lists all of them.")
+            raise SettingsError("No known model fits. Without filters, nnUNetv2_pretrain_models lists all of them.")
         print(json.dumps([m.to_json() for m in models], indent=2) if args.json else table(models))
 
 

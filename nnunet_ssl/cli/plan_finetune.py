@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_ssl.errors import SettingsError
+
 EXAMPLES = """examples:
   nnUNetv2_plan_finetune -d 4 -pretrained_weights AnonRes/ResEncL-OpenMind-MAE
   nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --adapt like_dataset
@@ -66,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.planners.plan_finetune import plan_finetuning
 
     if args.num_processes < 1:
-        raise ValueError(f"-np must be at least 1, found {args.num_processes}.")
+        raise SettingsError(f"-np must be at least 1, found {args.num_processes}.")
     wishes = Wishes(args.adapt, args.spacing, args.patch_size, args.batch_size, args.epochs)
     commands = plan_finetuning(
         args.dataset,

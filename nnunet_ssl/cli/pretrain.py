@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shlex
@@ -13,6 +12,9 @@ from typing import Any
 # With two cores and one reading process a training step then takes several times as long (benchmarks/LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from nnunet_ssl.allowed import AXES
+from nnunet_ssl.cli.flag_settings import check_settings, flags_as_settings
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.settings import SAMPLING, PretrainBlock
 
@@ -176,84 +178,66 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_value(text: str) -> Any:
-    """Numbers, lists and booleans as JSON, everything else as text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def flags_as_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """The entries of the `ssl` block that the flags set."""
-    block: dict[str, Any] = {
-        "num_epochs": args.epochs,
-        "num_iterations_per_epoch": args.iterations_per_epoch,
-        "num_val_iterations_per_epoch": args.val_iterations_per_epoch,
-        "batch_size": args.batch_size,
-        "accumulate": args.accumulate,
-        "recompute": args.recompute,
-        "filter": args.filter,
-        "sampling": args.sampling,
-        "initial_lr": args.lr,
-        "seed": args.seed,
-        "shard": args.shard,
-        "deterministic": args.deterministic,
-        "stop_on_collapse": args.stop_on_collapse,
-        "channels": args.channels,
-    }
-    block = {k: v for k, v in block.items() if v is not None}
-    assignments = [entry.partition("=") for entry in args.set]
-    if args.mask_ratio is not None:
-        assignments.append((f"{args.method}.mask_ratio", "=", str(args.mask_ratio)))
-    for key, equals, value in assignments:
-        if not equals:
-            raise ValueError(f"--set wants KEY=VALUE, found {key!r}. Example: --set {args.method}.mask_ratio=0.6")
-        target, _, name = key.rpartition(".")
-        (block.setdefault(target, {}) if target else block)[name] = parse_value(value)
-    return block
-
-
 def check_flags(args: argparse.Namespace) -> None:
-    """Raise ValueError for flags that cannot be right, before hours go into preprocessing."""
+    """Raise SettingsError for flags that cannot be right, before hours go into preprocessing."""
     if args.plans and args.backbone:
-        raise ValueError("-p names existing plans, --backbone makes new ones. Use one of the two.")
+        raise SettingsError("-p names existing plans, --backbone makes new ones. Use one of the two.")
     if args.plans and (args.normalization or args.storage):
-        raise ValueError(
+        raise SettingsError(
             "--normalization and --storage are for new plans; -p names existing ones, which stay as they are."
         )
     if args.fold != "all" and not args.fold.isdigit():
-        raise ValueError(f'-f wants "all" or the number of a fold, found {args.fold!r}.')
+        raise SettingsError(f'-f wants "all" or the number of a fold, found {args.fold!r}.', found=args.fold)
     if args.run_name is not None and not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", args.run_name):
-        raise ValueError(
+        raise SettingsError(
             f"--run-name becomes part of a folder's name: letters, digits, points, dashes and single underscores between "
-            f"them, found {args.run_name!r}."
+            f"them, found {args.run_name!r}.",
+            found=args.run_name,
         )
-    block = PretrainBlock.read({"ssl": flags_as_settings(args)}, method_names(), args.configuration)
-    for name in {args.method, *block.methods}:
-        block.of(name, get_method(name).Config)
+    check_settings(args, axes_of(args))
+
+
+def axes_of(args: argparse.Namespace) -> int:
+    """Axes of the patches of the plans that the flags name."""
+    if args.plans is None:
+        return AXES
+    from nnunet_ssl.planners.datasets import load_configuration
+    from nnunet_ssl.planners.plans_check import require_complete
+    from nnunet_ssl.planners.to_estimate import plans_to_estimate
+
+    datasets = [args.dataset] if "dataset" in args else args.datasets
+    plans, _ = plans_to_estimate(datasets, None, args.plans, args.spacing, args.normalization, args.storage)
+    entries = load_configuration(plans, args.configuration)
+    require_complete(plans, entries, args.configuration)
+    return len(entries["patch_size"])
 
 
 def apply_flags(plans: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the flags into the plans of this run."""
     configuration = plans["configurations"][args.configuration]
+    axes = len(configuration["patch_size"])
     block = configuration.setdefault("ssl", {})
+    PretrainBlock.read(configuration, method_names(), args.configuration).of(
+        args.method, get_method(args.method).Config
+    )
     own = block.get(args.method, {})
-    for key, value in flags_as_settings(args).items():
+    for key, value in flags_as_settings(args, axes).items():
         if key in own:  # the plans have a value of this task's own, which would win
             own[key] = value
         else:
             block[key] = {**block.get(key, {}), **value} if isinstance(value, dict) else value
     if args.patch_size is not None:
-        axes = len(configuration["patch_size"])
         size = args.patch_size * axes if len(args.patch_size) == 1 else args.patch_size
-        if len(size) != axes:
-            raise ValueError(f"--patch-size wants 1 or {axes} numbers for {args.configuration}, found {len(size)}.")
+        if len(size) != axes or min(size) < 1:
+            raise SettingsError(
+                f"--patch-size wants 1 or {axes} whole numbers >= 1 for {args.configuration}, found {size}.", found=size
+            )
         configuration["patch_size"] = size
 
 
 def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Fingerprint, plan and preprocess what is missing; returns the plans and their name."""
+    from nnunet_ssl.cli.rehearsal import rehearsal_of
     from nnunet_ssl.planners.prepare import prepare_corpus
 
     return prepare_corpus(
@@ -266,6 +250,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         storage=args.storage,
         num_processes=args.num_processes,
         expression=args.filter,
+        check=None if args.preprocess_only else rehearsal_of(args),
     )
 
 
@@ -286,6 +271,7 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.cli.rehearsal import rehearse_unseen
     from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
@@ -309,10 +295,11 @@ def run(args: argparse.Namespace) -> None:
     if not args.estimate:
         require_writable(require_folder("nnUNet_results"))
     under_torchrun = launch.join_torchrun(args.device)
-    if flags_as_settings(args).get("shard"):
+    if flags_as_settings(args, axes_of(args)).get("shard"):
         require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)
     if args.pretrained_weights is not None:
         resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
+    rehearse_unseen(args)
     with first_process_first(), nobody_else_in_folder(args):
         plans, plans_name = prepare(args)
     plans, folder = plans_and_folder(args, plans, plans_name)

@@ -43,6 +43,8 @@ def plans_and_folder(args: argparse.Namespace, plans: dict[str, Any], plans_name
 
     Raises SettingsError where the folder holds a run that would become another network, unless that is to be continued.
     """
+    from nnunet_ssl.planners.datasets import load_configuration
+    from nnunet_ssl.planners.plans_check import require_complete
     from nnunet_ssl.trainers import launch
     from nnunet_ssl.trainers.asked import WEIGHTS, differences, note_weights, refuse_differences
     from nnunet_ssl.trainers.state import existing_checkpoint
@@ -50,6 +52,7 @@ def plans_and_folder(args: argparse.Namespace, plans: dict[str, Any], plans_name
     asked = {**plans, "plans_name": name_of_run(plans_name, args)}
     folder = launch.output_folder(args.method, asked, args.configuration, args.fold)
     held = launch.plans_of_run(folder, asked)
+    require_complete(held, load_configuration(held, args.configuration), args.configuration)
     apply_flags(asked, args)
     note_weights(asked, args.pretrained_weights)
     if existing_checkpoint(folder) and not args.go_on:

@@ -6,7 +6,7 @@ import os
 import re
 from os.path import isdir, join
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 
 # At least three digits, as nnU-Net writes them; no separator and no control character, for it becomes a folder's name.
 _NAME = re.compile(r"Dataset(\d{3,})(?:_([^/\\\x00-\x1f\x7f]*))?")

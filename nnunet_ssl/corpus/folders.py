@@ -7,7 +7,7 @@ import shlex
 from os.path import isdir, join
 
 from nnunet_ssl.corpus.dataset_names import datasets_in, named
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 
 
 def require_folder(variable: str) -> str:

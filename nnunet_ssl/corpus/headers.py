@@ -9,11 +9,11 @@ from itertools import islice
 from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import shape_text
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats import dicom, itk, nifti, tiff
 from nnunet_ssl.corpus.formats.header import Header, require_spacing
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.reading import damage, describe_failure
+from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.files.entering import why_no_content, why_no_file
 
 CHUNK = 128  # files per task of a thread

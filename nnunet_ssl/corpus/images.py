@@ -11,9 +11,9 @@ from typing import Any
 
 from nnunet_ssl.corpus.address import files_of, split_volume
 from nnunet_ssl.corpus.dataset_check import mistakes_in
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.errors import BadFile, CorpusError
+from nnunet_ssl.files.entering import read_json
 
 # Set for a run of nnUNetv2_pretrain --with-test-images and the processes it starts.
 TEST_IMAGES = "NNUNET_SSL_WITH_TEST_IMAGES"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import matching
 from nnunet_ssl.corpus.hounsfield import name_cts
 from nnunet_ssl.corpus.label_maps import find_label_maps
@@ -19,6 +18,7 @@ from nnunet_ssl.corpus.register import Registered, known_images, register, uncha
 from nnunet_ssl.corpus.sources.found import MAX_SHOWN, Mistake
 from nnunet_ssl.corpus.sources.kinds import SourceOptions, collect
 from nnunet_ssl.corpus.table import HEADER_COLUMNS, typed
+from nnunet_ssl.errors import CorpusError
 
 
 @dataclass(frozen=True)

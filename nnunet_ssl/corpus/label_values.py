@@ -9,10 +9,10 @@ from os.path import dirname, isfile, join
 import numpy as np
 import pandas as pd
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.reader import CorpusReader, ending_of
 from nnunet_ssl.corpus.reading import describe_failure
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.errors import BadFile, CorpusError
+from nnunet_ssl.files.entering import read_json
 
 
 def require_labels(table: pd.DataFrame, num_threads: int) -> dict[str, int]:

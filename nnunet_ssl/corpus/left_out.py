@@ -8,8 +8,9 @@ from typing import Any
 
 from nnunet_ssl.corpus.images import shortened
 from nnunet_ssl.corpus.stamps import stamps_of
+from nnunet_ssl.errors import BadFile
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.torn import is_whole
 
 FILE = "left_out_images.json"

@@ -13,7 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 
 MAX_LENGTH = 120  # of names made here
 MAX_BYTES = 200  # of any; with endings and temporary names, file systems take 255

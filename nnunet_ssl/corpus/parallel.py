@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.signals import children_hold_back, obey
 
 T = TypeVar("T")

@@ -10,11 +10,11 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_ssl.corpus.address import split_masks, split_volume
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats import dicom, itk, nifti, tiff
 from nnunet_ssl.corpus.formats.itk import ITK
 from nnunet_ssl.corpus.formats.nifti import MGH, NIFTI, PAIR
 from nnunet_ssl.corpus.formats.tiff import TIFF
+from nnunet_ssl.errors import UnusableImage
 
 ENDINGS = (*NIFTI, *ITK, *PAIR, *MGH, *TIFF)
 ANATOMY, ANONYMISED = 1, 2

@@ -18,8 +18,8 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReori
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 
 from nnunet_ssl.corpus.address import split_masks, split_volume
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.units import NIFTI, count_not_finite, in_millimetres
+from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.files.entering import why_no_content, why_no_file
 
 NUM_TRIED = 20  # images tried until one can be read

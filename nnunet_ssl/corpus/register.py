@@ -12,11 +12,11 @@ import numpy as np
 import pandas as pd
 
 from nnunet_ssl.corpus.address import mask_address, volume_address
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import load_dataset_json
 from nnunet_ssl.corpus.names import assign_names, require_case_names
 from nnunet_ssl.corpus.reader import LABELS, ending_of
 from nnunet_ssl.corpus.table import COLUMNS, FILE, HEADER_COLUMNS, has_table, read_table, typed, write_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 
 KEY = ["path", "volume"]

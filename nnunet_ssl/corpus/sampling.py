@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.settings import SAMPLING
 
 

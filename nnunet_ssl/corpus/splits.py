@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from os.path import isfile, lexists
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.names import require_case_names
+from nnunet_ssl.errors import BadFile, CorpusError
 from nnunet_ssl.files.atomic import copy_file, write_json
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.entering import read_json
 
 FILE = "splits_final.json"
 
@@ -29,6 +30,19 @@ def require_splits(path: str) -> None:
         raise CorpusError(f'{path} holds no splits. Expected [{{"train": [cases], "val": [cases]}}, ...]. {remedy}')
     names = [name for side in sides for name in _list(side)]
     require_case_names(dict.fromkeys(n if isinstance(n, str) else repr(n) for n in names), path, remedy)
+
+
+@contextmanager
+def enough_for_folds() -> Iterator[None]:
+    """While nnU-Net makes its folds: too few cases for them are a CorpusError, not scikit-learn's ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        if "n_splits" not in str(error):
+            raise
+        raise CorpusError(
+            "nnU-Net makes 5 folds, of at least 5 cases, and there are fewer. Use -f all, or add images and preprocess again."
+        ) from error
 
 
 def _list(value: object) -> list[object]:

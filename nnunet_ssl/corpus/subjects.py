@@ -8,8 +8,9 @@ from collections.abc import Collection, Iterable, Mapping
 from os.path import isfile
 from typing import Any
 
+from nnunet_ssl.errors import BadFile
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.entering import read_json
 
 # BIDS: sub-<label> in front, possibly after the name of the dataset it came from.
 BIDS_SUBJECT = re.compile(r"^(?:.+?__)?sub-[A-Za-z0-9]+(?=_|$)")

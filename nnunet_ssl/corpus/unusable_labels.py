@@ -8,8 +8,9 @@ from typing import Any
 
 from nnunet_ssl.corpus.address import split_masks
 from nnunet_ssl.corpus.stamps import MISSING, stamp
+from nnunet_ssl.errors import BadFile
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.entering import read_json
 
 FILE = "unusable_labels.json"
 

@@ -18,7 +18,8 @@ from pathlib import Path
 from nnunet_ssl.demo.data import SCANS
 from nnunet_ssl.demo.job import FULL, PREDICTIONS, PREPROCESSED, QUICK, RAW, RESULTS, demo_steps
 from nnunet_ssl.demo.report import PICTURES, REPORT, write_report
-from nnunet_ssl.demo.steps import LOGS, DemoError, find_program, run_steps
+from nnunet_ssl.demo.steps import LOGS, find_program, run_steps
+from nnunet_ssl.errors import DemoError
 from nnunet_ssl.files.atomic import write_text
 
 MARKER = ".nnunet_ssl_demo"

@@ -14,14 +14,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nnunet_ssl.errors import DemoError
 from nnunet_ssl.files.atomic import write_text
 
 LOGS = "logs"
 LAST_LINES = 15
-
-
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from nnunet_ssl.files.unwritable import FULL, CannotWrite, cannot_write
+from nnunet_ssl.errors import CannotWrite
+from nnunet_ssl.files.unwritable import FULL, cannot_write
 
 try:
     import fcntl

@@ -8,6 +8,8 @@ import os
 import stat
 from typing import Any
 
+from nnunet_ssl.errors import BadFile
+
 Where = str | os.PathLike[str]
 
 MAX_BYTES = 1 << 30  # of a JSON file; the dataset.json of a million images has 300 MB
@@ -20,10 +22,6 @@ SORTS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-
-
-class BadFile(ValueError):
-    """A file cannot be what it should be; the message is one line that names it and says why."""
 
 
 def why_no_file(path: Where) -> str | None:

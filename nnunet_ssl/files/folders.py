@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from nnunet_ssl.files.unwritable import FORBIDDEN, FULL, CannotWrite, cannot_write
+from nnunet_ssl.errors import CannotWrite
+from nnunet_ssl.files.unwritable import FORBIDDEN, FULL, cannot_write
 
 Where = str | os.PathLike[str]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
+from nnunet_ssl.errors import SettingsError
+
 VARIABLE = "NNUNET_SSL_LOCKS"
 KERNEL, HEARTBEAT = "kernel", "heartbeat"
 # flock succeeds there and is known to this machine alone, or may be: the mount does not tell.
@@ -14,11 +16,13 @@ LOCAL_TYPES = ("beegfs", "gpfs", "9p", "afpfs", "vboxsf", "fuse.")
 def locks_reach_everyone(folder: str) -> bool:
     """False where two machines could both get a kernel lock on the same file in `folder`.
 
-    NNUNET_SSL_LOCKS=kernel or =heartbeat decides it for all folders. Raises ValueError for another value.
+    NNUNET_SSL_LOCKS=kernel or =heartbeat decides it for all folders. Raises SettingsError for another value.
     """
     wanted = os.environ.get(VARIABLE, "")
     if wanted not in ("", KERNEL, HEARTBEAT):
-        raise ValueError(f"{VARIABLE} is {wanted!r}; expected {KERNEL} or {HEARTBEAT}. Unset it to have it found out.")
+        raise SettingsError(
+            f"{VARIABLE} is {wanted!r}; expected {KERNEL} or {HEARTBEAT}. Unset it to have it found out."
+        )
     return wanted == KERNEL if wanted else _by_mount(os.stat(folder).st_dev, os.path.realpath(folder))
 
 

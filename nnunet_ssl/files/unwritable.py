@@ -8,24 +8,19 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+from nnunet_ssl.errors import CannotWrite
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 # nnU-Net's folders, and what moves them.
 VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
-class CannotWrite(OSError):
-    """A file cannot be written; the message is one line that says why, how much room there is, and what to do."""
-
-    def __str__(self) -> str:
-        return str(self.args[1])
-
-
 def cannot_write(
     path: str | os.PathLike[str], error: OSError, needed: int | None = None, place: Path | None = None
 ) -> CannotWrite:
     """The error to raise when writing `path` failed with `error`; see `why_unwritable`."""
-    return CannotWrite(error.errno, why_unwritable(path, error, needed, place))
+    return CannotWrite(error.errno, why_unwritable(path, error, needed, place), path=path)
 
 
 def why_unwritable(

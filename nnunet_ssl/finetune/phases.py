@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.finetune.parts import encoder_modules, encoder_parameters, layers
 from nnunet_ssl.finetune.schedules import Schedule
 from nnunet_ssl.recipes import Recipe, build_optimizer
@@ -87,7 +88,7 @@ class Phases:
         """Prepare for the optimiser state of a checkpoint that was written when `finished` epochs were over.
 
         saved: the state's parameter groups. The state belongs to the last finished epoch, or to the next one where a signal
-        interrupted that; they may train other parameters. True when other parameters train than before. Raises RuntimeError
+        interrupted that; they may train other parameters. True when other parameters train than before. Raises CheckpointError
         when the state can be of neither.
         """
         self.fresh, self._decoder_only = tuple(saved[0].get(FRESH, ())), None
@@ -96,7 +97,7 @@ class Phases:
         if self._sizes() != there and finished < self.schedule.phases[-1].last + 1:
             changed |= self.enter(finished)
         if self._sizes() != there:
-            raise RuntimeError(
+            raise CheckpointError(
                 f"The checkpoint was written after {finished} epochs by an optimiser over {there} tensors; under the "
                 f"present settings that optimiser has {self._sizes()}. Trainer, network or the phases have changed. Set "
                 "num_epochs, decoder_epochs and warmup_epochs in the plans' finetune block back to what they were and "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
 
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.recipes import Recipe, falling_lr, rising_lr, short_phase
 from nnunet_ssl.settings import FinetuneSettings
 
@@ -81,7 +82,7 @@ def make_schedule(name: str, recipe: Recipe, settings: FinetuneSettings) -> Sche
     """The schedule `name` (one of SCHEDULE_NAMES) for a resolved recipe.
 
     Short phases are as long as `short_phase` says, where the settings do not say otherwise; phases without epochs are
-    left out. Raises ValueError when the short phases leave nothing of the run.
+    left out. Raises SettingsError when the short phases leave nothing of the run.
     """
     if name not in USED:
         raise ValueError(f"There is no schedule {name!r}. Known schedules: {', '.join(SCHEDULE_NAMES)}.")
@@ -91,7 +92,7 @@ def make_schedule(name: str, recipe: Recipe, settings: FinetuneSettings) -> Sche
         asked = settings.decoder_epochs
         decoder = short_phase(length) if asked is None else asked
         if decoder + warmup >= length > 1:
-            raise ValueError(
+            raise SettingsError(
                 f"{decoder} epochs of the decoder alone and {warmup} of warm-up leave nothing of a run of {length}. "
                 "Set decoder_epochs and warmup_epochs so that their sum is below num_epochs."
             )

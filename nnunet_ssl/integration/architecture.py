@@ -10,7 +10,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.opening import refuses_unsafe, warn_once
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from nnunet_ssl.errors import BadFile
 from nnunet_ssl.integration.torchvision_build import CURE, is_mismatch
 
 # The `current_module` nnU-Net searches -> the entry-point group for what it searches there.
@@ -62,7 +63,7 @@ def find(
 
 
 def require_kind(found: Any, name: str, module: str) -> None:
-    """Raise LookupError when what nnU-Net found by a name from a file is not of the kind that belongs there."""
+    """Raise BadFile when what nnU-Net found by a name from a file is not of the kind that belongs there."""
     if module == RESAMPLING:
         # Functions have no common base: those defined there, and others that take what resampling is given.
         fits = inspect.isfunction(found) and (
@@ -76,7 +77,7 @@ def require_kind(found: Any, name: str, module: str) -> None:
     else:
         return
     if not fits:
-        raise LookupError(
+        raise BadFile(
             f"{str(name)[:100]!r} was named where nnU-Net expects {expected} of {module}, and is something else there. "
             "Name one that nnU-Net or an installed package brings; files of others name what they like."
         )

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from nnunet_ssl._autoload import OPENERS, replace
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.class_lookup import find_registered
 
 WEIGHTS = "nnunetv2.run.load_pretrained_weights"  # takes the weights of any file, a pre-training's above all

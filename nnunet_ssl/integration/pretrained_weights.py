@@ -17,8 +17,9 @@ from nnunet_ssl.checkpoints.adaptation.fit import as_type
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.adaptation.report import TransferReport
 from nnunet_ssl.checkpoints.hub.resolve import LocalCheckpoint, Origin, resolve_source
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.token_order import needs_conversion
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.opening import Opened
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from nnunet_ssl.checkpoints.export.formats import CARD, Finish, new_folder
 from nnunet_ssl.checkpoints.export.portable import Portable
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, FINGERPRINT, Scrubber
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.stock_model import check_same_network, stock_plans, stock_trainer

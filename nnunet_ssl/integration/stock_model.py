@@ -20,7 +20,7 @@ from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS
 from nnunet_ssl.checkpoints.export.private import Scrubber
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.architecture import is_primus, spec_of
 
 OUR_BLOCKS = ("ssl", "finetune")

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from os.path import basename, join
 from typing import Any
 
+from nnunet_ssl.errors import CannotWrite
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.folders import require_writable
-from nnunet_ssl.files.unwritable import CannotWrite
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.report.attempt import attempt_to_draw
 

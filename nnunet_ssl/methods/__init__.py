@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
+from typing import Any
 
+from nnunet_ssl.errors import NnunetSSLError, SettingsError
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.views.spec import Views
 
-__all__ = ["Method", "MethodOutput", "get_method", "method_names"]
+__all__ = ["Method", "MethodOutput", "get_method", "method_names", "views_of"]
 
 GROUP = "nnunet_ssl.methods"
 
@@ -19,11 +23,21 @@ def method_names() -> tuple[str, ...]:
 
 
 def get_method(name: str) -> type[Method]:
-    """Class of the method `name`; raises ValueError listing the known names.
+    """Class of the method `name`; raises SettingsError listing the known names.
 
     The import error of a broken third-party method is passed on as it is.
     """
     for entry in entry_points(group=GROUP):
         if entry.name == name:
             return entry.load()
-    raise ValueError(f"There is no pretext task {name!r}. Known: {', '.join(method_names())}.")
+    raise SettingsError(f"There is no pretext task {name!r}. Known: {', '.join(method_names())}.", found=name)
+
+
+def views_of(method: type[Method], config: Any, patch_size: Sequence[int]) -> Views:
+    """`method.views`; what that refuses by a ValueError is a SettingsError that names the task."""
+    try:
+        return method.views(config, patch_size)
+    except NnunetSSLError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"{method.name} with patches of {tuple(patch_size)} voxels: {error}") from error

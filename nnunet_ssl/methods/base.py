@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.errors import BackboneError, CheckpointError
 from nnunet_ssl.views.spec import Views
 
 
@@ -53,7 +54,7 @@ class Method(nn.Module):
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__()
         if backbone.kind not in self.backbones:
-            raise ValueError(
+            raise BackboneError(
                 f"{self.name} works on {' and '.join(self.backbones)} networks, not on {backbone.kind}. "
                 f"Choose plans with another network."
             )
@@ -148,10 +149,10 @@ class Method(nn.Module):
         return {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "teacher."))}
 
     def load_heads(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `heads` returned; raises RuntimeError naming the keys that differ."""
+        """Put back what `heads` returned; raises CheckpointError naming the keys that differ."""
         expected = self.heads()
         if set(expected) != set(state):
-            raise RuntimeError(
+            raise CheckpointError(
                 f"The heads of the checkpoint do not belong to {self.name} with this configuration: "
                 f"missing {sorted(set(expected) - set(state))}, unknown {sorted(set(state) - set(expected))}."
             )

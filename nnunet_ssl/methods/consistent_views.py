@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.methods.alignment_loss import alignment_loss
 from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.methods.embeddings import health, knn_agreement
@@ -44,39 +45,26 @@ VOXELS_PER_CELL = 8  # the finest resolution at which features are compared: a P
 class ConsistentViewsConfig(MAEConfig):
     """Fields of masked autoencoding, and those of the alignment: the authors' published settings, scaled as noted."""
 
-    crop_size: tuple[int, ...] | None = None  # voxels; None: up to 0.8 of the patch, 128 of 160 as the authors'
-    min_overlap: float = 0.4  # least part of its volume that a view shares with the other
-    max_overlap: float = 0.8  # most of it; the authors' values
-    reconstruction_weight: float = 1.0  # the authors' 5
-    alignment_weight: float = 0.2  # of 1 - cosine; the authors' 0.5 of 2 - 2 cosine, divided by their 5
-    contrast_weight: float = 0.02  # of NT-Xent between whole overlaps; the authors' 0.1, divided by their 5; 0: without
-    temperature: float = 0.5  # of NT-Xent
-    grid: int = 7  # cells per axis of the overlap at which features are compared, fewer in small crops
-    projector_dim: int | None = None  # None: 2048, at most 8 times the features of tiny networks
-    predictor_dim: int | None = None  # None: a quarter of the projector, the authors' 512
-    augmentation: float = 1.0  # factor on the probabilities of the intensity changes, 0: none
+    crop_size: PerAxis | None = None  # voxels; None: up to 0.8 of the patch, 128 of 160 as the authors'
+    min_overlap: Share = 0.4  # least part of its volume that a view shares with the other
+    max_overlap: Share = 0.8  # most of it; the authors' values
+    reconstruction_weight: Positive = 1.0  # the authors' 5; without it the decoder is not used
+    # Of 1 - cosine; the authors' 0.5 of 2 - 2 cosine, divided by their 5. Without alignment, use the method mae instead
+    alignment_weight: Positive = 0.2
+    # Of NT-Xent between whole overlaps; the authors' 0.1, divided by their 5; 0: without
+    contrast_weight: NotNegative = 0.02
+    temperature: Positive = 0.5  # of NT-Xent
+    grid: Count = 7  # cells per axis of the overlap at which features are compared, fewer in small crops
+    projector_dim: Width | None = None  # None: 2048, at most 8 times the features of tiny networks
+    predictor_dim: Width | None = None  # None: a quarter of the projector, the authors' 512
+    augmentation: NotNegative = 1.0  # factor on the probabilities of the intensity changes, 0: none
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 < self.min_overlap <= self.max_overlap <= 1,
-            f"0 < min_overlap <= max_overlap <= 1 must hold, found {self.min_overlap} and {self.max_overlap}.",
+            self.min_overlap <= self.max_overlap,
+            f"min_overlap <= max_overlap must hold, found {self.min_overlap} and {self.max_overlap}.",
         )
-        for name in ("reconstruction_weight", "alignment_weight", "contrast_weight", "augmentation"):
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, found {getattr(self, name)}.")
-        require(
-            self.reconstruction_weight > 0, "reconstruction_weight must be > 0: without it the decoder is not used."
-        )
-        require(
-            self.alignment_weight > 0, "alignment_weight must be > 0: without alignment, use the method mae instead."
-        )
-        require(self.temperature > 0, f"temperature must be > 0, found {self.temperature}.")
-        require(
-            isinstance(self.grid, int) and self.grid >= 1, f"grid must be a whole number >= 1, found {self.grid!r}."
-        )
-        for name in ("projector_dim", "predictor_dim"):
-            value = getattr(self, name)
-            require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
 
 
 class ConsistentViews(MAE):

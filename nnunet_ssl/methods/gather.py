@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from nnunet_ssl.errors import SettingsError
+
 
 class _Gather(torch.autograd.Function):
     """All-gather along the first axis whose backward pass adds up what all processes ask of this one's rows."""
@@ -109,9 +111,9 @@ def warn_if_few(
 
 
 def check_images(method: str, images: int, enough: int, recipe: int, together: bool) -> None:
-    """Raise ValueError when images shall be compared and there is only one; else as `warn_if_few`."""
+    """Raise SettingsError when images shall be compared and there is only one; else as `warn_if_few`."""
     if images * processes(together) < 2:
-        raise ValueError(
+        raise SettingsError(
             f"{method} compares images with each other and got a batch of one. Use at least 2 images over all "
             f"processes; the recipe has {recipe}: --batch-size {recipe}, with --accumulate N if that is too much for "
             "the memory."

@@ -16,21 +16,24 @@ import torch
 from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
+from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
+from nnunet_ssl.bounds import Count, NotNegative, Rate
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import (
-    check_reconstruction,
+    Loss,
+    LossOn,
     counted_voxels,
     masked_reconstruction,
     masked_yardstick,
 )
-from nnunet_ssl.settings import require
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
-    STYLES,
+    MaskBlock,
+    MaskRatio,
+    MaskStyle,
     block_grid,
-    check_block,
     check_ratio,
     draw_ratio,
     random_block_mask,
@@ -47,32 +50,21 @@ class MAEConfig:
 
     # Share of hidden blocks, or a pair to draw it from once per batch; Spark3D's ablation (Wald et al., CVPR 2025)
     # finds 0.6, 0.75 and (0.6, 0.9) equally good.
-    mask_ratio: float | tuple[float, ...] = 0.75
-    mask_block: int | tuple[int, ...] = 16  # voxels per axis, U-Nets only, clipped to the patch
-    mask_tokens: int = 1  # Primus only: tokens per axis of a mask block; OpenMind hides single tokens
-    mask_style: str = "blocks"  # "blocks", "grid" (regular) or "slices" (slabs); the MAE paper's best is random blocks
-    loss: str = "l2"  # "l2" or "l1"; OpenMind
-    loss_on: str = "hidden"  # "hidden" or "everywhere"; OpenMind and the MAE paper
-    normalise_target: bool = (
-        False  # standardise the target within each block; +0.5 points in the MAE paper, not in OpenMind
-    )
-    decoder_depth: int = 2  # Primus only: transformer blocks that see all tokens, as light as in the MAE paper
-    decoder_drop_path: float = 0.2  # Primus only: stochastic depth of the last decoder block
-    augmentation: float = 1.0  # factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
+    mask_ratio: MaskRatio = 0.75
+    mask_block: MaskBlock = 16  # voxels per axis, U-Nets only, clipped to the patch
+    mask_tokens: Count = 1  # Primus only: tokens per axis of a mask block; OpenMind hides single tokens
+    mask_style: MaskStyle = "blocks"  # grid: regular, slices: slabs; the MAE paper's best is random blocks
+    loss: Loss = "l2"  # OpenMind
+    loss_on: LossOn = "hidden"  # OpenMind and the MAE paper
+    # Standardise the target within each block; +0.5 points in the MAE paper, not in OpenMind
+    normalise_target: bool = False
+    decoder_depth: Count = 2  # Primus only: transformer blocks that see all tokens, as light as in the MAE paper
+    decoder_drop_path: Rate = 0.2  # Primus only: stochastic depth of the last decoder block
+    # Factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
+    augmentation: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         check_ratio(self.mask_ratio)
-        check_block(self.mask_block)
-        check_reconstruction(self)
-        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
-        if not isinstance(self.mask_tokens, int) or self.mask_tokens < 1:
-            raise ValueError(f"mask_tokens must be a whole number >= 1, found {self.mask_tokens!r}.")
-        if self.mask_style not in STYLES:
-            raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
-        if not isinstance(self.decoder_depth, int) or self.decoder_depth < 1:
-            raise ValueError(f"decoder_depth must be a whole number >= 1, found {self.decoder_depth!r}.")
-        if not 0 <= self.decoder_drop_path < 1:
-            raise ValueError(f"decoder_drop_path must lie in [0, 1), found {self.decoder_drop_path}.")
 
 
 class MAE(Method):

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_ssl.bounds import Count, PerAxis, Probability
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import check_reconstruction, constant_error, explained_variance, masked_error
+from nnunet_ssl.methods.reconstruction import Loss, constant_error, explained_variance, masked_error
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.bezier import bezier_intensity
 from nnunet_ssl.views.flips import random_flips
 from nnunet_ssl.views.local_shuffle import local_shuffle
-from nnunet_ssl.views.masks import check_block
 from nnunet_ssl.views.orientation import mirror
 from nnunet_ssl.views.painting import random_painting
 from nnunet_ssl.views.spec import Views
@@ -31,37 +31,26 @@ from nnunet_ssl.views.value_range import value_range
 class ModelsGenesisConfig:
     """Defaults: OpenMind, whose settings are those of Models Genesis."""
 
-    flip_probability: float = 0.4  # of each next of up to three flips; input and target alike
-    shuffle_probability: float = 0.5  # share of images whose voxels are shuffled locally
+    flip_probability: Probability = 0.4  # of each next of up to three flips; input and target alike
+    shuffle_probability: Probability = 0.5  # share of images whose voxels are shuffled locally
     # Share of such an image that is shuffled. The recipe's 10 000 boxes of 8.5^3 voxels on average cover
     # 1 - exp(-10 000 * 8.5^3 / 160^3) = 0.78 of a patch of 160^3.
-    shuffle_share: float = 0.78
+    shuffle_share: Probability = 0.78
     # Widest box in voxels, all axes or one number per axis; None: a tenth of the patch, at least 2.
-    shuffle_block: int | tuple[int, ...] | None = None
-    intensity_probability: float = 0.9  # share of images mapped through a Bezier curve
-    paint_probability: float = 0.9  # share of images with in- or out-painting
-    inpaint_probability: float = 0.2  # of these; the others are out-painted
-    paint_boxes: int = 5  # boxes painted over, or windows left, at most
-    paint_another: float = 0.95  # probability of each next box
-    loss: str = "l2"  # "l2" or "l1", over all voxels
+    shuffle_block: Count | PerAxis | None = None
+    intensity_probability: Probability = 0.9  # share of images mapped through a Bezier curve
+    paint_probability: Probability = 0.9  # share of images with in- or out-painting
+    inpaint_probability: Probability = 0.2  # of these; the others are out-painted
+    paint_boxes: Count = 5  # boxes painted over, or windows left, at most
+    paint_another: Probability = 0.95  # probability of each next box
+    loss: Loss = "l2"  # over all voxels
 
     def __post_init__(self) -> None:
-        for name in (
-            "flip_probability", "shuffle_probability", "shuffle_share", "intensity_probability", "paint_probability",
-            "inpaint_probability", "paint_another",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in [0, 1], found {value!r}.")
         if self.shuffle_probability * self.shuffle_share + self.intensity_probability + self.paint_probability == 0:
             raise ValueError(
                 "Nothing is corrupted, so there is nothing to restore. Give one of shuffle_probability, "
                 "intensity_probability and paint_probability a value above 0."
             )
-        if not isinstance(self.paint_boxes, int) or self.paint_boxes < 1:
-            raise ValueError(f"paint_boxes must be a whole number >= 1, found {self.paint_boxes!r}.")
-        check_block(self.shuffle_block, "shuffle_block")
-        check_reconstruction(self)
 
 
 class ModelsGenesis(Method):

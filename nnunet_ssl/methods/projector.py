@@ -5,12 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from math import prod
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from nnunet_ssl.backbones import Backbone, BackboneError, PrimusBackbone
+from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.gather import global_sum
 
 
@@ -76,6 +78,7 @@ class BatchStandardise(nn.Module):
         return (x - mean) / (variance + 1e-5).sqrt()
 
 
+Norm = Literal["batch", "layer"]  # what a method's settings may say
 NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": BatchStandardise, "layer": LayerStandardise}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,13 +13,9 @@ from torch.nn import functional as F
 from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.views.masks import block_grid, upsample_mask
 
-
-def check_reconstruction(config: Any) -> None:
-    """Raise ValueError unless `config.loss` and, where it has one, `config.loss_on` are known."""
-    if config.loss not in ("l1", "l2"):
-        raise ValueError(f'loss is "l1" or "l2", found {config.loss!r}.')
-    if getattr(config, "loss_on", "hidden") not in ("hidden", "everywhere"):
-        raise ValueError(f'loss_on is "hidden" or "everywhere", found {config.loss_on!r}.')
+# What a method's settings may say of its loss.
+Loss = Literal["l2", "l1"]
+LossOn = Literal["hidden", "everywhere"]
 
 
 def counted_voxels(hidden: Tensor, excluded: Tensor, loss_on: str) -> Tensor:

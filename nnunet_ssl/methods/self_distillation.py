@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, log, prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Probability, Width
 from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.methods.distillation_loss import (
     assignment_health,
@@ -27,6 +28,7 @@ from nnunet_ssl.methods.distillation_loss import (
 from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import global_sum, warn_if_few
 from nnunet_ssl.methods.projector import PrototypeHead, cell_features, check_bottleneck, projector_width
+from nnunet_ssl.methods.reconstruction import Loss
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
 from nnunet_ssl.methods.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
 from nnunet_ssl.settings import require
@@ -34,9 +36,19 @@ from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import check_crop, crop_within, cut_views, mostly_usable, random_corners
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.intensity import augment_intensity
-from nnunet_ssl.views.masks import aligned_block, block_grid, draw_ratio, random_blocks, upsample_blocks, upsample_mask
+from nnunet_ssl.views.masks import (
+    MaskBlock,
+    MaskRatio,
+    aligned_block,
+    block_grid,
+    draw_ratio,
+    random_blocks,
+    upsample_blocks,
+    upsample_mask,
+)
 from nnunet_ssl.views.spec import Views
 
+Centring = Literal["mean", "sinkhorn"]
 VIEWS = 2  # crops of every image
 UNET_TOKEN = 16  # voxels per axis: SMIT's mask block; less where the network's stride is less
 
@@ -45,51 +57,36 @@ UNET_TOKEN = 16  # voxels per axis: SMIT's mask block; less where the network's 
 class SelfDistillationConfig(SimMIMConfig):
     """Fields of SimMIM, and those of the distillation. Defaults: SMIT's paper and code, which follows iBOT's."""
 
-    crop_size: tuple[int, ...] | None = None  # voxels; None: up to 3/4 of the patch, SMIT's 96 of 128
-    # Share of hidden blocks, or a pair to draw it from once per batch; SMIT
-    mask_ratio: float | tuple[float, ...] = 0.7
+    crop_size: PerAxis | None = None  # voxels; None: up to 3/4 of the patch, SMIT's 96 of 128
+    mask_ratio: MaskRatio = 0.7  # share of hidden blocks, or a pair to draw it from once per batch; SMIT
     # Voxels per axis, a multiple of the token; None: one token, which for U-Nets has 16 voxels (SMIT), at most their stride
-    mask_block: int | tuple[int, ...] | None = None
-    loss: str = "l1"  # of the painting, "l1" or "l2"; SMIT
-    reconstruction_weight: float = 1.0  # of the painting; SMIT
-    token_weight: float = 0.1  # of the distillation of hidden tokens; SMIT
-    image_weight: float = 0.1  # of the distillation of whole views, each from the other one; SMIT
-    prototypes: int | None = None  # None: 8192 (SMIT, iBOT), at most 8 times the features of tiny networks
+    mask_block: MaskBlock | None = None
+    loss: Loss = "l1"  # of the painting; SMIT
+    reconstruction_weight: Positive = 1.0  # of the painting; SMIT. Without it the decoder is not used
+    token_weight: NotNegative = 0.1  # of the distillation of hidden tokens; SMIT
+    image_weight: NotNegative = 0.1  # of the distillation of whole views, each from the other one; SMIT
+    prototypes: Width | None = None  # None: 8192 (SMIT, iBOT), at most 8 times the features of tiny networks
     # Hidden width of the heads; None: 2048 (DINO, iBOT), at most 8 times the features of tiny networks
-    projector_dim: int | None = None
-    embedding_dim: int | None = None  # bottleneck; None: 256 (DINO, iBOT), at most as many as the features
-    compared_tokens: int = 128  # hidden tokens of a view that are distilled, drawn at random; DINOv2 hides up to 128
-    student_temperature: float = 0.1  # SMIT, iBOT, DINOv2
-    first_teacher_temperature: float = 0.04  # SMIT, iBOT, DINOv2; lower is sharper
-    teacher_temperature: float = 0.07  # at the end of its warm-up; SMIT, DINOv2; higher ones are unstable (DINO)
-    temperature_warmup: float = 0.3  # share of the training; DINOv2's 30 of 100 epochs, SMIT's 30 of 500
-    momentum: float = 0.996  # of the teacher at the start; SMIT, iBOT (DINOv2: 0.992)
-    final_momentum: float = 1.0  # at the end, along half a cosine; SMIT, iBOT, DINOv2
-    centring: str = "mean"  # of the teacher: "mean" (running, SMIT and iBOT) or "sinkhorn" (DINOv2's other choice)
-    centre_momentum: float = 0.9  # SMIT, iBOT, DINOv2
+    projector_dim: Width | None = None
+    embedding_dim: Width | None = None  # bottleneck; None: 256 (DINO, iBOT), at most as many as the features
+    compared_tokens: Count = 128  # hidden tokens of a view that are distilled, drawn at random; DINOv2 hides up to 128
+    student_temperature: Positive = 0.1  # SMIT, iBOT, DINOv2
+    first_teacher_temperature: Positive = 0.04  # SMIT, iBOT, DINOv2; lower is sharper
+    teacher_temperature: Positive = 0.07  # at the end of its warm-up; SMIT, DINOv2; higher ones are unstable (DINO)
+    temperature_warmup: Probability = 0.3  # share of the training; DINOv2's 30 of 100 epochs, SMIT's 30 of 500
+    momentum: Probability = 0.996  # of the teacher at the start; SMIT, iBOT (DINOv2: 0.992)
+    final_momentum: Probability = 1.0  # at the end, along half a cosine; SMIT, iBOT, DINOv2
+    centring: Centring = "mean"  # of the teacher; mean: running (SMIT, iBOT), sinkhorn: DINOv2's other choice
+    centre_momentum: Probability = 0.9  # SMIT, iBOT, DINOv2
     # Factor on the probabilities of the intensity changes, 0: none, as SMIT; iBOT's are stronger
-    augmentation: float = 1.0
+    augmentation: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        weights = [getattr(self, f"{name}_weight") for name in ("reconstruction", "token", "image")]
-        require(min(weights) >= 0, f"Weights must be >= 0, found {weights}.")
-        require(weights[0] > 0, "reconstruction_weight must be > 0: without it the decoder is not used.")
         require(
-            max(weights[1:]) > 0, "token_weight or image_weight must be > 0: without, use the method simmim instead."
+            self.token_weight + self.image_weight > 0,
+            "token_weight or image_weight must be > 0: without, use the method simmim instead.",
         )
-        for name in ("prototypes", "projector_dim", "embedding_dim"):
-            value = getattr(self, name)
-            require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
-        require(
-            isinstance(self.compared_tokens, int) and self.compared_tokens >= 1,
-            f"compared_tokens must be a whole number >= 1, found {self.compared_tokens!r}.",
-        )
-        for name in ("student_temperature", "first_teacher_temperature", "teacher_temperature"):
-            require(getattr(self, name) > 0, f"{name} must be > 0, found {getattr(self, name)}.")
-        for name in ("momentum", "final_momentum", "centre_momentum", "temperature_warmup"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], found {getattr(self, name)}.")
-        require(self.centring in ("mean", "sinkhorn"), f'centring is "mean" or "sinkhorn", found {self.centring!r}.')
 
 
 class SelfDistillation(SimMIM):

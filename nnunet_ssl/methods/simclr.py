@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import check_images
 from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.projector import (
-    NORMS,
+    Norm,
     Projector,
     check_bottleneck,
     pooled_features,
@@ -52,32 +53,23 @@ RECIPE_BATCH, ENOUGH = 32, 8  # images over all processes
 class SimCLRConfig:
     """Defaults: OpenMind's recipe as implemented in nnssl, with the overlap meant as it is called."""
 
-    crop_size: tuple[int, ...] | None = None  # voxels; None: 64^3 of large patches, 1/2 to 3/4 of the patch of others
-    region_size: tuple[int, ...] | None = None  # voxels; None: 192x192x64 for large patches, else the patch
-    pairs_per_image: int = 2  # nnssl; pairs of one image are never each other's negatives
-    min_overlap: float = 0.5  # nnssl's value; least part of its volume that a crop shares with its partner
-    max_overlap: float = 1.0  # nnssl: partners may coincide
-    temperature: float = 0.5  # nnssl, and the SimCLR paper's value for ImageNet at small batches
-    projector_dim: int | None = None  # hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
-    embedding_dim: int | None = None  # None: as wide as the projector (nnssl: 2048)
-    projector_norm: str = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
-    augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
+    crop_size: PerAxis | None = None  # voxels; None: 64^3 of large patches, 1/2 to 3/4 of the patch of others
+    region_size: PerAxis | None = None  # voxels; None: 192x192x64 for large patches, else the patch
+    pairs_per_image: Count = 2  # nnssl; pairs of one image are never each other's negatives
+    min_overlap: Share = 0.5  # nnssl's value; least part of its volume that a crop shares with its partner
+    max_overlap: Share = 1.0  # nnssl: partners may coincide
+    temperature: Positive = 0.5  # nnssl, and the SimCLR paper's value for ImageNet at small batches
+    # Hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
+    projector_dim: Width | None = None
+    embedding_dim: Width | None = None  # None: as wide as the projector (nnssl: 2048)
+    projector_norm: Norm = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
+    augmentation: NotNegative = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
 
     def __post_init__(self) -> None:
         require(
-            isinstance(self.pairs_per_image, int) and self.pairs_per_image >= 1,
-            f"pairs_per_image must be a whole number >= 1, found {self.pairs_per_image!r}.",
+            self.min_overlap <= self.max_overlap,
+            f"min_overlap <= max_overlap must hold, found {self.min_overlap} and {self.max_overlap}.",
         )
-        require(
-            0 < self.min_overlap <= self.max_overlap <= 1,
-            f"0 < min_overlap <= max_overlap <= 1 must hold, found {self.min_overlap} and {self.max_overlap}.",
-        )
-        require(self.temperature > 0, f"temperature must be > 0, found {self.temperature}.")
-        for name in ("projector_dim", "embedding_dim"):
-            value = getattr(self, name)
-            require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
-        require(self.projector_norm in NORMS, f'projector_norm is "batch" or "layer", found {self.projector_norm!r}.')
-        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
 
 
 class SimCLR(Method):

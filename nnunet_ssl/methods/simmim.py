@@ -15,19 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.bounds import NotNegative
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import (
-    check_reconstruction,
+    Loss,
+    LossOn,
     counted_voxels,
     masked_reconstruction,
     masked_yardstick,
 )
-from nnunet_ssl.settings import require
 from nnunet_ssl.views.masks import (
-    STYLES,
+    MaskBlock,
+    MaskRatio,
+    MaskStyle,
     aligned_block,
     block_grid,
-    check_block,
     check_ratio,
     draw_ratio,
     hidden_count,
@@ -43,22 +45,18 @@ class SimMIMConfig:
     """Defaults: OpenMind."""
 
     # Share of hidden blocks, or a pair to draw it from once per batch; OpenMind 0.75, SimMIM's own 0.6 with 32 pixels.
-    mask_ratio: float | tuple[float, ...] = 0.75
+    mask_ratio: MaskRatio = 0.75
     # Voxels per axis, a multiple of the token for a Primus; None: one token (OpenMind), 16 voxels for a U-Net.
-    mask_block: int | tuple[int, ...] | None = None
-    mask_style: str = "blocks"  # "blocks", "grid" (regular) or "slices" (slabs); OpenMind hides random blocks
-    loss: str = "l2"  # "l2" or "l1"; OpenMind, the SimMIM paper takes l1
-    loss_on: str = "hidden"  # "hidden" or "everywhere"; OpenMind and the paper
+    mask_block: MaskBlock | None = None
+    mask_style: MaskStyle = "blocks"  # grid: regular, slices: slabs; OpenMind hides random blocks
+    loss: Loss = "l2"  # OpenMind, the SimMIM paper takes l1
+    loss_on: LossOn = "hidden"  # OpenMind and the paper
     normalise_target: bool = False  # standardise the target within each mask block; neither OpenMind nor the paper
-    augmentation: float = 1.0  # factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
+    # Factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
+    augmentation: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         check_ratio(self.mask_ratio)
-        check_block(self.mask_block)
-        check_reconstruction(self)
-        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
-        if self.mask_style not in STYLES:
-            raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
 
 
 class SimMIM(Method):

@@ -10,27 +10,29 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, visible_instance_norm
+from nnunet_ssl.bounds import NotNegative
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.reconstruction import (
-    check_reconstruction,
+    Loss,
+    LossOn,
     counted_voxels,
     masked_reconstruction,
     masked_yardstick,
 )
-from nnunet_ssl.settings import require
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
-    STYLES,
+    MaskBlock,
+    MaskRatio,
+    MaskStyle,
     aligned_block,
     block_grid,
-    check_block,
     check_ratio,
     draw_ratio,
     hidden_count,
@@ -47,29 +49,22 @@ class Spark3DConfig:
 
     # Share of hidden blocks, or a pair to draw it from once per batch. The paper's ablation (average Dice):
     # 0.6 71.60, 0.75 71.66, (0.6, 0.9) 71.65; 0.3 and 0.9 are worse.
-    mask_ratio: float | tuple[float, ...] = 0.75
+    mask_ratio: MaskRatio = 0.75
     # Voxels per axis, a multiple of the encoder's total stride; None: that stride, the paper's 32 for ResEnc-L at 160.
-    mask_block: int | tuple[int, ...] | None = None
-    mask_style: str = "blocks"  # "blocks", "grid" (regular) or "slices" (slabs); the paper hides random blocks
+    mask_block: MaskBlock | None = None
+    mask_style: MaskStyle = "blocks"  # grid: regular, slices: slabs; the paper hides random blocks
     mask_token: bool = True  # a learned vector per skip where hidden, else zero; the paper: 71.37 with, 71.36 without
     normalise_skips: bool = True  # norm without weights over the visible positions of each skip; OpenMind
-    densify_kernel: int = (
-        3  # width of the densification convolutions, 0 for none; the paper: 71.66 with 3, 71.37 without
-    )
-    loss: str = "l2"  # "l2" or "l1"; the paper
-    loss_on: str = "hidden"  # "hidden" or "everywhere"; the paper
+    # Width of the densification convolutions, 0 for none; the paper: 71.66 with 3, 71.37 without
+    densify_kernel: Literal[0, 1, 3, 5, 7] = 3
+    loss: Loss = "l2"  # the paper
+    loss_on: LossOn = "hidden"  # the paper
     normalise_target: bool = False  # standardise the target within each block; SparK does, the 3D paper does not
-    augmentation: float = 1.0  # factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
+    # Factor on the probabilities of rotation and scaling, 0.2 each in OpenMind; 0: neither
+    augmentation: NotNegative = 1.0
 
     def __post_init__(self) -> None:
         check_ratio(self.mask_ratio)
-        check_block(self.mask_block)
-        check_reconstruction(self)
-        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation}.")
-        if self.mask_style not in STYLES:
-            raise ValueError(f"mask_style is one of {', '.join(STYLES)}, found {self.mask_style!r}.")
-        if self.densify_kernel not in (0, 1, 3, 5, 7):
-            raise ValueError(f"densify_kernel is 1, 3, 5, 7, or 0 for none, found {self.densify_kernel!r}.")
 
 
 class Densify(nn.Module):

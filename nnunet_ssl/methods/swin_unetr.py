@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
-from nnunet_ssl.backbones import Backbone, BackboneError
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.bounds import NotNegative, Positive, Rate, Share, Width
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health, knn_agreement
 from nnunet_ssl.methods.gather import check_images, global_mean, processes
@@ -40,27 +42,21 @@ HALVES = 2  # of the bottleneck along each axis, whose averages the rotation hea
 class SwinUNETRConfig:
     """Defaults: OpenMind's recipe as implemented in nnssl, which follows MONAI's research code."""
 
-    rotation_weight: float = 1.0  # equal weights: the paper and nnssl
-    contrast_weight: float = 1.0  # likewise
-    inpainting_weight: float = 1.0  # likewise
-    max_cutout: float = 0.3  # largest share of the image cut out per pass, and there are two passes
-    min_box: float = 0.05  # shortest edge of a cut-out box as share of the axis
-    max_box: float = 0.25  # longest edge
-    temperature: float = 0.5  # nnssl
-    embedding_dim: int = 512  # nnssl and MONAI
+    rotation_weight: NotNegative = 1.0  # equal weights: the paper and nnssl
+    contrast_weight: NotNegative = 1.0  # likewise
+    inpainting_weight: NotNegative = 1.0  # likewise
+    max_cutout: Rate = 0.3  # largest share of the image cut out per pass, and there are two passes
+    min_box: Share = 0.05  # shortest edge of a cut-out box as share of the axis
+    max_box: Share = 0.25  # longest edge
+    temperature: Positive = 0.5  # nnssl
+    embedding_dim: Width = 512  # nnssl and MONAI
 
     def __post_init__(self) -> None:
         weights = [getattr(self, f"{name}_weight") for name in ("rotation", "contrast", "inpainting")]
-        require(min(weights) >= 0 and max(weights) > 0, f"Weights must be >= 0 and not all 0, found {weights}.")
-        require(0 <= self.max_cutout < 1, f"max_cutout must lie in [0, 1), found {self.max_cutout}.")
+        require(max(weights) > 0, "rotation_weight, contrast_weight and inpainting_weight must be not all 0.")
         require(
-            0 < self.min_box <= self.max_box <= 1,
-            f"0 < min_box <= max_box <= 1 must hold, found {self.min_box} and {self.max_box}.",
-        )
-        require(self.temperature > 0, f"temperature must be > 0, found {self.temperature}.")
-        require(
-            isinstance(self.embedding_dim, int) and self.embedding_dim >= 2,
-            f"embedding_dim must be a whole number >= 2, found {self.embedding_dim!r}.",
+            self.min_box <= self.max_box,
+            f"min_box <= max_box must hold, found {self.min_box} and {self.max_box}.",
         )
 
 

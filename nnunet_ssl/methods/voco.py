@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Width
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.embeddings import health
 from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.projector import (
-    NORMS,
+    Norm,
     Projector,
     check_bottleneck,
     pooled_features,
@@ -55,39 +56,24 @@ LARGE = 128  # voxels; from this edge on a 3D patch is large enough for the reci
 class VoCoConfig:
     """Defaults: OpenMind's recipe as implemented in nnssl."""
 
-    crop_size: tuple[int, ...] | None = None  # voxels; None: 64^3 of large patches, else about half of the patch
-    grid: tuple[int, ...] | None = None  # base crops per axis; None: 4x4x1 for large patches, else as many as fit, >= 2
-    target_crops: int = 4  # per image; nnssl (ablated there: 2, 8)
-    overlap_weight: float = 1.0  # of the loss where target and base overlap; the paper and nnssl
-    apart_weight: float = 1.0  # of the loss where they do not
-    regularisation_weight: float = 1.0  # of the term that makes base crops differ
-    regularisation: str = (
-        "linear"  # of their similarity: "linear" (the paper's equation, nnssl) or "squared" (its code)
-    )
-    projector_dim: int | None = None  # hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
-    embedding_dim: int | None = None  # None: as wide as the projector (nnssl: 2048)
-    projector_norm: str = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
-    augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
+    crop_size: PerAxis | None = None  # voxels; None: 64^3 of large patches, else about half of the patch
+    grid: PerAxis | None = None  # base crops per axis; None: 4x4x1 for large patches, else as many as fit, >= 2
+    target_crops: Count = 4  # per image; nnssl (ablated there: 2, 8)
+    overlap_weight: NotNegative = 1.0  # of the loss where target and base overlap; the paper and nnssl
+    apart_weight: NotNegative = 1.0  # of the loss where they do not
+    regularisation_weight: NotNegative = 1.0  # of the term that makes base crops differ
+    # Of their similarity: "linear" (the paper's equation, nnssl) or "squared" (its code)
+    regularisation: Literal["linear", "squared"] = "linear"
+    # Hidden width; None: 2048 (nnssl), at most 8 times the features of tiny networks
+    projector_dim: Width | None = None
+    embedding_dim: Width | None = None  # None: as wide as the projector (nnssl: 2048)
+    projector_norm: Norm = "batch"  # as in the paper, over the crops of all processes; "layer": of each crop, nnssl
+    augmentation: NotNegative = 1.0  # factor on the probabilities of nnssl's intensity and orientation changes, 0: none
 
     def __post_init__(self) -> None:
         require(
-            isinstance(self.target_crops, int) and self.target_crops >= 1,
-            f"target_crops must be a whole number >= 1, found {self.target_crops!r}.",
+            self.grid is None or max(self.grid) >= 2, f"grid must be >= 2 along one axis at least, found {self.grid}."
         )
-        require(
-            self.grid is None or (all(isinstance(g, int) and g >= 1 for g in self.grid) and max(self.grid) >= 2),
-            f"grid must be whole numbers >= 1 of which one is >= 2, found {self.grid!r}.",
-        )
-        require(
-            self.regularisation in ("linear", "squared"),
-            f'regularisation is "linear" or "squared", found {self.regularisation!r}.',
-        )
-        for name in ("overlap_weight", "apart_weight", "regularisation_weight", "augmentation"):
-            require(getattr(self, name) >= 0, f"{name} must be >= 0, found {getattr(self, name)}.")
-        for name in ("projector_dim", "embedding_dim"):
-            value = getattr(self, name)
-            require(value is None or (isinstance(value, int) and value >= 2), f"{name} must be >= 2, found {value!r}.")
-        require(self.projector_norm in NORMS, f'projector_norm is "batch" or "layer", found {self.projector_norm!r}.')
 
 
 class VoCo(Method):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from nnunet_ssl.bounds import Bounds, Count, NotNegative, Share
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.settings import require
@@ -32,38 +33,19 @@ LOW_RESOLUTION = 0.25  # share of images whose resolution is lowered; nnssl's ot
 class VolumeFusionConfig:
     """Defaults: OpenMind's recipe as implemented in nnssl, which follows MIS-FM."""
 
-    levels: int = 5  # proportions of the foreground image, evenly spaced from 0 to 1, one class each
-    boxes: tuple[int, ...] = (10, 39)  # fewest and most boxes per image, each over the ones before
-    min_box: int = 8  # shortest edge of a box in voxels, at most an eighth of the axis
-    max_box: float = 0.625  # longest edge as share of the axis: 100 voxels of 160
-    ce_weight: float = 1.0  # of the cross entropy; equal weights: nnssl
-    dice_weight: float = 1.0  # of the soft Dice
-    augmentation: float = 1.0  # factor on the probabilities of nnssl's intensity changes before the fusion, 0: none
+    # Proportions of the foreground image, evenly spaced from 0 to 1, one class each
+    levels: Annotated[int, Bounds(ge=2)] = 5
+    boxes: tuple[Count, Count] = (10, 39)  # fewest and most boxes per image, each over the ones before
+    min_box: Count = 8  # shortest edge of a box in voxels, at most an eighth of the axis
+    max_box: Share = 0.625  # longest edge as share of the axis: 100 voxels of 160
+    ce_weight: NotNegative = 1.0  # of the cross entropy; equal weights: nnssl
+    dice_weight: NotNegative = 1.0  # of the soft Dice
+    # Factor on the probabilities of nnssl's intensity changes before the fusion, 0: none
+    augmentation: NotNegative = 1.0
 
     def __post_init__(self) -> None:
-        for name, least in (("levels", 2), ("min_box", 1)):
-            require(
-                _is_whole(getattr(self, name)) and getattr(self, name) >= least,
-                f"{name} must be a whole number >= {least}, found {getattr(self, name)!r}.",
-            )
-        require(
-            isinstance(self.boxes, tuple)
-            and len(self.boxes) == 2
-            and all(_is_whole(b) for b in self.boxes)
-            and 1 <= self.boxes[0] <= self.boxes[1],
-            f"boxes is a pair of whole numbers >= 1, (fewest, most), found {self.boxes!r}.",
-        )
-        require(0 < self.max_box <= 1, f"max_box must lie in (0, 1], found {self.max_box!r}.")
-        weights = (self.ce_weight, self.dice_weight)
-        require(
-            min(weights) >= 0 and max(weights) > 0,
-            f"ce_weight and dice_weight must be >= 0 and not both 0, found {weights[0]} and {weights[1]}.",
-        )
-        require(self.augmentation >= 0, f"augmentation must be >= 0, found {self.augmentation!r}.")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        require(self.boxes[0] <= self.boxes[1], f"boxes is a pair (fewest, most), found {self.boxes}.")
+        require(self.ce_weight + self.dice_weight > 0, "ce_weight and dice_weight must be not both 0.")
 
 
 class VolumeFusion(Method):

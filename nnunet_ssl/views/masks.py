@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from nnunet_ssl.bounds import Count, InnerShare, PerAxis
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
 
-STYLES = ("blocks", "grid", "slices")
+# What a method's settings may say of its mask.
+MaskStyle = Literal["blocks", "grid", "slices"]
+MaskRatio = InnerShare | tuple[InnerShare, ...]  # share of hidden blocks, or a pair to draw it from
+MaskBlock = Count | PerAxis  # voxels
 
 
 def block_grid(size: Sequence[int], block: int | Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -23,25 +29,15 @@ def block_grid(size: Sequence[int], block: int | Sequence[int]) -> tuple[tuple[i
     """
     per_axis = (block,) * len(size) if isinstance(block, int) else tuple(block)
     if len(per_axis) != len(size):
-        raise ValueError(f"Mask block {per_axis} has {len(per_axis)} axes, the patch {tuple(size)} has {len(size)}.")
+        raise SettingsError(f"Mask block {per_axis} has {len(per_axis)} axes, the patch {tuple(size)} has {len(size)}.")
     clipped = tuple(min(b, s) for b, s in zip(per_axis, size, strict=True))
     return clipped, tuple(-(-s // b) for b, s in zip(clipped, size, strict=True))
 
 
 def check_ratio(ratio: float | Sequence[float]) -> None:
-    """Raise ValueError unless `ratio` is a share of hidden blocks, or a pair (lowest, highest) to draw it from."""
-    values = (ratio,) if isinstance(ratio, (int, float)) else tuple(ratio)
-    if not all(isinstance(v, (int, float)) and 0 < v < 1 for v in values):
-        raise ValueError(f"mask_ratio must lie between 0 and 1, found {ratio}.")
-    if len(values) > 2 or list(values) != sorted(values) or not values:
+    """Raise ValueError for several ratios that are no pair (lowest, highest); for `__post_init__` of configs."""
+    if not isinstance(ratio, (int, float)) and (len(ratio) not in (1, 2) or list(ratio) != sorted(ratio)):
         raise ValueError(f"mask_ratio is one number or a pair (lowest, highest), found {ratio}.")
-
-
-def check_block(block: int | Sequence[int] | None, what: str = "mask_block") -> None:
-    """Raise ValueError unless `block` is a size in voxels, one per axis, or None."""
-    values = (1,) if block is None else (block,) if isinstance(block, int) else tuple(block)
-    if not values or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
-        raise ValueError(f"{what} must be a whole number of voxels >= 1, or one per axis, found {block!r}.")
 
 
 def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> float:
@@ -53,16 +49,16 @@ def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> fl
 
 
 def aligned_block(block: int | Sequence[int] | None, unit: Sequence[int], what: str) -> tuple[int, ...]:
-    """Voxels of a mask block per axis, None meaning one `unit`; raises ValueError unless it is a multiple of it.
+    """Voxels of a mask block per axis, None meaning one `unit`; raises SettingsError unless it is a multiple of it.
 
     `what` says in the error message what the unit is, e.g. "the network's stride".
     """
     wanted = tuple(unit) if block is None else (block,) * len(unit) if isinstance(block, int) else tuple(block)
     if len(wanted) != len(unit):
-        raise ValueError(f"mask_block {wanted} has {len(wanted)} axes, the network has {len(unit)}.")
+        raise SettingsError(f"mask_block {wanted} has {len(wanted)} axes, the network has {len(unit)}.")
     if any(b % u for b, u in zip(wanted, unit, strict=True)):
         fitting = tuple(-(-b // u) * u for b, u in zip(wanted, unit, strict=True))
-        raise ValueError(
+        raise SettingsError(
             f"mask_block {wanted} is not a multiple of {what}, {tuple(unit)} voxels. "
             f'The next valid block is "mask_block": {list(fitting)}.'
         )
@@ -72,7 +68,7 @@ def aligned_block(block: int | Sequence[int] | None, unit: Sequence[int], what: 
 def hidden_count(num_blocks: int, ratio: float) -> int:
     """Number of hidden blocks: `floor(ratio * num_blocks)`, at least one hidden and one visible."""
     if num_blocks < 2:
-        raise ValueError(
+        raise SettingsError(
             "The mask has a single block, so nothing can be hidden and still be guessed from the rest. "
             "Use a larger patch or a smaller mask block."
         )
@@ -94,7 +90,7 @@ def random_blocks(
 
     "blocks": any blocks, independently per sample. "grid": a random 2 x 2 x 2 pattern, one per batch, repeated over the
     grid; the ratio is rounded to eighths (quarters in 2D). "slices": whole slabs across one axis, which is drawn once per
-    batch among those with several blocks; the slabs are drawn per sample. Raises ValueError for a grid of one block.
+    batch among those with several blocks; the slabs are drawn per sample. Raises SettingsError for a grid of one block.
     """
     common = draws.Host(draws.whole(generator))
     if style == "grid":

@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 import torch
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.table import write_table
-from nnunet_ssl.settings import PretrainSettings, SettingsError, read_config
+from nnunet_ssl.errors import CorpusError, SettingsError
+from nnunet_ssl.settings import PretrainSettings, read_config
 from nnunet_ssl.trainers import loading, stepping
 from nnunet_ssl.trainers.augmentation import augmentation
 from nnunet_ssl.trainers.data import TRAINING, VALIDATION

@@ -16,9 +16,10 @@ from nnunetv2.run import load_pretrained_weights as nnunet_loading
 
 from nnunet_ssl.checkpoints.export.formats import export_nnssl, export_safetensors
 from nnunet_ssl.checkpoints.hub.publish import files_of_export, refuse_private_content
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.cli.export import main
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.stock_export import export_stock_model, find_model
 from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer, SSLScratchTrainer
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer

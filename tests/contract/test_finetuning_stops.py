@@ -9,7 +9,8 @@ import pytest
 import torch
 from nnunetv2.training.logging.nnunet_logger import MetaLogger
 
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.trainers.finetuning import (
     SSLFinetuneTrainer,
     SSLFinetuneValleyTrainer,

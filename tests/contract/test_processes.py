@@ -15,6 +15,7 @@ import torch
 from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 
+from nnunet_ssl.errors import TrainingError
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
 from nnunet_ssl.trainers.position import Position
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
@@ -136,6 +137,15 @@ def test_process_that_fails_ends_the_job_with_its_own_error(
     run = trained_by_many.SabotagedRun(plans, "3d_fullres", "all", dataset_json, "mae", "cpu")
     run.__dict__["deed"] = deed
     with pytest.raises(RuntimeError, match=message):
+        launch(run, num_processes=2)
+
+
+@pytest.mark.slow
+def test_what_a_user_can_mend_arrives_as_its_line_from_another_process(preprocessed_dataset, plans_for, dataset_json):
+    run = Run(plans_for("unet", {"seed": "first"}), "3d_fullres", "all", dataset_json, "mae", "cpu")
+    with pytest.raises(
+        TrainingError, match=r"^Process [01]: plans.*\[\"ssl\"\]: seed must be a whole number >= 0, found 'first'\.$"
+    ):
         launch(run, num_processes=2)
 
 

@@ -15,7 +15,8 @@ from torch.distributed import fsdp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.pretrain import build_parser, flags_as_settings, main
-from nnunet_ssl.settings import PretrainSettings, SettingsError, read_config
+from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.settings import PretrainSettings, read_config
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 from nnunet_ssl.trainers.sharding import require_sharding
 

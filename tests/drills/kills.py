@@ -219,7 +219,8 @@ class Place:
 
     def position(self) -> tuple[int, int] | None:
         """(epoch, iteration) in which the run would go on."""
-        from nnunet_ssl.checkpoints.read import CheckpointError, read_latest
+        from nnunet_ssl.checkpoints.read import read_latest
+        from nnunet_ssl.errors import CheckpointError
         from nnunet_ssl.trainers.state import RESUME_ORDER
 
         if not any((self.run / name).exists() for name in RESUME_ORDER):

@@ -122,9 +122,9 @@ def time_limit(seconds: int) -> Iterator[None]:
 
 def imported(source: Path, raw: Path) -> str:
     """What the import says of a source: its error, or its mistakes and problems."""
-    from nnunet_ssl.corpus.errors import CorpusError
     from nnunet_ssl.corpus.importing import ImportOptions, import_corpus
     from nnunet_ssl.corpus.sources.kinds import SourceOptions
+    from nnunet_ssl.errors import CorpusError
 
     options = ImportOptions(SourceOptions("Odd"), lenient=True, num_threads=1)
     try:

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.stamps import stamp
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.forget import check, forget
 from nnunet_ssl.planners.made_from import Origin, Part, read_origins, write_origins

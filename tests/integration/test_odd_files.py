@@ -13,7 +13,8 @@ import pytest
 
 from nnunet_ssl.corpus.reader import CorpusReader
 from nnunet_ssl.corpus.reading import damage
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.errors import BadFile
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.fingerprint import analyse
 
 DRILL = Path(__file__).resolve().parents[1] / "drills" / "odd_files.py"

@@ -23,9 +23,9 @@ from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPre
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunet_ssl.cli.import_corpus import main as import_main
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.parallel import work_through
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.foreground import AIR, LOCATIONS, SHARE
 from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets

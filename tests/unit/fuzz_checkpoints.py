@@ -334,7 +334,8 @@ def refused(when: str, error: Exception) -> str:
 def load_into(path: Path, targets: list[nn.Module]) -> str:
     """What a user's command does with a file; the outcome in a word. Raises whatever is not a clean refusal."""
     from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
-    from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+    from nnunet_ssl.checkpoints.read import read_checkpoint
+    from nnunet_ssl.errors import CheckpointError
 
     try:
         checkpoint = read_checkpoint(path)

@@ -6,8 +6,9 @@ from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.backbones.primus import scatter_tokens
+from nnunet_ssl.errors import BackboneError
 
 PATCH = (16, 24, 8)
 

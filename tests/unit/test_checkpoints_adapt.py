@@ -19,7 +19,7 @@ from nnunet_ssl.checkpoints.adaptation.channels import fit_channels
 from nnunet_ssl.checkpoints.adaptation.kernels import fit_kernel
 from nnunet_ssl.checkpoints.adaptation.position_embedding import resize_position_embedding
 from nnunet_ssl.checkpoints.adaptation.report import ENCODER_GROUPS, TransferReport
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 
 def unet(

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.adaptation.report import TransferReport
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.token_order import to_natural_order
+from nnunet_ssl.errors import CheckpointError
 
 PATCH = [16, 16, 16]
 GRID = (2, 2, 2)

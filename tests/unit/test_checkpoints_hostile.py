@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.adaptation.position_embedding import grid_of
-from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint
+from nnunet_ssl.checkpoints.read import network_weights, read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint
+from nnunet_ssl.errors import CheckpointError
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4)}
 

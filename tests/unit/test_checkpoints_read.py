@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint, read_latest
+from nnunet_ssl.checkpoints.read import network_weights, read_checkpoint, read_latest
 from nnunet_ssl.checkpoints.write import save_checkpoint
+from nnunet_ssl.errors import CheckpointError
 
 WEIGHTS = {"encoder.weight": torch.arange(12.0).reshape(3, 4), "encoder.bias": torch.ones(3)}
 

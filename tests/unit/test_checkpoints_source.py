@@ -13,8 +13,9 @@ from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt, adapt_checkpoint
-from nnunet_ssl.checkpoints.read import CheckpointError, network_weights, read_checkpoint
+from nnunet_ssl.checkpoints.read import network_weights, read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
+from nnunet_ssl.errors import CheckpointError
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "fixtures"
 UNETS = ("BaseMAETrainer", "SparkMAETrainer", "VoCoTrainer", "VolumeFusionTrainer")

@@ -9,8 +9,8 @@ import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from torch import Tensor
 
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.token_order import needs_conversion, to_natural_order
+from nnunet_ssl.errors import CheckpointError
 
 TOKEN = 4
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from nnunet_ssl.checkpoints import write
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.write import save_checkpoint, to_plain
+from nnunet_ssl.errors import CheckpointError
 
 # One process imports torch once and forks a saver per kill, so that dozens of kills take seconds.
 KILL_LOOP = """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.filters import check_expression, matching, select
 from nnunet_ssl.corpus.table import typed
+from nnunet_ssl.errors import CorpusError
 
 TABLE = typed(
     pd.DataFrame(

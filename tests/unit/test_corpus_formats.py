@@ -14,12 +14,12 @@ from image_files import SPACING, UNITS, save_dicom, save_nifti
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats import dicom
 from nnunet_ssl.corpus.headers import read_header
 from nnunet_ssl.corpus.reader import CorpusReader
 from nnunet_ssl.corpus.reading import NOT_FINITE, read_case
 from nnunet_ssl.corpus.sources.folder import find_in_folder
+from nnunet_ssl.errors import UnusableImage
 
 SHAPE = (10, 12, 14)
 

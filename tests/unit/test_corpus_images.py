@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
+from nnunet_ssl.errors import CorpusError
 
 
 def touch(folder: Path, *names: str) -> None:

@@ -18,13 +18,13 @@ import SimpleITK as sitk
 import tifffile
 
 from nnunet_ssl.cli.import_corpus import main
-from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
 from nnunet_ssl.corpus.headers import read_header
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.names import assign_names
 from nnunet_ssl.corpus.reader import CorpusReader
 from nnunet_ssl.corpus.reading import choose_reader
 from nnunet_ssl.corpus.table import read_table
+from nnunet_ssl.errors import CorpusError, UnusableImage
 
 SHAPE = (14, 12, 10)  # in the file; arrays are [10, 12, 14]
 

@@ -12,11 +12,11 @@ import pytest
 
 from nnunet_ssl.cli.corpus import main as corpus_command
 from nnunet_ssl.cli.import_corpus import main
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.sources.kinds import kind_of
 from nnunet_ssl.corpus.sources.pretrain_data import find_in_pretrain_data
 from nnunet_ssl.corpus.subjects import subjects_of
 from nnunet_ssl.corpus.table import read_table
+from nnunet_ssl.errors import CorpusError
 
 SHAPE = (10, 11, 12)
 

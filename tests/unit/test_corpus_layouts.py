@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 
 from nnunet_ssl.cli.corpus import main as corpus_main
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.hounsfield import holds_hounsfield_units
 from nnunet_ssl.corpus.images import TEST_IMAGES, list_images, read_dataset_json
 from nnunet_ssl.corpus.importing import Imported, ImportOptions, import_corpus
@@ -26,6 +25,7 @@ from nnunet_ssl.corpus.sources.folder_names import from_folders
 from nnunet_ssl.corpus.sources.kinds import SourceOptions
 from nnunet_ssl.corpus.sources.layouts import called_like_a_label
 from nnunet_ssl.corpus.table import numbers, read_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.entering import read_json
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from nnunet_ssl.cli.corpus import main
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.overview.describe import add_slices, describe_dataset
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
 from nnunet_ssl.corpus.overview.look import describe_columns, look_at
@@ -19,6 +18,7 @@ from nnunet_ssl.corpus.overview.sections import as_text
 from nnunet_ssl.corpus.sampling import sampling_weights
 from nnunet_ssl.corpus.subjects import split_by_subject, stable_split, subjects_of
 from nnunet_ssl.corpus.table import FILE, read_table, typed, write_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.report.corpus_page import contact_sheet, histograms, write_corpus_page
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.planners.to_estimate import plans_without_data
 from nnunet_ssl.report.gpu_times import gpu_times

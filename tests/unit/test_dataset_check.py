@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from nnunet_ssl.corpus.dataset_check import mistakes_in
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import read_dataset_json
+from nnunet_ssl.errors import CorpusError
 
 GOOD: dict[str, Any] = {
     "channel_names": {"0": "T1w", "1": "FLAIR"},

@@ -24,7 +24,8 @@ from nnunet_ssl.demo.job import (
     run_folder,
 )
 from nnunet_ssl.demo.report import write_report
-from nnunet_ssl.demo.steps import DemoError, Step, clock, find_program, run_steps
+from nnunet_ssl.demo.steps import Step, clock, find_program, run_steps
+from nnunet_ssl.errors import DemoError
 
 
 def python(code: str, name: str = "step") -> Step:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method, method_names
 
 OWN = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]

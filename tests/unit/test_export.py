@@ -19,8 +19,9 @@ from nnunet_ssl.checkpoints.export.downstream import check_loads_downstream, emp
 from nnunet_ssl.checkpoints.export.formats import export_nnssl, export_safetensors
 from nnunet_ssl.checkpoints.export.portable import ExportOptions, portable
 from nnunet_ssl.checkpoints.export.private import PATH, Scrubber
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
+from nnunet_ssl.errors import CheckpointError
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "fixtures"
 PATCH = (16, 24, 16)

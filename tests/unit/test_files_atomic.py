@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ssl.errors import CannotWrite
 from nnunet_ssl.files import atomic
 from nnunet_ssl.files.atomic import atomic_path, atomic_write, copy_file, write_bytes, write_json, write_text
-from nnunet_ssl.files.unwritable import CannotWrite
 
 KILL_LOOP = """
 import json, os, random, signal, sys, time

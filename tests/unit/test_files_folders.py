@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from nnunet_ssl.errors import CannotWrite
 from nnunet_ssl.files.folders import existing, explaining, is_writable, require_writable
-from nnunet_ssl.files.unwritable import CannotWrite, explanation
+from nnunet_ssl.files.unwritable import explanation
 from nnunet_ssl.messages import one_line
 from nnunet_ssl.report import attempt
 from nnunet_ssl.report.attempt import attempt_to_draw

@@ -16,7 +16,8 @@ from huggingface_hub import constants
 from nnunet_ssl.checkpoints.hub.address import HubAddress, choose_weights, parse_address
 from nnunet_ssl.checkpoints.hub.known_models import KNOWN_MODELS
 from nnunet_ssl.checkpoints.hub.resolve import resolve_source
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.errors import CheckpointError
 
 MAE = "AnonRes/ResEncL-OpenMind-MAE"
 

@@ -13,10 +13,11 @@ import yaml
 from safetensors.torch import save_file
 
 from nnunet_ssl.checkpoints.hub.model_card import write_model_card
-from nnunet_ssl.checkpoints.hub.publish import RepositoryNotEmptyError, push_to_hub
+from nnunet_ssl.checkpoints.hub.publish import push_to_hub
 from nnunet_ssl.checkpoints.hub.resolve import resolve_source
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli import models
+from nnunet_ssl.errors import CheckpointError, RepositoryNotEmptyError
 
 SSL = {
     "method": "mae",
@@ -83,7 +84,7 @@ def test_nothing_is_overwritten_unasked(export: Path, hub: Any) -> None:
     (export / "config.json").write_text('{"version": 2}')
     with pytest.raises(RepositoryNotEmptyError, match=r"already holds README\.md, adaptation_plan\.json") as error:
         push_to_hub(export, "ME/Brains", token=hub.token)
-    assert "checkpoint_final.pth" in error.value.files
+    assert "checkpoint_final.pth" in error.value.found
     assert hub.repositories["ME/Brains"].files == before
     push_to_hub(export, "ME/Brains", token=hub.token, overwrite=True)
     assert hub.repositories["ME/Brains"].files == {**before, "config.json": b'{"version": 2}'}

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.table import write_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.trainers.data import Source
 from nnunet_ssl.trainers.selection import apply_filter, columns_of, corpus_table, people, weights_for
 

@@ -5,10 +5,11 @@ import itertools
 import pytest
 import torch
 
+from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.methods.mae import MAEConfig
+from nnunet_ssl.settings import read_config
 from nnunet_ssl.views.masks import (
     aligned_block,
-    check_block,
-    check_ratio,
     draw_ratio,
     hidden_count,
     random_block_mask,
@@ -83,14 +84,16 @@ def test_ratio_drawn_per_batch():
 
 @pytest.mark.parametrize("ratio", [0, 1.0, (0.5, 1.2), (0.9, 0.6), (0.1, 0.2, 0.3), (), "much"])
 def test_impossible_ratios(ratio):
-    with pytest.raises(ValueError, match="mask_ratio"):
-        check_ratio(ratio)
+    with pytest.raises(SettingsError, match="mask_ratio"):
+        read_config(MAEConfig, {"mask_ratio": ratio}, "here")
 
 
-@pytest.mark.parametrize("block", [0, (8, 0, 8), 2.5, True, ()])
+@pytest.mark.parametrize("block", [0, (8, 0, 8), 2.5, True, (), (8, 8)])
 def test_impossible_blocks(block):
-    with pytest.raises((ValueError, TypeError)):
-        check_block(block)
+    with pytest.raises(
+        SettingsError, match="mask_block must be a whole number >= 1, or one per axis, 3 of them, found"
+    ):
+        read_config(MAEConfig, {"mask_block": block}, "here")
 
 
 def test_aligned_block():

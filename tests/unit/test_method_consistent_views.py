@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.consistent_views import ConsistentViews, ConsistentViewsConfig
+from nnunet_ssl.settings import read_config
 from nnunet_ssl.views.crops import shared_voxels
 
 METHOD = ConsistentViews
@@ -115,7 +116,7 @@ def test_unfit_sizes_and_settings_are_refused(make):
     for wrong in ({"min_overlap": 0}, {"alignment_weight": 0}, {"reconstruction_weight": 0}, {"grid": 0},
                   {"predictor_dim": 1}, {"temperature": 0}, {"mask_ratio": 1.5}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            ConsistentViewsConfig(**wrong)
+            read_config(ConsistentViewsConfig, wrong, "here")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.mae import MAE, MAEConfig
 from nnunet_ssl.methods.reconstruction import explained_variance, masked_mse
 

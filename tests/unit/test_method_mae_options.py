@@ -6,9 +6,11 @@ from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.methods.mae import MAE, MAEConfig
+from nnunet_ssl.settings import read_config
 
 PATCH = (16, 32, 24)
 
@@ -86,7 +88,7 @@ def test_blocks_that_do_not_tile_the_tokens_name_the_next_patch():
 )
 def test_nonsense_is_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
-        MAEConfig(**config)
+        read_config(MAEConfig, config, "here")
 
 
 @pytest.mark.parametrize("name", ["mae", "simmim", "spark3d"])
@@ -95,5 +97,5 @@ def test_augmentation_is_a_factor_on_rotation_and_scaling(name):
     for factor in (0.0, 1.0, 2.5):
         views = cls.views(cls.Config(augmentation=factor), (32, 32, 32))
         assert (views.rotate_and_scale, views.mirror) == (factor, True)
-    with pytest.raises(ValueError, match="augmentation must be >= 0"):
-        cls.Config(augmentation=-0.1)
+    with pytest.raises(ValueError, match="augmentation must be a number >= 0"):
+        read_config(cls.Config, {"augmentation": -0.1}, "here")

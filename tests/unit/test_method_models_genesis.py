@@ -8,6 +8,7 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.methods.models_genesis import ModelsGenesis, ModelsGenesisConfig
+from nnunet_ssl.settings import read_config
 from nnunet_ssl.views.value_range import value_range
 
 PATCH = (16, 24, 8)
@@ -169,7 +170,7 @@ def test_same_seed_same_corruption():
 )  # fmt: skip
 def test_nonsense_is_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
-        ModelsGenesisConfig(**config)
+        read_config(ModelsGenesisConfig, config, "here")
 
 
 def test_nothing_to_restore_is_refused():

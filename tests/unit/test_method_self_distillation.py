@@ -7,9 +7,11 @@ from math import log
 import pytest
 import torch
 
+from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods.distillation_loss import centred_assignment, distillation
 from nnunet_ssl.methods.reconstruction import masked_error
 from nnunet_ssl.methods.self_distillation import SelfDistillation, SelfDistillationConfig
+from nnunet_ssl.settings import read_config
 
 METHOD = SelfDistillation
 PATCH = (16, 32, 32)
@@ -187,19 +189,15 @@ def test_heads_and_centres_go_through_a_checkpoint_without_the_networks(make):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"reconstruction_weight": 0.0}, "decoder is not used"),
-        ({"token_weight": -1.0}, "must be >= 0"),
+        ({"reconstruction_weight": 0.0}, "reconstruction_weight must be a number > 0"),
         ({"token_weight": 0.0, "image_weight": 0.0}, "use the method simmim"),
-        ({"prototypes": 1}, "prototypes must be >= 2"),
-        ({"compared_tokens": 0}, "compared_tokens must be a whole number"),
-        ({"teacher_temperature": 0.0}, "teacher_temperature must be > 0"),
-        ({"momentum": 1.1}, r"momentum must lie in \[0, 1\]"),
-        ({"centring": "batch"}, 'centring is "mean" or "sinkhorn"'),
+        ({"momentum": 1.1}, "momentum must be a number from 0 to"),
+        ({"centring": "batch"}, "centring.*mean.*sinkhorn"),
     ],
 )
 def test_mistakes(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        SelfDistillationConfig(**wrong)
+    with pytest.raises(SettingsError, match=message):
+        read_config(SelfDistillationConfig, wrong, "ssl")
 
 
 def test_blocks_that_cut_tokens_are_refused(make):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.simclr import SimCLR, SimCLRConfig
+from nnunet_ssl.settings import read_config
 from nnunet_ssl.views.crops import shared_voxels
 
 METHOD = SimCLR
@@ -90,7 +91,7 @@ def test_unfit_sizes_and_settings_are_refused(make):
     for wrong in ({"min_overlap": 0}, {"min_overlap": 0.8, "max_overlap": 0.5}, {"temperature": 0},
                   {"pairs_per_image": 0}, {"projector_dim": 1}, {"augmentation": -1}):  # fmt: skip
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            SimCLRConfig(**wrong)
+            read_config(SimCLRConfig, wrong, "here")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
+from nnunet_ssl.settings import read_config
 
 PATCH = (16, 24, 8)
 
@@ -147,7 +148,7 @@ def test_options(build, config):
 @pytest.mark.parametrize("config", [{"mask_ratio": 0}, {"mask_block": -1}, {"loss": "l0"}, {"mask_style": "dots"}])
 def test_nonsense_is_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
-        SimMIMConfig(**config)
+        read_config(SimMIMConfig, config, "here")
 
 
 @pytest.mark.parametrize("build", [unet, primus])

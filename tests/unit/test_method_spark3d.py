@@ -9,6 +9,7 @@ from torch import nn
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.backbones.sparse import HiddenPositions
 from nnunet_ssl.methods.spark3d import Densify, Spark3D, Spark3DConfig
+from nnunet_ssl.settings import read_config
 
 PATCH = (16, 24, 16)
 
@@ -171,7 +172,7 @@ def test_options(config):
 )
 def test_nonsense_is_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
-        Spark3DConfig(**config)
+        read_config(Spark3DConfig, config, "here")
 
 
 def test_two_dimensions_channels_batch_of_one_and_anisotropic_strides():

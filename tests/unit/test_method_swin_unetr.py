@@ -8,8 +8,10 @@ import torch
 from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig, average_halves
+from nnunet_ssl.settings import read_config
 from nnunet_ssl.views.orientation import turn
 
 METHOD = SwinUNETR
@@ -135,7 +137,7 @@ def test_unfit_sizes_and_settings_are_refused(make):
         make("unet", (16, 22, 16))
     for wrong in ({"max_cutout": 1}, {"min_box": 0.5}, {"temperature": 0}, {"embedding_dim": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            SwinUNETRConfig(**wrong)
+            read_config(SwinUNETRConfig, wrong, "here")
     with pytest.raises(ValueError, match="not all 0"):
         SwinUNETRConfig(rotation_weight=0, contrast_weight=0, inpainting_weight=0)
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from nnunet_ssl.backbones import BackboneError
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.voco import VoCo, VoCoConfig
+from nnunet_ssl.settings import read_config
 
 METHOD = VoCo
 PATCH = (32, 48, 16)
@@ -97,7 +98,7 @@ def test_unfit_sizes_and_settings_are_refused(make):
         VoCo.views(VoCoConfig(grid=(2, 2)), (40, 40, 40))
     for wrong in ({"target_crops": 0}, {"grid": (1, 1, 1)}, {"apart_weight": -1}, {"embedding_dim": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            VoCoConfig(**wrong)
+            read_config(VoCoConfig, wrong, "here")
 
 
 def best_constant(overlap: torch.Tensor) -> float:

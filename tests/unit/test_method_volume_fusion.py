@@ -9,10 +9,12 @@ from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError, wrap_network
+from nnunet_ssl.backbones import wrap_network
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import volume_fusion
 from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
+from nnunet_ssl.settings import read_config
 from nnunet_ssl.trainers.pretraining import SSLVolumeFusionTrainer
 
 PATCH = (16, 24, 8)
@@ -215,7 +217,7 @@ def test_same_seed_same_mixture():
 )  # fmt: skip
 def test_nonsense_is_refused(config):
     with pytest.raises(ValueError, match=next(iter(config))):
-        VolumeFusionConfig(**config)
+        read_config(VolumeFusionConfig, config, "here")
     with pytest.raises(ValueError, match="not both 0"):
         VolumeFusionConfig(ce_weight=0, dice_weight=0)
 

@@ -13,10 +13,10 @@ import torch
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
 from nnunet_ssl.checkpoints.networks.source import network_of, stated_network
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.cli.plan_finetune import main
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CheckpointError, CorpusError
 from nnunet_ssl.planners.finetune_geometry import patch_like, patch_within_budget, require_fitting_patch
 from nnunet_ssl.planners.finetune_plans import Wishes, choose_schemes
 from nnunet_ssl.planners.plan_finetune import checked_name

@@ -12,7 +12,7 @@ from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.methods import method_names
 from nnunet_ssl.methods.mae import MAEConfig
 from nnunet_ssl.planners.normalization import raw_channels

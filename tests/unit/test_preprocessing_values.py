@@ -15,7 +15,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.ndimage import gaussian_filter
 
-from nnunet_ssl.corpus.errors import CorpusError, UnusableImage
+from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.planners.cropping import crop_to_nonzero
 from nnunet_ssl.planners.foreground import (
     MAX_LOCATIONS,

@@ -13,7 +13,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.pretrained_weights import load, load_into
 
 

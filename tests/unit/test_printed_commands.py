@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import how_to_spell, require_folder
+from nnunet_ssl.errors import CorpusError
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = re.compile(

@@ -8,10 +8,9 @@ import sys
 import pytest
 
 from nnunet_ssl.checkpoints.hub.model_card import card_text
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.cli.errors import one_line_errors
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.overview.sections import Section, as_text
+from nnunet_ssl.errors import CheckpointError, CorpusError
 from nnunet_ssl.quoting import cell, markdown, printable
 
 RED = "\x1b[31mred\x1b[0m"

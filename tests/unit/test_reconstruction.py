@@ -6,13 +6,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.methods.mae import MAEConfig
 from nnunet_ssl.methods.reconstruction import (
-    check_reconstruction,
     explained_variance,
     masked_error,
     masked_reconstruction,
     patch_statistics,
 )
+from nnunet_ssl.settings import read_config
 
 SHAPES = [(2, 1, 4, 5, 3), (1, 3, 6, 7), (2, 2, 8, 4, 6)]
 
@@ -88,5 +90,5 @@ def test_masked_reconstruction_against_its_parts(loss, loss_on, normalise):
 
 @pytest.mark.parametrize("wrong", [{"loss": "l3"}, {"loss": "l1", "loss_on": "visible"}])
 def test_unknown_losses_are_refused(wrong):
-    with pytest.raises(ValueError, match="loss"):
-        check_reconstruction(SimpleNamespace(**wrong))
+    with pytest.raises(SettingsError, match=r'loss(_on)? is "'):
+        read_config(MAEConfig, wrong, "here")

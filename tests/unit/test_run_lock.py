@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssl.settings import SettingsError
+from nnunet_ssl.errors import FolderInUse, SettingsError
 from nnunet_ssl.trainers import run_lock
 from nnunet_ssl.trainers.asked import differences, note_weights, refuse_differences
-from nnunet_ssl.trainers.run_lock import FolderInUse, alone_in
+from nnunet_ssl.trainers.run_lock import alone_in
 
 HOLDER = """
 import sys, time

@@ -9,8 +9,8 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from dynamic_network_architectures.building_blocks.regularization import SqueezeExcite
 from torch import nn
 
-from nnunet_ssl.backbones import BackboneError
 from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, check_sparse, visible_instance_norm
+from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.views.masks import random_blocks, upsample_mask
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from nnunet_ssl.cli.import_corpus import main as import_main
 from nnunet_ssl.cli.pretrain import main as pretrain_main
-from nnunet_ssl.corpus.errors import CorpusError
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.wanted import wanted_cases
 

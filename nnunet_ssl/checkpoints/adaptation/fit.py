@@ -17,8 +17,8 @@ from nnunet_ssl.checkpoints.adaptation.position_embedding import (
     resize_position_embedding,
 )
 from nnunet_ssl.checkpoints.adaptation.report import TransferReport
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.screening.content import WEIGHT_TYPES
+from nnunet_ssl.errors import CheckpointError
 
 
 class DoesNotFitError(Exception):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.report import ENCODER_GROUPS
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 PLACE_KEYS = ("key_to_encoder", "key_to_stem", "keys_to_in_proj")
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from nnunet_ssl.checkpoints.networks.architecture import FAMILIES, Architecture, differences
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.quoting import printable
 
 GROUPS = ("stem", "encoder", "position embedding", "decoder", "heads")

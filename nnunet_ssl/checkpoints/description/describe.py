@@ -25,9 +25,10 @@ from nnunet_ssl.checkpoints.hub.download import sha256_of
 from nnunet_ssl.checkpoints.hub.resolve import Origin
 from nnunet_ssl.checkpoints.networks.source import network_of
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
-from nnunet_ssl.checkpoints.read import CheckpointError, network_weights
+from nnunet_ssl.checkpoints.read import network_weights
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.checkpoints.token_order import needs_conversion
+from nnunet_ssl.errors import CheckpointError
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 LARGEST = 100_000  # voxels, channels, heads: beyond this a number is a mistake
 MOST_CHANNELS = 1000

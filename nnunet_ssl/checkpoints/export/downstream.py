@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.position_embedding import grid_of, resize_position_embedding
 from nnunet_ssl.checkpoints.networks.source import stated_network
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 
 def empty_network(plan: Mapping[str, Any], num_input_channels: int, patch_size: Sequence[int]) -> nn.Module:

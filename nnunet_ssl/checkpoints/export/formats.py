@@ -12,8 +12,8 @@ from typing import Any
 from nnunet_ssl.checkpoints.export.downstream import check_loads_downstream
 from nnunet_ssl.checkpoints.export.portable import ExportOptions, Portable, portable
 from nnunet_ssl.checkpoints.export.sidecar import config_of, write_safetensors
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.write import save_checkpoint
+from nnunet_ssl.errors import CheckpointError, FolderTaken
 from nnunet_ssl.files.atomic import write_json
 
 # nnU-Net's development branch downloads exactly the first three from the hub; config.json makes the hub count downloads.
@@ -67,7 +67,7 @@ def export_safetensors(
     """Write `folder`/model.safetensors, config.json and, where known, adaptation_plan.json.
 
     The file alone is complete: its metadata hold what config.json shows. `read_checkpoint` gives back the content of
-    `export_nnssl`'s file, equal to the bit. Returns what was written and what was left out. Raises FileExistsError for a
+    `export_nnssl`'s file, equal to the bit. Returns what was written and what was left out. Raises FolderTaken for a
     folder that is taken.
     """
     made = portable(checkpoint, options)
@@ -92,7 +92,7 @@ def new_folder(
 ) -> Iterator[Path]:
     """A temporary folder beside `folder` that takes its place when the block ends well, and vanishes when not.
 
-    Raises FileExistsError when `folder` holds anything, unless `overwrite` is set and all of it came from an export
+    Raises FolderTaken when `folder` holds anything, unless `overwrite` is set and all of it came from an export
     (`is_ours` says so of a path relative to the folder).
     """
     target = Path(folder).expanduser().absolute()
@@ -119,19 +119,17 @@ def new_folder(
 
 
 def check_free(folder: str | os.PathLike[str], overwrite: bool, is_ours: Callable[[Path], bool] | None = None) -> None:
-    """Raise FileExistsError when an export to `folder` would overwrite what must not be; see `new_folder`."""
+    """Raise FolderTaken when an export to `folder` would overwrite what must not be; see `new_folder`."""
     target = Path(folder).expanduser().absolute()
     is_ours = is_ours or (lambda path: path.name in OURS and path.parent == Path())
     if target.exists() and not target.is_dir():
-        raise FileExistsError(f"{target} is a file. -o wants the name of a folder, which is made.")
+        raise FolderTaken(f"{target} is a file. -o wants the name of a folder, which is made.", path=target)
     files = [p.relative_to(target) for p in target.rglob("*") if not p.is_dir()] if target.is_dir() else []
     foreign = [path for path in files if not is_ours(path)]
     if foreign:
-        raise FileExistsError(
+        raise FolderTaken(
             f"{target} holds other files ({', '.join(map(str, foreign[:3]))}{', ...' if len(foreign) > 3 else ''}), which an "
             "export never overwrites. Choose another folder with -o."
         )
     if files and not overwrite:
-        raise FileExistsError(
-            f"{target} holds an export already. Add --overwrite to replace it, or choose another folder."
-        )
+        raise FolderTaken(f"{target} holds an export already. Add --overwrite to replace it, or choose another folder.")

@@ -11,9 +11,9 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, INIT_ARGS, Scrubber
 from nnunet_ssl.checkpoints.networks.source import PRIMUSX_NAMES, network_of, training_configuration
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.source import attention_heads, prepare_source, token_grid
 from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
+from nnunet_ssl.errors import CheckpointError
 
 DATASET = "dataset_json"
 STUDENT, TEACHER = "student", "teacher"

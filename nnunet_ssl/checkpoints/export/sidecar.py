@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.aliases import own_name
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.atomic import atomic_path
 
 MARK = "nnunet_ssl"  # the metadata entry that says the file is one of ours; its value is the version of the layout

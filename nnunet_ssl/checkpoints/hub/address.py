@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 WEIGHT_SUFFIXES = (".pth", ".pt", ".safetensors")
 PAGES = ("huggingface.co", "www.huggingface.co", "hf.co")

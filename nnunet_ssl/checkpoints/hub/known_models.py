@@ -10,7 +10,7 @@ import difflib
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 OPENMIND = "Wald et al., An OpenMind for 3D medical vision self-supervised learning, ICCV 2025, arXiv:2412.17041"
 NNFOUNDATION = "Harsy, Ulrich, Wald et al., nnFoundation: 3D Foundation Models for Radiology, 2026, arXiv:2609.26924"

@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.export.private import Scrubber
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.atomic import copy_file, write_text
 from nnunet_ssl.quoting import code, markdown
 

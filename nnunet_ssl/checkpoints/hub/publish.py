@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,12 @@ from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.checkpoints.hub.address import BARE, HubAddress, is_weights
 from nnunet_ssl.checkpoints.hub.errors import explain
-from nnunet_ssl.checkpoints.read import CheckpointError, read_checkpoint
+from nnunet_ssl.checkpoints.read import read_checkpoint
+from nnunet_ssl.errors import CheckpointError, RepositoryNotEmptyError
 
 TEXTS = (".json", ".md", ".txt")
 PUBLISHED = (".pth", ".pt", ".safetensors", ".png", *TEXTS)
 OF_THE_HUB = (".gitattributes",)  # what a new repository holds by itself
-
-
-class RepositoryNotEmptyError(CheckpointError):
-    """There are files in the repository already; `files` names those."""
-
-    def __init__(self, repo_id: str, files: list[str]) -> None:
-        self.files = files
-        shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
-        super().__init__(
-            f"{repo_id} already holds {shown}. Nothing was uploaded. Choose another name, or ask to overwrite "
-            "(--overwrite): files of equal name are replaced (old versions stay in the history), others stay."
-        )
 
 
 def push_to_hub(
@@ -159,8 +148,16 @@ def _refuse(repo_id: str, info: Any, private: bool, overwrite: bool) -> None:
         )
     there = sorted(s.rfilename for s in info.siblings or () if s.rfilename not in OF_THE_HUB)
     if there and not overwrite:
-        raise RepositoryNotEmptyError(repo_id, there)
+        raise RepositoryNotEmptyError(_refusal(repo_id, there), found=there)
 
 
 def _names(files: list[Path], folder: Path) -> str:
     return ", ".join(f.relative_to(folder).as_posix() for f in files[:8]) + (" ..." if len(files) > 8 else "")
+
+
+def _refusal(repo_id: str, files: Sequence[str]) -> str:
+    shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
+    return (
+        f"{repo_id} already holds {shown}. Nothing was uploaded. Choose another name, or ask to overwrite "
+        "(--overwrite): files of equal name are replaced (old versions stay in the history), others stay."
+    )

@@ -11,8 +11,8 @@ from typing import Any
 from nnunet_ssl.checkpoints.hub.address import SYNTAX, HubAddress, choose_weights, is_weights, parse_address
 from nnunet_ssl.checkpoints.hub.download import download, sha256_of
 from nnunet_ssl.checkpoints.hub.known_models import KNOWN_MODELS, KnownModel, close_names, find_model
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.screening.diagnosis import checkpoints_near
+from nnunet_ssl.errors import CheckpointError
 
 IN_CACHE = re.compile(r"models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})/(?P<file>.+)$")
 

@@ -14,8 +14,8 @@ from nnunet_ssl.checkpoints.aliases import own_name
 from nnunet_ssl.checkpoints.foreign_values import mapping
 from nnunet_ssl.checkpoints.networks.architecture import recognise
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
-from nnunet_ssl.checkpoints.read import CheckpointError
 from nnunet_ssl.checkpoints.source import attention_heads
+from nnunet_ssl.errors import CheckpointError
 
 DROP_PATH = 0.2  # of nnU-Net's Primus trainers and of nnssl's pre-training
 PRIMUS_DEFAULTS = {"drop_path_rate": DROP_PATH, "init_values": 0.1, "scale_attn_inner": True}

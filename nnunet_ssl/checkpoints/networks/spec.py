@@ -11,7 +11,7 @@ from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS, RESENC_L
 from nnunet_ssl.checkpoints.networks.arguments import LAYERS, PRIMUS_ARGUMENTS, UNET_ARGUMENTS
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 
 NETWORKS = {
     "PlainConvUNet": "dynamic_network_architectures.architectures.unet.PlainConvUNet",

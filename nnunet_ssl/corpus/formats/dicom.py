@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.header import Header, orientation_of
 from nnunet_ssl.corpus.formats.itk import dtype_of
+from nnunet_ssl.errors import UnusableImage
 
 ENDINGS = (".dcm", ".dicom", ".ima")
 UNEVEN = 0.05  # of the distance between slices: rounding of positions and moving tables stay below

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import nibabel
 import numpy as np
 
-from nnunet_ssl.corpus.errors import UnusableImage
+from nnunet_ssl.errors import UnusableImage
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_ssl.corpus.address import MEAN
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.header import Header, index_of, orientation_of
+from nnunet_ssl.errors import UnusableImage
 
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 MAX_HEADER = 2**16  # bytes of text before the data of NRRD and MetaImage files

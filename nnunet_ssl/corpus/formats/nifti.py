@@ -14,10 +14,10 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
 from nnunet_ssl.corpus.address import MEAN
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.header import Header, index_of, orientation_of, require_spacing
 from nnunet_ssl.corpus.formats.units import NIFTI, in_millimetres, millimetres_per_unit
 from nnunet_ssl.corpus.reading import cut_off, damage
+from nnunet_ssl.errors import UnusableImage
 
 MGH = (".mgz", ".mgh")
 PAIR = (".hdr", ".img")

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.formats.header import Header
+from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.files.entering import read_json
 
 TIFF = (".tif", ".tiff")

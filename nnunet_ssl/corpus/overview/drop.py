@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from os.path import join
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import load_dataset_json
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
 from nnunet_ssl.corpus.table import has_table, read_table, write_table
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 
 

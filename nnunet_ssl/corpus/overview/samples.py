@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from nnunet_ssl.corpus.check import check_image
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.parallel import work_through
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case
 from nnunet_ssl.corpus.sampling import sampling_weights
+from nnunet_ssl.errors import UnusableImage
 
 THUMBNAIL = 96  # voxels of the longer edge, in millimetres if the voxels are not square
 SEED = 1234

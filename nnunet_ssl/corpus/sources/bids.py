@@ -9,13 +9,13 @@ from functools import cache
 from os.path import abspath, basename, dirname, isfile, join, relpath
 from typing import Any
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.bids_masks import assign_masks, find_masks
 from nnunet_ssl.corpus.sources.csv_table import read_rows
 from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
 from nnunet_ssl.corpus.sources.walking import walk_files
-from nnunet_ssl.files.entering import BadFile, read_json, why_no_file
+from nnunet_ssl.errors import BadFile, CorpusError
+from nnunet_ssl.files.entering import read_json, why_no_file
 
 NO_IMAGE = re.compile(r"(?:.*mask|msk|dseg|probseg|xfm|stim)", re.IGNORECASE)  # suffixes
 MAX_SIDECAR = 1 << 24  # bytes

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from os.path import abspath, basename, relpath
 from typing import Any, NamedTuple
 
-from nnunet_ssl.corpus.errors import UnusableImage
 from nnunet_ssl.corpus.headers import read_header
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.found import Mistake
 from nnunet_ssl.corpus.sources.walking import walk_files
 from nnunet_ssl.corpus.subjects import MODALITY
+from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.files.entering import why_no_file
 
 MASK = re.compile(r"_(?:[a-z]*mask)$", re.IGNORECASE)

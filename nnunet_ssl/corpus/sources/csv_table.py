@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.images import absolute_path
 from nnunet_ssl.corpus.names import bad_case_names
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.found import Found, Mistake, with_source_columns
 from nnunet_ssl.corpus.sources.table_lines import MAX_LINE, read_lines
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.entering import why_no_file
 
 MISSING = ("", "na", "n/a", "nan", "null", "none", "<na>")

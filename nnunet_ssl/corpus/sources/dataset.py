@@ -8,12 +8,12 @@ from os.path import basename, isdir, isfile, join, normpath
 from typing import Any
 
 from nnunet_ssl.corpus.dataset_names import is_dataset_name
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.folders import find_raw_dataset
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.reader import ENDINGS
 from nnunet_ssl.corpus.sources.found import Found, frame
 from nnunet_ssl.corpus.subjects import subject_of
+from nnunet_ssl.errors import CorpusError
 
 
 def dataset_folder(source: str) -> str | None:

@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from os.path import abspath, basename, isdir, isfile, join, relpath
 from typing import Any
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.formats.dicom import is_dicom
 from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.dicom import find_series
@@ -19,6 +18,7 @@ from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
 from nnunet_ssl.corpus.sources.layouts import Sorted, sort_files
 from nnunet_ssl.corpus.sources.walking import matching_files, walk_files
 from nnunet_ssl.corpus.subjects import MODALITY, subject_of
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.entering import why_no_file
 
 ENTITY = {

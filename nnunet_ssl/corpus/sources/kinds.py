@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from os.path import expanduser, expandvars, isdir, isfile, join
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.bids import find_in_bids
 from nnunet_ssl.corpus.sources.csv_table import find_in_table
@@ -17,7 +16,8 @@ from nnunet_ssl.corpus.sources.folder import find_in_folder
 from nnunet_ssl.corpus.sources.found import Found, combine
 from nnunet_ssl.corpus.sources.openmind import METADATA, find_in_openmind
 from nnunet_ssl.corpus.sources.pretrain_data import find_in_pretrain_data
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.errors import BadFile, CorpusError
+from nnunet_ssl.files.entering import read_json
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 

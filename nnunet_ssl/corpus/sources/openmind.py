@@ -7,10 +7,10 @@ from os.path import dirname, isdir, isfile, join
 
 import pandas as pd
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.csv_table import check_rows, read_rows, rename_columns, resolve_paths
 from nnunet_ssl.corpus.sources.found import Found
+from nnunet_ssl.errors import CorpusError
 
 METADATA = "openneuro_metadata.csv"
 REQUIRED = ("image_path", "modality")

@@ -9,14 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.images import absolute_path
 from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.sources.csv_table import check_rows
 from nnunet_ssl.corpus.sources.found import Found, Mistake, frame
 from nnunet_ssl.corpus.table import COLUMNS
+from nnunet_ssl.errors import BadFile, CorpusError
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.files.entering import BadFile, read_json
+from nnunet_ssl.files.entering import read_json
 
 SUBJECT_INFO = ("age", "sex", "handedness", "race", "weight", "bmi", "health_status")
 MASKS = {"anatomy_mask": "anatomy_mask", "anonymization_mask": "anonymisation_mask"}

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from os.path import basename
 from typing import BinaryIO
 
-from nnunet_ssl.corpus.errors import CorpusError
 from nnunet_ssl.corpus.sources.found import Mistake
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.entering import why_no_content, why_no_file
 
 MAX_LINE = 100_000  # bytes
