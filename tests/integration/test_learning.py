@@ -28,8 +28,8 @@ PLANNERS = {"unet": "SSLPlannerResEncTiny", "primus": "SSLPlannerPrimusTiny"}
 USUAL = (40, 0.1)
 LEARNS: dict[tuple[str, str], tuple[int, float]] = {
     # Two thirds of its yardstick are logarithms of the number of prototypes, of which little is learned so soon.
-    ("self_distillation", "unet"): (40, 0.03),
-    ("self_distillation", "primus"): (120, 0.02),
+    ("self_distillation", "unet"): (40, 0.02),
+    ("self_distillation", "primus"): (120, 0.01),
 }
 PAIRS = [
     (name, backbone)
