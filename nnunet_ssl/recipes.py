@@ -50,7 +50,12 @@ DEVIATIONS: dict[tuple[str, str], dict[str, Any]] = {
     # Clipped at 12 as everything else it collapses: all embeddings equal after 160 steps (benchmarks/LOG.md).
     ("simclr", "unet"): {"grad_clip": 0.1, "source": "OpenMind (nnssl, SimCLRTrainer)"},
     ("voco", "unet"): {"grad_clip": 0.0, "source": "OpenMind (nnssl, VoCoTrainer, does not clip)"},
-}
+    # With SGD neither prototypes nor heads had learned anything after 90 steps in which AdamW had.
+    ("self_distillation", "unet"): {
+        "optimizer": "adamw", "initial_lr": 3e-4, "weight_decay": 5e-2, "warmup_epochs": 50, "grad_clip": 1.0,
+        "source": "AdamW as SMIT, iBOT and DINOv2; numbers of Primus' recipe",
+    },
+}  # fmt: skip
 # Fine-tuning and training from scratch, as shipped with the OpenMind weights in nnU-Net's development branch.
 FINETUNING = {
     "unet": Recipe(
@@ -96,7 +101,8 @@ def resolve(recipes: dict[str, Recipe], backbone: str, settings: ScheduleSetting
     """
     recipe = recipes[backbone]
     if settings.optimizer not in (None, recipe.optimizer):
-        other = next(r for r in recipes.values() if r.optimizer == settings.optimizer)
+        # Some tasks have the same optimiser for every kind of network; the usual recipes have both.
+        other = next(r for r in (*recipes.values(), *PRETRAINING.values()) if r.optimizer == settings.optimizer)
         recipe = replace(other, num_epochs=recipe.num_epochs)
     num_epochs = recipe.num_epochs if settings.num_epochs is None else settings.num_epochs
     warmup = settings.warmup_epochs

@@ -104,10 +104,13 @@ RESENC_TINY = Preset(
     ssl={**SHORT, "num_epochs": 50, "batch_size": 6},
     finetune={**SHORT, "num_epochs": 30},
 )
+# Primus' own learning rate, and half of the tokens instead of 0.7: of the few in a small crop 13 would be left to guess from, and
+# what can be guessed of the others, and so what the teacher says of them, comes down to two directions (benchmarks/LOG.md).
+FEW_TOKENS = {"self_distillation": {"initial_lr": 3e-4, "mask_ratio": 0.5}}
 PRIMUS_TINY = Preset(
     **primus(216, 6, 3, drop_path_rate=0.0),
     patch_edge=64,
     batch_size=4,
-    ssl={**SHORT, "num_epochs": 50, "batch_size": 8},
+    ssl={**SHORT, "num_epochs": 50, "batch_size": 8, **FEW_TOKENS},
     finetune={**SHORT, "num_epochs": 30},
 )

@@ -55,3 +55,9 @@ class SSLConsistentViewsTrainer(SSLTrainer):
     """Masked autoencoding of two views that agree where they overlap."""
 
     method_name = "consistent_views"
+
+
+class SSLSelfDistillationTrainer(SSLTrainer):
+    """A student that sees masked crops, and a slower twin that sees them whole: SMIT, with iBOT's losses."""
+
+    method_name = "self_distillation"

@@ -56,17 +56,16 @@ def shard(method: Method, device: torch.device, compiler: Compiler) -> tuple[Met
         compiler.compile_forward(block)
         fsdp.fully_shard(block, mesh=mesh)
     fsdp.fully_shard(method, mesh=mesh)  # what is in no block: stem, heads, output layers, embeddings
-    method.register_load_state_dict_pre_hook(_take_own_parts)
-    method.bare_network.register_load_state_dict_pre_hook(_take_own_parts)
+    for module in (method, *method.networks):
+        module.register_load_state_dict_pre_hook(_take_own_parts)
     return method, _as_forward(method, "encode"), _as_forward(method, "compare")
 
 
 def blocks_of(method: Method) -> list[nn.Module]:
-    """The pieces of a network that are put together one at a time: transformer blocks, or the stages of a U-Net."""
-    network: Any = method.bare_network
+    """The pieces of networks that are put together one at a time: transformer blocks, or the stages of a U-Net."""
     if method.backbone.kind == "primus":
-        return list(network.eva.blocks)
-    return [*network.encoder.stages, *network.decoder.stages]
+        return [block for network in method.networks for block in network.eva.blocks]
+    return [stage for network in method.networks for stage in (*network.encoder.stages, *network.decoder.stages)]
 
 
 def _as_forward(method: Method, name: str) -> Step:

@@ -288,9 +288,11 @@ class SSLTrainer(nnUNetTrainer):
             stop_if_asked(self)
             iteration = self.position.iteration
             step = self.current_epoch * self.num_iterations_per_epoch + iteration
+            self.method.progress = step / (self.num_epochs * self.num_iterations_per_epoch)
             with say_what_helps(self):
                 output = self._step(batch, step)
                 fine = stepping.optimiser_step(self, output.loss)
+                self.method.after_step(output.statistics, fine)
             place = f"epoch {self.current_epoch}, iteration {iteration}"
             self.watch.note(place, output.loss, fine, batch.get("key", ()))
             result = {"loss": output.loss.detach(), **output.terms}

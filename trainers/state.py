@@ -67,22 +67,23 @@ def describe(trainer: SSLTrainer) -> dict[str, Any]:
 
 
 def pack(trainer: SSLTrainer) -> dict[str, Any]:
-    """The checkpoint of a trainer. `network_weights` is the bare nnU-Net network under its own key names.
+    """The checkpoint of a trainer. `network_weights` is the bare nnU-Net network under its own key names; so is the teacher's.
 
     `current_epoch` is the one in which the run continues, after exactly the iterations whose results are in
     `finished_iterations`: see `Position`. Where states are sharded, all
     processes call this, and only the first gets them.
     """
-    position = trainer.position
-    weights, heads = trainer.method.bare_network.state_dict(), trainer.method.heads()
-    optimizer = trainer.optimizer.state_dict()
-    if trainer.settings.shard:
-        weights = sharding.whole(trainer.method.bare_network.state_dict(keep_vars=True))  # names of one weight share it
+    position, shard = trainer.position, trainer.settings.shard
+    networks = [network.state_dict(keep_vars=shard) for network in trainer.method.networks]
+    heads, optimizer = trainer.method.heads(), trainer.optimizer.state_dict()
+    if shard:
+        networks = [sharding.whole(weights) for weights in networks]  # names of one weight share it
         heads, optimizer = sharding.whole(heads), sharding.whole_optimizer(optimizer)
-    weights, heads, optimizer = (contiguous(part) for part in (weights, heads, optimizer))
+    weights, *teacher = map(contiguous, networks)
+    heads, optimizer = contiguous(heads), contiguous(optimizer)
     return {
         "network_weights": weights,
-        "ssl": {**describe(trainer), "heads": heads},
+        "ssl": {**describe(trainer), "heads": heads, **({"teacher": teacher[0]} if teacher else {})},
         "optimizer_state": optimizer,
         "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
         "logging": trainer.logger.get_checkpoint(),
@@ -138,7 +139,9 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
             "To start from its weights, use -pretrained_weights instead of --c."
         )
     refuse_other_settings(trainer, checkpoint["ssl"], path)
-    trainer.method.bare_network.load_state_dict(checkpoint["network_weights"])
+    saved = [checkpoint["network_weights"], checkpoint["ssl"].get("teacher")]
+    for network, weights in zip(trainer.method.networks, saved, strict=False):
+        network.load_state_dict(weights)
     trainer.method.load_heads(checkpoint["ssl"]["heads"])
     trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
     if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:

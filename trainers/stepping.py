@@ -123,8 +123,13 @@ def _add_parts(trainer: SSLTrainer, parts: list[dict[str, Tensor]], alone: bool)
             _backward(trainer, output.loss / len(parts))
         outputs.append(output._replace(loss=output.loss.detach(), preview=output.preview if number == 1 else {}))
     loss = torch.stack([o.loss for o in outputs]).mean()
-    terms = {k: torch.stack([o.terms[k].float() for o in outputs]).mean() for k in outputs[0].terms}
-    return MethodOutput(loss, terms, outputs[0].preview)
+    terms = mean_of_parts([o.terms for o in outputs])
+    return MethodOutput(loss, terms, outputs[0].preview, mean_of_parts([o.statistics for o in outputs]))
+
+
+def mean_of_parts(parts: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Means of named tensors, in memory of their own: what compiled code returned may be gone with the next step."""
+    return {name: torch.stack([part[name].float() for part in parts]).mean(dim=0) for name in parts[0]}
 
 
 def _compare_parts(

@@ -1,6 +1,6 @@
 """Does compiled code compute what the same code computes without: loss and all gradients, every pretext task on both networks?
 
-    python benchmarks/gpu/compiled.py                                     # 17 pairs, six at a time; some minutes
+    python benchmarks/gpu/compiled.py                                     # 19 pairs, six at a time; some minutes
     python benchmarks/gpu/compiled.py mae:primus_tiny voco:resenc_tiny    # these
     python benchmarks/gpu/compiled.py mae:resenc_tiny -device cpu --patch 32      # dry run
 

@@ -14,6 +14,7 @@ from nnunet_ssl.errors import CheckpointError, SettingsError
 EXAMPLES = """examples:
   nnUNetv2_pretrain_export .../SSLMAETrainer__PLANS__3d_fullres/fold_all/checkpoint_final.pth -o my_model
   nnUNetv2_pretrain_export CHECKPOINT -o my_model --format safetensors --licence CC-BY-4.0
+  nnUNetv2_pretrain_export CHECKPOINT -o my_teacher --weights teacher      of self_distillation, instead of the student
   nnUNetv2_pretrain_export .../SSLFinetuneTrainer__PLANS__3d_fullres -o models             all its folds, for stock nnU-Net
   nnUNetv2_pretrain_export CHECKPOINT -o my_model --licence CC-BY-4.0 --push-to-hub ORG/NAME
 
@@ -52,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
         "-chk", dest="checkpoint", metavar="NAME", help="of a model folder (default: checkpoint_final.pth)"
     )
     what.add_argument("--licence", metavar="ID", help="of the weights, e.g. CC-BY-4.0 (https://spdx.org/licenses)")
+    what.add_argument(
+        "--weights",
+        default="student",
+        choices=("student", "teacher"),
+        help="of self_distillation: the network that was trained (default), or its moving average",
+    )
     what.add_argument("--keep-log", action="store_true", help="also losses and times of every epoch")
     what.add_argument("--keep-heads", action="store_true", help="also the pretext task's own layers")
     what.add_argument(
@@ -77,8 +84,16 @@ def check_flags(args: argparse.Namespace) -> None:
     for fold in args.folds or ():
         if fold != "all" and not fold.isdigit():
             raise SettingsError(f'-f wants numbers of folds or "all", found {fold!r}.')
-    if args.format == "nnunet" and (args.keep_log or args.keep_heads or args.token_order != "natural"):
-        raise SettingsError("--keep-log, --keep-heads and --token-order go with --format nnssl and safetensors.")
+    if args.format == "nnunet":
+        check_for_stock(args)
+
+
+def check_for_stock(args: argparse.Namespace) -> None:
+    """Raise SettingsError for flags that mean nothing where a fine-tuned model is exported for stock nnU-Net."""
+    if args.keep_log or args.keep_heads or (args.token_order, args.weights) != ("natural", "student"):
+        raise SettingsError(
+            "--keep-log, --keep-heads, --weights and --token-order go with --format nnssl and safetensors."
+        )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -98,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
         path = next(iter(model.checkpoints.values()))
         chosen = args.format or ("nnssl" if "ssl" in read_checkpoint(path) else "nnunet")
         if chosen == "nnunet":
+            check_for_stock(args)
             folder = _export_model(args, model)
         elif len(model.checkpoints) > 1:
             raise SettingsError(
@@ -128,7 +144,9 @@ def _export_file(args: argparse.Namespace, path: Path, licence: str | None) -> P
     if args.format == "nnunet":
         raise CheckpointError(no_model_advice(path, checkpoint))
     stated = (checkpoint.get("ssl") or {}).get("licence")
-    options = ExportOptions(args.licence or stated or licence, args.token_order, args.keep_log, args.keep_heads)
+    options = ExportOptions(
+        args.licence or stated or licence, args.token_order, args.keep_log, args.keep_heads, args.weights
+    )
     write = export_safetensors if args.format == "safetensors" else export_nnssl
 
     def finish(folder: Path, written: Mapping[str, Any]) -> None:

@@ -18,12 +18,14 @@ class MethodOutput(NamedTuple):
     """Result of one step.
 
     loss: scalar to minimise. terms: named scalars to log, detached. preview: named images of the batch,
-    [B, C, *spatial] each, in the order in which a person wants to see them; bool tensors are masks.
+    [B, C, *spatial] each, in the order in which a person wants to see them; bool tensors are masks. statistics: sums over the
+    batch that `Method.after_step` is given, detached; of a batch in parts, means over the parts.
     """
 
     loss: Tensor
     terms: dict[str, Tensor]
     preview: dict[str, Tensor]
+    statistics: Mapping[str, Tensor] = {}
 
 
 class Method(nn.Module):
@@ -47,6 +49,7 @@ class Method(nn.Module):
     )
     trivial_answer: ClassVar[str] = "an answer that does not depend on the image"  # whose loss is the `yardstick`
     images_needed: int = 1  # that the loss has to see together to mean anything; more where it compares images
+    progress: float = 0.0  # share of the training that is done, 0 to 1; set by the trainer before each of its steps
 
     def __init__(self, backbone: Backbone, config: Any) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class Method(nn.Module):
             )
         self.backbone = backbone
         self.config = config
+        self.teacher: Backbone | None = None  # a slower twin of `backbone` without gradients, where a task has one
 
     @classmethod
     def output_channels(cls, config: Any, in_channels: int) -> int:
@@ -92,6 +96,16 @@ class Method(nn.Module):
         """Loss of prepared inputs."""
         return self.compare(self.encode(inputs), inputs)
 
+    def after_step(self, statistics: Mapping[str, Tensor], moved: Tensor) -> None:
+        """What follows every step of the optimiser, once: a teacher moves, a running mean takes in the batch.
+
+        `forward` must change nothing: a batch may go through it in parts, again after an error, or be computed anew in the
+        backward pass. statistics: what this process' batch gave as `MethodOutput.statistics`. moved: bool on the device,
+        False where the step was left out because it was not finite; then nothing may change here either. Schedules are
+        functions of `progress`, so that a resumed run needs no other state than buffers. Runs without gradients, in all
+        processes alike, and must not wait for the device.
+        """
+
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Loss of the best answer that does not depend on the image, for what `prepare` made: the line to get below.
 
@@ -125,9 +139,14 @@ class Method(nn.Module):
         """The nnU-Net network, which is what fine-tuning wants to have."""
         return self.backbone.network
 
+    @property
+    def networks(self) -> list[Any]:
+        """The nnU-Net networks in here: the one that is trained, and the teacher's where there is one."""
+        return [self.backbone.network] if self.teacher is None else [self.backbone.network, self.teacher.network]
+
     def heads(self) -> dict[str, Tensor]:
-        """State of everything that is not the nnU-Net network."""
-        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+        """State of everything that is not an nnU-Net network."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(("backbone.", "teacher."))}
 
     def load_heads(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `heads` returned; raises CheckpointError naming the keys that differ."""

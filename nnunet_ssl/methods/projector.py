@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear, normalize
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.errors import BackboneError
@@ -18,6 +19,24 @@ from nnunet_ssl.methods.gather import global_sum
 def pooled_features(backbone: Backbone, x: Tensor) -> Tensor:
     """Global averages of all feature maps of the encoder: [N, C, *spatial] -> [N, sum of feature channels]."""
     return torch.cat([f.flatten(2).mean(dim=2) for f in backbone.features(x)], dim=1)
+
+
+def cell_features(maps: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
+    """Feature maps [N, C_i, *spatial_i] side by side on one grid of cells: [N, cells, sum of C_i], the cells in C order.
+
+    Averages over a cell where a map is finer than the grid, repeated where it is coarser; one must be a multiple of the other.
+    """
+    columns = []
+    for features in maps:
+        sizes = features.shape[2:]
+        blocks = features
+        for axis, (size, cells) in enumerate(zip(sizes, grid, strict=True)):
+            blocks = blocks.unflatten(2 + 2 * axis, (min(size, cells), max(size // cells, 1)))
+        means = blocks.mean(dim=tuple(range(3, 3 + 2 * len(grid), 2)))
+        for axis, (size, cells) in enumerate(zip(sizes, grid, strict=True), start=2):
+            means = means.repeat_interleave(cells // size, dim=axis) if cells > size else means
+        columns.append(means.flatten(2))
+    return torch.cat(columns, dim=1).transpose(1, 2)
 
 
 def projector_width(wanted: int | None, in_features: int) -> int:
@@ -87,6 +106,28 @@ class Projector(nn.Sequential):
         for layer in self:
             x = layer(x, usable) if isinstance(layer, (BatchStandardise, LayerStandardise)) else layer(x)
         return x
+
+
+class PrototypeHead(nn.Module):
+    """A projector to a narrow embedding [N, E], and its cosines [N, K] with learned prototypes.
+
+    DINO (Caron et al., ICCV 2021, section 3.2 and its appendix C): an MLP with a bottleneck, L2 norm, and a last layer whose
+    weights have the norm 1. Its own has GELU; norms over the batch are an option of it, which its transformers do without.
+    """
+
+    def __init__(self, in_features: int, hidden_features: int, embedding_features: int, prototypes: int) -> None:
+        super().__init__()
+        self.projector = Projector(in_features, hidden_features, embedding_features)
+        self.norm = BatchStandardise(embedding_features)
+        self.prototypes = nn.Parameter(torch.empty(prototypes, embedding_features))
+        # Directions are even over the sphere. Short ones turn fast, as only that counts: DINO's 0.02
+        nn.init.normal_(self.prototypes, std=0.02)
+
+    def forward(self, features: Tensor, usable: Tensor) -> tuple[Tensor, Tensor]:
+        """features: [N, F]. usable: bool [N], False for rows that do not count."""
+        x = self.norm(self.projector(features, usable), usable)
+        with torch.autocast(x.device.type, enabled=False):  # at a temperature of 0.04 bfloat16 is off by a tenth
+            return x, linear(normalize(x, dim=-1), normalize(self.prototypes, dim=-1))
 
 
 def train_encoder_only(backbone: Backbone) -> None:

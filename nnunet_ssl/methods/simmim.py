@@ -104,22 +104,33 @@ class SimMIM(Method):
         return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        image, hidden = inputs["image"], inputs["hidden"]
+        features = self.masked_features(inputs["image"], inputs["hidden"])
+        return self.score(self.backbone.decode(features), inputs)
+
+    def hide(self, image: Tensor, hidden: Tensor) -> Tensor:
+        """What is to be seen of images: mask token or, for a Primus, whose tokens are hidden after the embedding, 0."""
         if isinstance(self.backbone, PrimusBackbone):
-            embedded = self.backbone.embed(image)
-            # Blocks consist of whole tokens, so a token's first voxel speaks for all of them.
-            corners = tuple(slice(None, None, s) for s in (1, *self.backbone.stride))
-            hidden_tokens = hidden[:, 0][corners].flatten(1).unsqueeze(-1)
-            tokens = torch.where(hidden_tokens, self.mask_token.to(embedded.dtype), embedded)
-            masked = image.masked_fill(hidden, 0)
-            prediction = self.backbone.decode([self.backbone.to_map(self.backbone.encode(tokens))])
-        else:
-            masked = torch.where(hidden, self.mask_token.to(image.dtype), image)
-            prediction = self.backbone(masked)
+            return image.masked_fill(hidden, 0)
+        return torch.where(hidden, self.mask_token.to(image.dtype), image)
+
+    def masked_features(self, image: Tensor, hidden: Tensor) -> list[Tensor]:
+        """The encoder's feature maps, finest first, of images [B, C, *patch] in which blocks are hidden."""
+        if not isinstance(self.backbone, PrimusBackbone):
+            return self.backbone.features(self.hide(image, hidden))
+        embedded = self.backbone.embed(image)
+        # Blocks consist of whole tokens, so a token's first voxel speaks for all of them.
+        corners = tuple(slice(None, None, s) for s in (1, *self.backbone.stride))
+        hidden_tokens = hidden[:, 0][corners].flatten(1).unsqueeze(-1)
+        tokens = torch.where(hidden_tokens, self.mask_token.to(embedded.dtype), embedded)
+        return [self.backbone.to_map(self.backbone.encode(tokens))]
+
+    def score(self, painted: Tensor, inputs: Mapping[str, Tensor]) -> MethodOutput:
+        """Loss of a reconstruction."""
+        image, hidden = inputs["image"], inputs["hidden"]
         return masked_reconstruction(
-            prediction,
+            painted,
             image,
-            masked.detach(),
+            self.hide(image, hidden).detach(),
             hidden,
             inputs["excluded"],
             self.config,

@@ -56,6 +56,8 @@ CASES = [
         {"accumulate": 2},
     ),  # whose batches are encoded without gradients, before they are with them
     ("held-out", "mae", "primus", {}),
+    ("forward", "self_distillation", "unet", {}),  # whose centre and teacher move once
+    ("backward", "self_distillation", "primus", {"self_distillation": {"momentum": 0.5}}),
 ]
 
 

@@ -32,6 +32,8 @@ SGD = {
     "batch_size": 4,
 }  # AdamW blows up the smallest difference
 
+FAST = {"self_distillation": {"momentum": 0.5}}  # a teacher that moves as far as its student does
+
 
 @pytest.fixture
 def trained(in_processes, plans_for, tmp_path):
@@ -42,6 +44,7 @@ def trained(in_processes, plans_for, tmp_path):
         "mae-primus": ("mae", plans_for("primus", SGD)),
         "simclr-primus": ("simclr", plans_for("primus", SGD)),
         "swin_unetr-unet": ("swin_unetr", plans_for("unet", SGD)),
+        "self_distillation-unet": ("self_distillation", plans_for("unet", {**SGD, **FAST})),
     }
 
     def run(world, names):
@@ -54,7 +57,7 @@ def trained(in_processes, plans_for, tmp_path):
 @pytest.mark.slow
 def test_processes_train_what_one_trains(trained):
     on_device = "mae-unet" + trained_by_many.FINISHED_ON_DEVICE
-    names = ["mae-unet", on_device, "mae-primus", "simclr-primus", "swin_unetr-unet"]
+    names = ["mae-unet", on_device, "mae-primus", "simclr-primus", "swin_unetr-unet", "self_distillation-unet"]
     alone, two, four = trained(1, names), trained(2, names), trained(4, names[:3])
     assert alone[on_device][2] == pytest.approx(alone["mae-unet"][2], rel=1e-4)
     for found in (two, four):

@@ -71,6 +71,7 @@ def tensors(checkpoint) -> dict[str, torch.Tensor]:
     return {
         **checkpoint["network_weights"],
         **checkpoint["ssl"]["heads"],
+        **{f"teacher.{k}": v for k, v in checkpoint["ssl"].get("teacher", {}).items()},
         **{f"optimiser.{i}.{k}": v for i, state in states.items() for k, v in state.items()},
     }
 
@@ -98,6 +99,7 @@ def test_sharded_processes_train_what_one_trains_and_their_files_are_the_same(ru
         "mae-unet": ("mae", "unet", SGD),
         "mae-primus": ("mae", "primus", ADAMW),
         "simclr-primus": ("simclr", "primus", {**SGD, "accumulate": 2}),
+        "self_distillation-unet": ("self_distillation", "unet", {**SGD, "self_distillation": {"momentum": 0.5}}),
     }
 
     def job(name: str, what: str, shard: bool, into: str | None = None):

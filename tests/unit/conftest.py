@@ -16,6 +16,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "voco": {"projector_dim": 64},
     "consistent_views": {"projector_dim": 64},
     "swin_unetr": {"embedding_dim": 32},
+    "self_distillation": {"projector_dim": 64, "prototypes": 48, "compared_tokens": 16},
 }
 
 
@@ -123,7 +124,8 @@ def train() -> Callable[..., list[Any]]:
         generator = torch.Generator().manual_seed(0)
         batch = {"image": images, "excluded": torch.zeros_like(images, dtype=torch.bool)}
         outputs = []
-        for _ in range(steps):
+        for step in range(steps):
+            method.progress = step / steps
             with torch.no_grad():
                 inputs = method.prepare(batch, generator)
             output = method(inputs)
@@ -131,6 +133,7 @@ def train() -> Callable[..., list[Any]]:
             output.loss.backward()
             torch.nn.utils.clip_grad_norm_(method.parameters(), 1)
             optimizer.step()
+            method.after_step(output.statistics, torch.tensor(True))
             outputs.append(output)
         return outputs[-8:]
 

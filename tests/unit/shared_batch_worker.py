@@ -40,6 +40,7 @@ CONFIGS = {
     "swin_unetr": {"embedding_dim": 8},
     "simclr": {"projector_dim": 16},
     "consistent_views": {"projector_dim": 16},
+    "self_distillation": {"projector_dim": 16, "prototypes": 12},
 }
 CASES = [(name, kind) for name in CONFIGS for kind in ("unet", "primus") if kind in get_method(name).backbones]
 PRIMUS_PATCHES = {"voco": (32, 32, 16)}  # crops of more than one token

@@ -1,16 +1,17 @@
-"""What SimCLR, VoCo, SwinUNETR's tasks and consistent views owe alike."""
+"""What SimCLR, VoCo, SwinUNETR's tasks, consistent views and self-distillation owe alike."""
 
 import pytest
 import torch
 
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.methods.consistent_views import ConsistentViews
+from nnunet_ssl.methods.self_distillation import SelfDistillation
 from nnunet_ssl.methods.simclr import SimCLR
 from nnunet_ssl.methods.swin_unetr import SwinUNETR
 from nnunet_ssl.methods.voco import VoCo
 
 
-@pytest.fixture(params=[SimCLR, VoCo, SwinUNETR, ConsistentViews], ids=lambda m: m.name)
+@pytest.fixture(params=[SimCLR, VoCo, SwinUNETR, ConsistentViews, SelfDistillation], ids=lambda m: m.name)
 def method_class(request):
     return request.param
 
@@ -40,8 +41,8 @@ def test_runs_anywhere_and_trains_what_it_says(kind, size, channels, method_clas
             assert parameter.ndim < 2 or parameter.grad.abs().max() > 0, name
         else:
             assert parameter.grad is None, name
-    frozen = {n for n, p in method.named_parameters() if not p.requires_grad}
-    if method_class is ConsistentViews:  # its decoder paints
+    frozen = {n for n, p in method.named_parameters() if not p.requires_grad and not n.startswith("teacher")}
+    if method_class in (ConsistentViews, SelfDistillation):  # whose decoders paint
         assert all("seg_layers" in n for n in frozen)
     else:
         assert frozen
@@ -70,7 +71,7 @@ def test_heads_go_through_a_checkpoint(make):
 
 
 def test_small_batches_warn_with_the_number_of_the_recipe(method_class, make, batch_of, prepared):
-    recipe = {SimCLR: 32, VoCo: 8, SwinUNETR: 8, ConsistentViews: 4}[method_class]
+    recipe = {SimCLR: 32, VoCo: 8, SwinUNETR: 8, ConsistentViews: 4, SelfDistillation: 8}[method_class]
     number = 2 if method_class in (SimCLR, SwinUNETR) else 1
     with pytest.warns(UserWarning, match=rf"{number} is too small.*recipe has {recipe}.*--batch-size {recipe}"):
         prepared(make("unet"), batch_of(number=number))

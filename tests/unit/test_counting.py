@@ -26,7 +26,12 @@ OWN = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_
 PLANNERS = {"unet": "SSLPlannerResEncTiny", "primus": "SSLPlannerPrimusTiny"}
 LARGE = {"resenc_l": "SSLPlannerResEncL", "primus_m": "SSLPlannerPrimusM"}
 PAIRS = [(m, k) for m in OWN for k in PLANNERS if k in get_method(m).backbones]
-SMALL = {"simclr": {"projector_dim": 64}, "voco": {"projector_dim": 64}, "consistent_views": {"projector_dim": 64}}
+SMALL = {
+    "simclr": {"projector_dim": 64},
+    "voco": {"projector_dim": 64},
+    "consistent_views": {"projector_dim": 64},
+    "self_distillation": {"projector_dim": 64, "prototypes": 64},
+}
 CONFIGURATION = "3d_fullres"
 
 

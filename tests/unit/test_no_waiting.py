@@ -42,6 +42,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mae": [{"mask_style": "grid"}, {"mask_style": "slices", "mask_ratio": (0.3, 0.8)}, {"normalise_target": True}],
     "spark3d": [{"mask_style": "slices"}],
     "simmim": [{"mask_ratio": (0.3, 0.8)}],
+    "self_distillation": [{"centring": "sinkhorn"}],
 }
 GPU = "meta"
 WAITING = (
@@ -180,7 +181,7 @@ def step(make: Any, batch_of: Any, monkeypatch: pytest.MonkeyPatch, kind: str, p
         inputs = {**inputs, stepping.IMAGE_KEYS: generator.keys}
         output = stepping.run_prepared(trainer, inputs, 4, parts, seed=1)
         trainer.optimizer, trainer.recipe = torch.optim.AdamW(method.parameters()), SimpleNamespace(max_norm=1.0)
-        stepping.optimiser_step(trainer)
+        method.after_step(output.statistics, stepping.optimiser_step(trainer, output.loss))
     assert output.loss.shape == ()
     assert any(p.grad is not None for p in method.parameters())
 

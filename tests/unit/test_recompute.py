@@ -31,6 +31,7 @@ PAIRS = [  # method, network, parts, peak of memory against that without, at mos
     ("simclr", "unet", 2, 0.9),  # encoded twice
     ("simclr", "primus", 1, 0.9),
     ("consistent_views", "unet", 1, 0.9),  # a hook on the decoder
+    ("self_distillation", "primus", 2, 0.95),  # a teacher that keeps nothing in any case
 ]
 
 

@@ -129,6 +129,11 @@ def test_what_differs_from_the_recipe_by_task():
     # Another optimiser brings all its numbers along, warm-up included; the other network's clipping is none of them.
     tiny = resolve(pretraining("simclr"), "unet", PretrainSettings(optimizer="adamw", initial_lr=1e-3, num_epochs=50))
     assert (tiny.initial_lr, tiny.warmup_epochs, tiny.max_norm) == (1e-3, 5, 1.0)
+    # Where all of a task's recipes have the same optimiser, the other one's numbers are the usual ones.
+    for backbone in ("unet", "primus"):
+        assert resolve(pretraining("self_distillation"), backbone, PretrainSettings()).optimizer == "adamw"
+        sgd = resolve(pretraining("self_distillation"), backbone, PretrainSettings(optimizer="sgd"))
+        assert (sgd.optimizer, sgd.initial_lr, sgd.grad_clip) == ("sgd", 1e-2, 12.0)
 
 
 def test_every_deviation_names_a_task_its_fields_and_its_source():

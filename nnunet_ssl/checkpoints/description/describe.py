@@ -19,6 +19,7 @@ from nnunet_ssl.checkpoints.aliases import own_name
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
 from nnunet_ssl.checkpoints.description.file_format import name_format, naming_notes
 from nnunet_ssl.checkpoints.description.table import table
+from nnunet_ssl.checkpoints.export.portable import STUDENT, TEACHER, has_teacher
 from nnunet_ssl.checkpoints.foreign_values import mapping, text, whole_number
 from nnunet_ssl.checkpoints.hub.download import sha256_of
 from nnunet_ssl.checkpoints.hub.resolve import Origin
@@ -35,6 +36,7 @@ class Description:
     """Facts about a checkpoint; None and empty where the file does not state them. Keys of `to_json` stay as they are.
 
     `parameters` counts aliased tensors once. Patch sizes in voxels and `spacing` in mm, in the network's order of axes.
+    `weights`: "student" or "teacher", of a pre-training that has both; `teacher`: whether the file holds that one as well.
     `problem` is why the file cannot be fine-tuned from, None when it can. `uses` are pairs of a purpose and a command.
     """
 
@@ -46,6 +48,8 @@ class Description:
     revision: str | None = None
     trainer: str | None = None
     method: str | None = None
+    weights: str | None = None
+    teacher: bool = False
     backbone: str | None = None
     network: str | None = None
     network_source: str | None = None
@@ -129,6 +133,8 @@ def describe(
         revision=origin.revision if origin else None,
         trainer=text(checkpoint.get("trainer_name")),
         method=info.get("method"),
+        weights=_weights(checkpoint, ssl),
+        teacher=has_teacher(checkpoint),
         backbone=backbone,
         network=None if spec is None else str(spec),
         network_source=None if spec is None else spec.source,
@@ -159,6 +165,10 @@ def describe(
         problem=problem,
         uses=_uses(checkpoint, path, conventions, typed or str(path), problem is None),
     )
+
+
+def _weights(checkpoint: Mapping[str, Any], ssl: Mapping[str, Any]) -> str | None:
+    return STUDENT if has_teacher(checkpoint) else TEACHER if ssl.get("weights") == TEACHER else None
 
 
 def _is_finite(tensor: Tensor) -> bool:
@@ -194,6 +204,8 @@ def _uses(
     else:
         uses.append(("Start from it on other data", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
     uses.append(("Give it to others", f"nnUNetv2_pretrain_export {name} -o FOLDER"))
+    if has_teacher(checkpoint):
+        uses.append(("Take its teacher instead", f"nnUNetv2_pretrain_export {name} -o FOLDER --weights teacher"))
     return uses
 
 

@@ -21,6 +21,7 @@ def table(d: Description) -> str:
         ("format", d.format),
         ("trainer", _join(d.trainer)),
         ("method", _join(d.method)),
+        *([("weights", d.weights + (", its teacher lies beside them" if d.teacher else ""))] if d.weights else []),
         ("network", f"{d.network}, according to {d.network_source}" if d.network else "unknown"),
         ("parameters", f"{sum(d.parameters.values()):,} in {d.tensors} tensors ({_counts(d.dtypes)})"),
         *(("", f"{group}: {number:,}") for group, number in d.parameters.items()),

@@ -16,6 +16,7 @@ from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
 from nnunet_ssl.errors import CheckpointError
 
 DATASET = "dataset_json"
+STUDENT, TEACHER = "student", "teacher"
 PLACES = ("key_to_encoder", "key_to_stem", "key_to_lpe")
 
 
@@ -26,7 +27,8 @@ class ExportOptions:
     licence: str | None = None  # SPDX identifier, e.g. "CC-BY-4.0"; None keeps what the checkpoint says
     token_order: str = "natural"  # of Primus weights; "swapped" for programs that flatten (A1, A0, A2)
     keep_log: bool = False  # losses and times of every epoch
-    keep_heads: bool = False  # the pretext task's own layers, teachers and queues
+    keep_heads: bool = False  # the pretext task's own layers
+    weights: str = STUDENT  # which of the networks of a pre-training with a teacher
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,16 @@ class Portable:
 def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None) -> Portable:
     """The checkpoint as it can be given away: weights, their description, no optimiser, no paths, no case names.
 
-    Weights get the bare names of nnU-Net's networks, equal values under every alias, and the token order asked for. All
-    else is what JSON can hold, so that every format carries the same. Raises CheckpointError as `prepare_source` does,
-    ValueError for an unknown token order.
+    The network is the trained one, or its teacher: one file never holds both. Weights get the bare names of nnU-Net's
+    networks, equal values under every alias, and the token order asked for. All else is what JSON can hold, so that every
+    format carries the same. Raises CheckpointError as `prepare_source` does and for a teacher that is not there, ValueError
+    for an unknown token order.
     """
     options = options or ExportOptions()
     if options.token_order not in TOKEN_ORDERS:
         raise ValueError(f"The token order is one of {', '.join(TOKEN_ORDERS)}, found {options.token_order!r}.")
+    if options.weights == TEACHER:
+        checkpoint = taught_by(checkpoint)
     weights, info = prepare_source(checkpoint)
     scrub = Scrubber()
     ssl = _describe(checkpoint, info, options, scrub)
@@ -70,6 +75,25 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
         content["logging"] = scrub(checkpoint["logging"], "logging")
     scrub.removed += [str(key) for key in checkpoint if key not in content]
     return Portable(content, scrub.removed)
+
+
+def has_teacher(checkpoint: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint holds a teacher's network beside the trained one."""
+    ssl = checkpoint.get("ssl")
+    return isinstance(ssl, Mapping) and isinstance(ssl.get(TEACHER), Mapping)
+
+
+def taught_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The checkpoint with the teacher's network in the place of the student's; raises CheckpointError where there is none."""
+    if not has_teacher(checkpoint):
+        ssl = checkpoint.get("ssl")
+        method = ssl.get("method") if isinstance(ssl, Mapping) else None
+        raise CheckpointError(
+            f"This checkpoint{f' of {method}' if method else ''} holds no teacher. Runs of self_distillation have one, their "
+            "exports hold one network alone. Leave --weights teacher out, or name the checkpoint of the run itself."
+        )
+    ssl = {**checkpoint["ssl"], "weights": TEACHER}
+    return {**checkpoint, "network_weights": ssl.pop(TEACHER), "ssl": ssl}
 
 
 def adaptation_plan_of(
@@ -135,6 +159,8 @@ def _describe(
     known = dict(own) if isinstance(own, Mapping) else _foreign(info)
     if not options.keep_heads and known.pop("heads", None):
         scrub.removed.append("ssl.heads")
+    if known.pop(TEACHER, None) is not None:
+        scrub.removed.append(f"ssl.{TEACHER}")
     ssl: dict[str, Any] = scrub(known, "ssl")
     if options.licence is not None:
         ssl["licence"] = options.licence

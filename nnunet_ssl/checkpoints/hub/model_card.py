@@ -120,6 +120,8 @@ def _summary(facts: Mapping[str, Any], ssl: Mapping[str, Any], segments: bool) -
         return f"A segmentation model of {nnunet}{trainer}. {written}"
     kind = {"unet": "U-Net", "primus": "Primus transformer"}.get(str(ssl.get("backbone")), "network")
     how = code(ssl["method"]) if ssl.get("method") else "a method that is not named"
+    if ssl.get("weights") == "teacher":
+        how += ": the teacher, which is the moving average of the network that was trained"
     made = f"It was made with nnunet_ssl {markdown(version)}, a plugin of {nnunet}." if version else ""
     other = f"It was trained by another program{trainer}. {written}"
     return f"A {kind} pre-trained without labels by {how}. {made or other}"
