@@ -22,7 +22,7 @@ def learning_row(file: Path) -> dict[str, Any]:
     """What the log in a finished pre-training's checkpoint says."""
     checkpoint = torch.load(file, weights_only=True, map_location="cpu")
     log = checkpoint["logging"]
-    settings = checkpoint["plans"]["configurations"]["3d_fullres"]["ssl"]
+    settings = checkpoint["init_args"]["plans"]["configurations"]["3d_fullres"]["ssl"]
     row: dict[str, Any] = {"steps": len(log["val_losses"]) * settings["num_iterations_per_epoch"]}
     for name, key in (("yardstick", YARDSTICK), ("loss", "val_losses"), *((a, f"val_{a}") for a in ALIVE)):
         row[name] = last_finite(log.get(key, ()))

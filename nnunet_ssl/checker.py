@@ -4,11 +4,12 @@ It converts what can mean one thing alone: an int where a float is wanted, one n
 a list of names is wanted, numbers, true, false and null as text ("0.1", "False", "on", "none"). It refuses everything else, NaN
 and infinity among it.
 
-Why not pydantic, attrs or cattrs (looked at on pydantic 2.14): third-party methods hand us plain frozen dataclasses, whose
-`field(metadata=...)` pydantic does not read, and which attrs and cattrs would have to be told about; pydantic takes True for 1
-unless it is strict, and when strict, no list for a tuple, so that every field would need validators of its own; "one per axis"
-and messages of one line that name the setting and what is allowed would be ours all the same, and so would the words for the
-docs. All commands would pay 0.1 s for import and schemas, and a compiled dependency, for what takes this file.
+Why not pydantic or cattrs: pydantic (2.14, tried) reads plain dataclasses of other packages, bounds in
+`field(metadata=...)` included. But it takes True for 1, a text for a whole number and NaN for a number; strict, it wants
+an instance of the dataclass and no dict, so that every field would need validators of its own. "One per axis", messages
+of one line that name the setting and what is allowed, and the words for the docs would be ours all the same. It brings a
+compiled dependency, and some 0.1 s to every command, for import and schemas. cattrs (by its documentation, not tried)
+calls the type, so that bool("False") is True, and knows no bounds of plain dataclasses.
 """
 
 from __future__ import annotations

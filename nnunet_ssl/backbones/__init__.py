@@ -9,9 +9,8 @@ from torch import nn
 from nnunet_ssl.backbones.base import Backbone
 from nnunet_ssl.backbones.primus import PrimusBackbone
 from nnunet_ssl.backbones.unet import UNetBackbone
-from nnunet_ssl.errors import BackboneError
 
-__all__ = ["Backbone", "BackboneError", "PrimusBackbone", "UNetBackbone", "wrap_network"]
+__all__ = ["Backbone", "PrimusBackbone", "UNetBackbone", "wrap_network"]
 
 
 def wrap_network(network: nn.Module, patch_size: Sequence[int], crop_setting: str | None = None) -> Backbone:

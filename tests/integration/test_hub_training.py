@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from torch import distributed as dist
 from torch import multiprocessing as mp
-from nnunet_ssl.checkpoints.read import CheckpointError
+from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
 
 def process(rank, folder):

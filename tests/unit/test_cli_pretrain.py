@@ -74,3 +74,24 @@ def test_flags_that_can_be_taken_back(name):
 
 def test_flags_not_given_change_nothing():
     assert flags_as_settings(build_parser().parse_args(["4"])) == {}
+
+
+def test_what_a_person_types_becomes_what_the_hints_say():
+    typed = [
+        "mae.normalise_target=False",
+        "recompute=ON",
+        "simclr.crop_size=16",
+        "mae.mask_ratio=.5",
+        "datasets=Dataset001_A",
+    ]
+    typed += ['simclr.temperature="0.1"', "filter=modality == 1", "min_foreground=0", "voco.batch_size=2"]
+    args = build_parser().parse_args(["4", *(text for entry in typed for text in ("--set", entry))])
+    assert flags_as_settings(args, axes=2) == {
+        "recompute": True,
+        "datasets": ["Dataset001_A"],
+        "filter": "modality == 1",
+        "min_foreground": 0.0,
+        "mae": {"normalise_target": False, "mask_ratio": 0.5},
+        "simclr": {"crop_size": [16, 16], "temperature": 0.1},
+        "voco": {"batch_size": 2},
+    }

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import json
 import math
 import pkgutil
+import textwrap
 import types
 from collections.abc import Iterator
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
@@ -82,6 +85,22 @@ def test_the_walk_finds_the_blocks_and_every_task():
     names = {cls.__name__ for cls in config_classes()}
     assert {"PretrainSettings", "FinetuneSettings", "MAEConfig", "VoCoConfig"} <= names
     assert len(FIELDS) > 100
+
+
+@pytest.mark.parametrize(("cls", "name"), FIELDS, ids=IDS)
+def test_hints_of_ours_say_all_there_is_to_say(cls, name):
+    for kind, limits, _ in leaves(hint_of(cls, name)):
+        if kind in (int, float, str) and cls.__module__.startswith("nnunet_ssl."):
+            what = "choices (Literal) or a least length" if kind is str else "bounds"
+            assert limits, f"{cls.__name__}.{name}: a {kind.__name__} without {what}, see nnunet_ssl/bounds.py"
+
+
+def test_no_config_checks_single_settings_by_hand():
+    for cls in config_classes():
+        if cls.__module__.startswith("nnunet_ssl.") and "__post_init__" in vars(cls):
+            called = {n.func.id for n in ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls.__post_init__))))
+                      if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}  # fmt: skip
+            assert called.isdisjoint({"isinstance", "type"}), f"{cls.__name__}: types belong into the hints"
 
 
 @pytest.mark.parametrize(("cls", "name"), FIELDS, ids=IDS)
