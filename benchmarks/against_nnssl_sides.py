@@ -58,7 +58,7 @@ class Ours:
     """nnunet_ssl, as `nnUNetv2_pretrain` runs it; with FLOAT32=1 in the environment without autocast."""
 
     def __init__(self) -> None:
-        from nnunet_ssl.trainers import precision
+        from nnunet_ssl.trainers.device import precision
 
         if os.environ.get("FLOAT32") == "1":
             precision.autocast_dtype = lambda device: None  # before anything else imports it
@@ -79,8 +79,8 @@ class Ours:
         import torch
         from few_labels import CONFIGURATION, make_trainer
 
+        from nnunet_ssl.trainers.device.precision import autocast_dtype
         from nnunet_ssl.trainers.launch import trainer_class
-        from nnunet_ssl.trainers.precision import autocast_dtype
 
         crop, region = [patch] * 3, list(region_of(method, patch))
         own = {
@@ -111,8 +111,8 @@ class Ours:
 
     def views(self, times: int) -> None:
         """Batches up to where the network begins: read, augment, collate, and `Method.prepare`, masks included."""
-        from nnunet_ssl.trainers import stepping
-        from nnunet_ssl.trainers.data import TRAINING
+        from nnunet_ssl.trainers.data.corpus import TRAINING
+        from nnunet_ssl.trainers.loop import stepping
 
         prepared: list[Any] = []
         whole, stepping.run_prepared = stepping.run_prepared, lambda *arguments: prepared.append(arguments[1])

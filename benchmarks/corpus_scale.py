@@ -70,10 +70,10 @@ def make_preprocessed(folder: Path) -> None:
     from nnunet_ssl.corpus.images import list_images, read_dataset_json
     from nnunet_ssl.corpus.table import read_table
     from nnunet_ssl.files.atomic import write_json
-    from nnunet_ssl.planners.changes import compare
-    from nnunet_ssl.planners.finished import SETTINGS, STATE, SUFFIXES, relevant_settings
-    from nnunet_ssl.planners.made_from import write_origins
-    from nnunet_ssl.planners.normalization import add_modalities
+    from nnunet_ssl.planners.preprocessing.normalization import add_modalities
+    from nnunet_ssl.planners.sharing.changes import compare
+    from nnunet_ssl.planners.sharing.finished import SETTINGS, STATE, SUFFIXES, relevant_settings
+    from nnunet_ssl.planners.sharing.made_from import write_origins
 
     base = folder / "nnUNet_preprocessed" / DATASET
     plans = json.loads((base / f"{PLANS}.json").read_text())

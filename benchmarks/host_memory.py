@@ -47,11 +47,11 @@ def train(method: str, backbone: str, patch: int, batch: int, workers: int, devi
     from nnunet_ssl.methods import get_method
     from nnunet_ssl.planners.ssl_planner import CONFIGURATION
     from nnunet_ssl.planners.synthetic import synthetic_dataset
-    from nnunet_ssl.trainers import loading
+    from nnunet_ssl.trainers.data import loading
+    from nnunet_ssl.trainers.data.packing import tensors_of
     from nnunet_ssl.trainers.launch import Run
-    from nnunet_ssl.trainers.measuring import next_batch, started
-    from nnunet_ssl.trainers.packing import tensors_of
-    from nnunet_ssl.trainers.state import pack
+    from nnunet_ssl.trainers.loop.state import pack
+    from nnunet_ssl.trainers.profiling.measuring import next_batch, started
 
     cls: Any = get_method(method)
     loading.get_allowed_n_proc_DA = lambda: workers  # nnU-Net allows itself no more than there are cores
@@ -101,7 +101,7 @@ def wait_until_idle() -> None:
 
 def observe(method: str, backbone: str, args: argparse.Namespace) -> dict[str, Any]:
     """Peaks of a training in a process of its own."""
-    from nnunet_ssl.trainers.memory import held_by, shared_by
+    from nnunet_ssl.trainers.device.memory import held_by, shared_by
 
     command = [sys.executable, __file__, "--one", method, backbone, "-device", args.device]
     command += ["--patch", str(args.patch), "--batch", str(args.batch), "--workers", str(args.workers)]

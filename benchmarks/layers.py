@@ -26,8 +26,8 @@ from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.cli.pretrain import BACKBONES
 from nnunet_ssl.planners import ssl_planner
-from nnunet_ssl.trainers.live_memory import LiveMemory
-from nnunet_ssl.trainers.precision import autocast, autocast_dtype
+from nnunet_ssl.trainers.device.live_memory import LiveMemory
+from nnunet_ssl.trainers.device.precision import autocast, autocast_dtype
 
 PARTS: dict[str, Callable[[nn.Module], None]] = {
     "norms": keep_layout,

@@ -38,12 +38,12 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, default_collate
 
-from nnunet_ssl.planners.storage import STORAGE, save_case
-from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn
-from nnunet_ssl.trainers.data import Corpus, Source, storage_and_cases
-from nnunet_ssl.trainers.packing import Packer, tensors_of
-from nnunet_ssl.trainers.patches import PatchDataset
-from nnunet_ssl.trainers.places import Places
+from nnunet_ssl.planners.preprocessing.storage import STORAGE, save_case
+from nnunet_ssl.trainers.data.augmentation import SCALING, Augmentation, Turn
+from nnunet_ssl.trainers.data.corpus import Corpus, Source, storage_and_cases
+from nnunet_ssl.trainers.data.packing import Packer, tensors_of
+from nnunet_ssl.trainers.data.patches import PatchDataset
+from nnunet_ssl.trainers.data.places import Places
 from nnunet_ssl.views.spec import Views
 
 ROTATION = (-np.pi / 6, np.pi / 6)

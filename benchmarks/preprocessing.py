@@ -37,8 +37,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from preprocessing_nnssl import Peer
 
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
+from nnunet_ssl.planners.preprocessing.storage import KEY, STORAGE
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
-from nnunet_ssl.planners.storage import KEY, STORAGE
 
 STEPS = {
     "read": ("read_images", "read_seg", "damage"),

@@ -32,7 +32,7 @@ def measure(
     from nnunet_ssl.methods import get_method
     from nnunet_ssl.planners import ssl_planner
     from nnunet_ssl.recipes import build_optimizer, pretraining
-    from nnunet_ssl.trainers.precision import autocast, autocast_dtype
+    from nnunet_ssl.trainers.device.precision import autocast, autocast_dtype
 
     device = torch.device(device_name)
     cls = get_method(method)

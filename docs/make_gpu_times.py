@@ -65,8 +65,8 @@ def memory_row(method: str, backbone: str) -> list[str]:
     """Counted GiB of 2 and 8 images, and the largest batches, without and with --recompute."""
     from nnunet_ssl.planners.ssl_planner import CONFIGURATION
     from nnunet_ssl.planners.to_estimate import plans_without_data
-    from nnunet_ssl.trainers.counting import CountedStep
-    from nnunet_ssl.trainers.fitting import Curve
+    from nnunet_ssl.trainers.profiling.counting import CountedStep
+    from nnunet_ssl.trainers.profiling.fitting import Curve
 
     row = [f"`{method}`", f"`{backbone}`"]
     for recompute in (False, True):

@@ -16,10 +16,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssl.checker import rules
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.recipes import DEVIATIONS, FINETUNING, PRETRAINING, SCRATCH, pretraining
-from nnunet_ssl.settings import FinetuneSettings, PretrainSettings
+from nnunet_ssl.settings.blocks import FinetuneSettings, PretrainSettings
+from nnunet_ssl.settings.checker import rules
 
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings

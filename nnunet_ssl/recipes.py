@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.settings import ScheduleSettings
+from nnunet_ssl.settings.blocks import ScheduleSettings
 
 
 @dataclass(frozen=True)

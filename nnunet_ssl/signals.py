@@ -1,6 +1,6 @@
 """Signals, and the child processes that they reach as well.
 
-What signals mean to a training is said in `trainers/interruption.py`; other commands stop where they are, see `Stopped`.
+What signals mean to a training is said in `trainers/loop/interruption.py`; other commands stop where they are, see `Stopped`.
 Children that read or preprocess for a parent are left alone by them until it has saved, and end with it. `timeout`,
 `kill -- -GROUP`, `scancel` and Ctrl-C reach a whole process group: a child that died of it would take the parent's data away
 before the parent has saved, and a child that waits for a parent that is gone would wait for ever.
@@ -39,7 +39,7 @@ class Stopped(BaseException):
 def stopping_on_signals(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """In the block, one of these signals raises Stopped where the program is; a second Ctrl-C ends the process at once.
 
-    A training puts its own handlers in their place, see `trainers/interruption.py`.
+    A training puts its own handlers in their place, see `trainers/loop/interruption.py`.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -22,8 +22,8 @@ from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
-from nnunet_ssl.planners.cropping import crop_to_nonzero
-from nnunet_ssl.planners.workers import Died, Task, work_off
+from nnunet_ssl.planners.preprocessing.cropping import crop_to_nonzero
+from nnunet_ssl.planners.sharing.workers import Died, Task, work_off
 
 MAX_BRIGHT_SAMPLES = 100_000  # per case and channel; plenty for percentiles where no label says what matters
 PERCENTILES = (0.5, 50.0, 99.5)

@@ -9,12 +9,12 @@ from os.path import isfile, join
 from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
+from nnunet_ssl.corpus.datasets import raw_folder
 from nnunet_ssl.corpus.splits import FILE, require_splits
 from nnunet_ssl.corpus.subjects import subjects_of
 from nnunet_ssl.errors import CannotWrite
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
-from nnunet_ssl.planners.datasets import raw_folder
 
 FOLDS, SEED = 5, 12345  # nnU-Net's
 

@@ -10,12 +10,12 @@ from typing import Any
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
+from nnunet_ssl.corpus.datasets import load_configuration, load_plans, plans_file
 from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
-from nnunet_ssl.planners.datasets import load_configuration, load_plans, plans_file
-from nnunet_ssl.planners.follow import follow_dataset_json
-from nnunet_ssl.planners.normalization import are_per_image, distinct_modalities, schemes_for
+from nnunet_ssl.planners.preprocessing.normalization import are_per_image, distinct_modalities, schemes_for
+from nnunet_ssl.planners.sharing.follow import follow_dataset_json
 from nnunet_ssl.planners.ssl_planner import SSLPlanner, SSLPlannerResEncL
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from nnunet_ssl.allowed import AS_IS
-from nnunet_ssl.bounds import Bounds, Count, Name, Positive, Whole
-from nnunet_ssl.checker import check_block, rules
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.settings.allowed import AS_IS
+from nnunet_ssl.settings.bounds import Bounds, Count, Name, Positive, Whole
+from nnunet_ssl.settings.checker import check_block, rules
 
 Axes = Bounds(min_length=2)
 

@@ -14,6 +14,15 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
+from nnunet_ssl.corpus.datasets import (
+    load_configuration,
+    load_plans,
+    plans_file,
+    raw_folder,
+    require_folder,
+    require_raw,
+    resolve_datasets,
+)
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import FILE as TABLE
@@ -24,28 +33,19 @@ from nnunet_ssl.files.folders import is_writable, require_writable
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.planners import ssl_planner
-from nnunet_ssl.planners.changes import compare, no_collection
-from nnunet_ssl.planners.datasets import (
-    load_configuration,
-    load_plans,
-    plans_file,
-    raw_folder,
-    require_folder,
-    require_raw,
-    resolve_datasets,
-)
-from nnunet_ssl.planners.distribution import left_out_here, step_of
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
-from nnunet_ssl.planners.finished import finished_cases, relevant_settings, stock_cases
-from nnunet_ssl.planners.follow import planning_lock
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
-from nnunet_ssl.planners.labels import copy_labels
-from nnunet_ssl.planners.normalization import NNUNET, PER_IMAGE, add_modalities, require_style
 from nnunet_ssl.planners.plans_check import require_complete
+from nnunet_ssl.planners.preprocessing.normalization import NNUNET, PER_IMAGE, add_modalities, require_style
+from nnunet_ssl.planners.preprocessing.storage import STORAGE, require_storage
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor, require_some
+from nnunet_ssl.planners.sharing.changes import compare, no_collection
+from nnunet_ssl.planners.sharing.distribution import left_out_here, step_of
+from nnunet_ssl.planners.sharing.finished import finished_cases, relevant_settings, stock_cases
+from nnunet_ssl.planners.sharing.follow import planning_lock
+from nnunet_ssl.planners.sharing.labels import copy_labels
+from nnunet_ssl.planners.sharing.start import differing, stored_settings
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION, SSLPlanner, require_spacing_style
-from nnunet_ssl.planners.start import differing, stored_settings
-from nnunet_ssl.planners.storage import STORAGE, require_storage
 from nnunet_ssl.planners.wanted import wanted_cases
 
 __all__ = ["prepare_corpus", "resolve_datasets"]

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
 from nnunet_ssl.corpus.dataset_names import dataset_id
+from nnunet_ssl.corpus.datasets import load_plans, require_raw
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import FILE, read_left_out, report
 from nnunet_ssl.corpus.reading import NOT_FINITE, describe_failure, read_case, read_label
@@ -24,9 +25,10 @@ from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
-from nnunet_ssl.planners.case import preprocess_case, reason_against
-from nnunet_ssl.planners.datasets import load_plans, require_raw
-from nnunet_ssl.planners.distribution import (
+from nnunet_ssl.planners.preprocessing.case import preprocess_case, reason_against
+from nnunet_ssl.planners.preprocessing.normalization import MODALITY, add_modalities
+from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
+from nnunet_ssl.planners.sharing.distribution import (
     Distribution,
     left_out_here,
     record,
@@ -35,14 +37,12 @@ from nnunet_ssl.planners.distribution import (
     step_of,
     summary,
 )
-from nnunet_ssl.planners.finished import finished_cases, put_in_place, relevant_settings
-from nnunet_ssl.planners.follow import follow_dataset_json, planning_lock
-from nnunet_ssl.planners.labels import copy_labels
-from nnunet_ssl.planners.normalization import MODALITY, add_modalities
-from nnunet_ssl.planners.shards import Shard
-from nnunet_ssl.planners.start import settle, start_or_continue
-from nnunet_ssl.planners.storage import save_case, storage_dtype
-from nnunet_ssl.planners.workers import Died, work_off
+from nnunet_ssl.planners.sharing.finished import finished_cases, put_in_place, relevant_settings
+from nnunet_ssl.planners.sharing.follow import follow_dataset_json, planning_lock
+from nnunet_ssl.planners.sharing.labels import copy_labels
+from nnunet_ssl.planners.sharing.shards import Shard
+from nnunet_ssl.planners.sharing.start import settle, start_or_continue
+from nnunet_ssl.planners.sharing.workers import Died, work_off
 
 
 def require_some(name: str, number: int, folder: str) -> None:

@@ -31,12 +31,12 @@ from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.files.torn import is_whole
 from nnunet_ssl.integration.writing import whole_files
 from nnunet_ssl.messages import say_errors_in_one_line
-from nnunet_ssl.planners.follow import follow_dataset_json
-from nnunet_ssl.planners.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
+from nnunet_ssl.planners.preprocessing.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
+from nnunet_ssl.planners.preprocessing.storage import KEY as STORAGE_KEY
+from nnunet_ssl.planners.preprocessing.storage import require_storage
 from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset
-from nnunet_ssl.planners.storage import KEY as STORAGE_KEY
-from nnunet_ssl.planners.storage import require_storage
+from nnunet_ssl.planners.sharing.follow import follow_dataset_json
 
 SPACING_STYLES = ("onemmiso", "median", "noresample")
 CONFIGURATION = "3d_fullres"

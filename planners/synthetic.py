@@ -17,8 +17,8 @@ from nnunet_ssl.corpus.environment import environment
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.planners.patch_size import require_patch_size
 from nnunet_ssl.planners.prepare import find_planner
+from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION
-from nnunet_ssl.planners.storage import save_case, storage_dtype
 
 DATASET = "Dataset999_Synthetic"
 MARGIN = 1.25  # edge of the images in patches; whole heads at 1 mm have about that to patches of 160

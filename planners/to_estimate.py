@@ -7,8 +7,8 @@ from os.path import isfile
 from typing import Any
 
 from nnunet_ssl.corpus.check import shape_text
+from nnunet_ssl.corpus.datasets import load_plans, plans_file, resolve_datasets
 from nnunet_ssl.errors import CorpusError
-from nnunet_ssl.planners.datasets import load_plans, plans_file, resolve_datasets
 from nnunet_ssl.planners.joint import joint_plans_name
 from nnunet_ssl.planners.prepare import find_planner, name_of_plans, planner_settings
 from nnunet_ssl.planners.ssl_planner import CONFIGURATION

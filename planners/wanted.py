@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from nnunet_ssl.corpus.datasets import raw_folder
 from nnunet_ssl.corpus.filters import check_expression, matching, require_syntax
 from nnunet_ssl.corpus.table import COLUMNS, has_table, read_table
 from nnunet_ssl.errors import CorpusError
-from nnunet_ssl.planners.datasets import raw_folder
 
 FURTHER = ("source", "identifier")  # columns that a run adds
 

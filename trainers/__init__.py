@@ -1,0 +1,1 @@
+"""nnU-Net's trainers for pre-training and fine-tuning (nnunet_ssl.trainers)."""

@@ -28,12 +28,12 @@ from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
-from nnunet_ssl.settings import FinetuneSettings, read_config
-from nnunet_ssl.trainers.data import derive_seed, seed_everything
-from nnunet_ssl.trainers.devices import keep_freed_memory, require_device
-from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
-from nnunet_ssl.trainers.interruptible import InterruptibleTrainer
-from nnunet_ssl.trainers.precision import run_in_autocast
+from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
+from nnunet_ssl.trainers.data.corpus import derive_seed, seed_everything
+from nnunet_ssl.trainers.device.devices import keep_freed_memory, require_device
+from nnunet_ssl.trainers.device.precision import run_in_autocast
+from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
+from nnunet_ssl.trainers.loop.interruptible import InterruptibleTrainer
 
 RESUME = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # nnU-Net's order
 

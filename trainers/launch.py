@@ -22,20 +22,20 @@ from torch import distributed as dist
 from torch import multiprocessing as mp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint, read_latest
+from nnunet_ssl.corpus.datasets import load_configuration, require_own_plans
 from nnunet_ssl.errors import CheckpointError, CorpusError, MachineError, TrainingError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.messages import one_line
-from nnunet_ssl.planners.datasets import load_configuration, require_own_plans
-from nnunet_ssl.planners.finished import plan_settings
+from nnunet_ssl.planners.sharing.finished import plan_settings
 from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
-from nnunet_ssl.trainers.devices import require_device, use_threads
-from nnunet_ssl.trainers.interruption import leave_with
-from nnunet_ssl.trainers.judging import COLLAPSED
-from nnunet_ssl.trainers.processes import patient_group, wait_for_all
+from nnunet_ssl.trainers.device.devices import require_device, use_threads
+from nnunet_ssl.trainers.distributed.processes import patient_group, wait_for_all
+from nnunet_ssl.trainers.loop.interruption import leave_with
+from nnunet_ssl.trainers.loop.judging import COLLAPSED
+from nnunet_ssl.trainers.loop.state import RESUME_ORDER, existing_checkpoint
+from nnunet_ssl.trainers.loop.validation import summary_file
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-from nnunet_ssl.trainers.state import RESUME_ORDER, existing_checkpoint
-from nnunet_ssl.trainers.validation import summary_file
 
 TOLD = "nnunet_ssl says: "  # before what a process tells its parent of an error that a user can mend
 

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+from nnunet_ssl.corpus.datasets import load_configuration
 from nnunet_ssl.errors import NnunetSSLError
 from nnunet_ssl.methods import get_method, method_names, views_of
-from nnunet_ssl.planners.datasets import load_configuration
 from nnunet_ssl.recipes import pretraining, resolve
-from nnunet_ssl.settings import PretrainBlock
-from nnunet_ssl.trainers.building import build_method
-from nnunet_ssl.trainers.loading import share_of_batch
+from nnunet_ssl.settings.blocks import PretrainBlock
+from nnunet_ssl.trainers.data.loading import share_of_batch
+from nnunet_ssl.trainers.loop.building import build_method
 
 
 def rehearse(plans: Mapping[str, Any], configuration: str, method: str, processes: int) -> None:

@@ -26,28 +26,33 @@ from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, whole_files
 from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names, views_of
-from nnunet_ssl.planners.normalization import raw_channels
+from nnunet_ssl.planners.preprocessing.normalization import raw_channels
 from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
-from nnunet_ssl.settings import PretrainBlock
-from nnunet_ssl.trainers import epochs, state, stepping
-from nnunet_ssl.trainers.building import build_method
-from nnunet_ssl.trainers.compiling import Compiler
-from nnunet_ssl.trainers.data import TRAINING, VALIDATION, derive_seed, seed_everything
-from nnunet_ssl.trainers.determinism import deterministic
-from nnunet_ssl.trainers.devices import device_of_this_process, keep_freed_memory, require_device
-from nnunet_ssl.trainers.finite import Watch, require_finite, require_progress
-from nnunet_ssl.trainers.interruption import Interruption, forget_to_finish
-from nnunet_ssl.trainers.judging import YARDSTICK, last_finite, verdict
-from nnunet_ssl.trainers.loading import build_loader, share_of_batch, split_corpus
-from nnunet_ssl.trainers.out_of_memory import say_what_helps
-from nnunet_ssl.trainers.position import Phase, Position
-from nnunet_ssl.trainers.precision import autocast_dtype
-from nnunet_ssl.trainers.processes import Together, place, start_beside_the_first
-from nnunet_ssl.trainers.progress import EpochBar
-from nnunet_ssl.trainers.run_lock import alone_in_folder_of
-from nnunet_ssl.trainers.sharding import build_sharded_optimizer
-from nnunet_ssl.trainers.stopping import stop_after_epoch, stop_if_asked, stop_if_collapsed, stop_validating_if_asked
-from nnunet_ssl.trainers.validation import summary_file, validate_cases
+from nnunet_ssl.settings.blocks import PretrainBlock
+from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION, derive_seed, seed_everything
+from nnunet_ssl.trainers.data.loading import build_loader, share_of_batch, split_corpus
+from nnunet_ssl.trainers.device.compiling import Compiler
+from nnunet_ssl.trainers.device.determinism import deterministic
+from nnunet_ssl.trainers.device.devices import device_of_this_process, keep_freed_memory, require_device
+from nnunet_ssl.trainers.device.out_of_memory import say_what_helps
+from nnunet_ssl.trainers.device.precision import autocast_dtype
+from nnunet_ssl.trainers.distributed.processes import Together, place, start_beside_the_first
+from nnunet_ssl.trainers.distributed.sharding import build_sharded_optimizer
+from nnunet_ssl.trainers.loop import epochs, state, stepping
+from nnunet_ssl.trainers.loop.building import build_method
+from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
+from nnunet_ssl.trainers.loop.interruption import Interruption, forget_to_finish
+from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite, verdict
+from nnunet_ssl.trainers.loop.position import Phase, Position
+from nnunet_ssl.trainers.loop.progress import EpochBar
+from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
+from nnunet_ssl.trainers.loop.stopping import (
+    stop_after_epoch,
+    stop_if_asked,
+    stop_if_collapsed,
+    stop_validating_if_asked,
+)
+from nnunet_ssl.trainers.loop.validation import summary_file, validate_cases
 
 
 class SSLTrainer(nnUNetTrainer):

@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.planners.storage import save_case
-from nnunet_ssl.trainers import batches
-from nnunet_ssl.trainers.augmentation import Augmentation
-from nnunet_ssl.trainers.data import Corpus, Source
-from nnunet_ssl.trainers.finishing import Box, finish_box
-from nnunet_ssl.trainers.packing import Packed, Packer, unpack
-from nnunet_ssl.trainers.patches import PatchDataset
-from nnunet_ssl.trainers.places import Places
+from nnunet_ssl.planners.preprocessing.storage import save_case
+from nnunet_ssl.trainers.data import batches
+from nnunet_ssl.trainers.data.augmentation import Augmentation
+from nnunet_ssl.trainers.data.corpus import Corpus, Source
+from nnunet_ssl.trainers.data.finishing import Box, finish_box
+from nnunet_ssl.trainers.data.packing import Packed, Packer, unpack
+from nnunet_ssl.trainers.data.patches import PatchDataset
+from nnunet_ssl.trainers.data.places import Places
 from nnunet_ssl.views.spec import Views
 
 THIRTY = (-np.pi / 6, np.pi / 6)

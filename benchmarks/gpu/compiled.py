@@ -28,7 +28,7 @@ def one(pair: str, device: str, patch: int) -> None:
     """Compare a pair in this process; prints one line, raises AssertionError where it differs."""
     import torch
 
-    from nnunet_ssl.trainers import stepping
+    from nnunet_ssl.trainers.loop import stepping
 
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     stepping.autocast = lambda _: nullcontext()  # type: ignore[assignment]

@@ -45,8 +45,8 @@ def build(setting: str, edge: int, device_name: str) -> tuple[Any, Any]:
     from nnunet_ssl.methods import get_method
     from nnunet_ssl.planners import ssl_planner
     from nnunet_ssl.recipes import build_optimizer, pretraining
-    from nnunet_ssl.trainers.building import build_method
-    from nnunet_ssl.trainers.compiling import Compiler
+    from nnunet_ssl.trainers.device.compiling import Compiler
+    from nnunet_ssl.trainers.loop.building import build_method
 
     name, backbone, number, *options = setting.split(":")
     unknown = set(options) - set(OPTIONS)
@@ -91,7 +91,7 @@ def one(args: argparse.Namespace) -> None:
     """Compile and warm up, tell so, wait for the turn, measure; the last line is a row of JSON."""
     import torch
 
-    from nnunet_ssl.trainers import stepping
+    from nnunet_ssl.trainers.loop import stepping
 
     began = time.time()
     trainer, make = build(args.one, args.patch, args.device)

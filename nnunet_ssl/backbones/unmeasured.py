@@ -1,8 +1,8 @@
 """What should make training faster on a GPU but was not measured on one: off, unless its name is in NNUNET_SSL_UNMEASURED.
 
     pairs    convolutions of few channels take two neighbouring voxels as one of twice the channels (`channels_last`)
-    fusion   the compiler fuses more of a U-Net's backward pass (`trainers/compiling.py`)
-    graphs   the kernels of a Primus' step are recorded and started as one (CUDA graphs; `trainers/compiling.py`)
+    fusion   the compiler fuses more of a U-Net's backward pass (`trainers/device/compiling.py`)
+    graphs   the kernels of a Primus' step are recorded and started as one (CUDA graphs; `trainers/device/compiling.py`)
 
     NNUNET_SSL_UNMEASURED=pairs,fusion nnUNetv2_pretrain ...
     python benchmarks/gpu/steps.py mae:resenc_l:8 mae:resenc_l:8:pairs mae:resenc_l:8:fusion     # measures them

@@ -16,7 +16,7 @@ from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, check_flags
 from nnunet_ssl.cli.pretrain import build_parser as build_pretrain_parser
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names, views_of
-from nnunet_ssl.settings import PretrainBlock
+from nnunet_ssl.settings.blocks import PretrainBlock
 
 if TYPE_CHECKING:
     from nnunet_ssl.report.benchmark import Benchmark
@@ -109,12 +109,12 @@ def measure(args: argparse.Namespace, folder: str) -> Benchmark:
     """Benchmark the data set, or artificial images in `folder`."""
     from nnunetv2.paths import nnUNet_preprocessed
 
+    from nnunet_ssl.corpus.datasets import load_configuration, load_plans, resolve_datasets
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.planners import ssl_planner
-    from nnunet_ssl.planners.datasets import load_configuration, load_plans, resolve_datasets
     from nnunet_ssl.planners.synthetic import synthetic_dataset
-    from nnunet_ssl.trainers.benchmark import Effort, benchmark
     from nnunet_ssl.trainers.launch import Run
+    from nnunet_ssl.trainers.profiling.benchmark import Effort, benchmark
 
     planner = BACKBONES[args.backbone or "resenc_l"]
     effort = Effort(args.iterations, args.warmup)
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.files.atomic import write_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.report.benchmark_table import draw_benchmark, table
-    from nnunet_ssl.trainers.devices import require_device
+    from nnunet_ssl.trainers.device.devices import require_device
 
     check(args)
     require_writable(*(os.path.dirname(path) for path in (args.json, args.picture) if path))

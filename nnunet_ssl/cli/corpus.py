@@ -115,8 +115,8 @@ def run(args: argparse.Namespace) -> None:
 
 def look_at_preprocessed(args: argparse.Namespace) -> None:
     """--check and --forget; these need no raw images."""
-    from nnunet_ssl.planners.datasets import resolve_datasets
-    from nnunet_ssl.planners.forget import ALL, check, forget
+    from nnunet_ssl.corpus.datasets import resolve_datasets
+    from nnunet_ssl.planners.sharing.forget import ALL, check, forget
 
     if args.check and args.forget:
         raise SettingsError("--check changes nothing, --forget removes. Use one of the two.")

@@ -10,7 +10,7 @@ from typing import Any
 from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags
 from nnunet_ssl.cli.result_folder import name_of_run
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import PretrainBlock
+from nnunet_ssl.settings.blocks import PretrainBlock
 
 
 def estimate_without_a_step(args: argparse.Namespace) -> str | None:
@@ -21,7 +21,7 @@ def estimate_without_a_step(args: argparse.Namespace) -> str | None:
     """
     under_torchrun = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     processes = int(os.environ["WORLD_SIZE"]) if under_torchrun else args.num_gpus
-    from nnunet_ssl.trainers.estimating import estimate_by_counting
+    from nnunet_ssl.trainers.profiling.estimating import estimate_by_counting
 
     plans, source = plans_of(args)
     configuration = plans["configurations"][args.configuration]
@@ -44,7 +44,7 @@ def plans_of(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """The plans of the run with the flags in them, and a line that says where they come from."""
     from nnunetv2.paths import nnUNet_results
 
-    from nnunet_ssl.planners.datasets import load_configuration
+    from nnunet_ssl.corpus.datasets import load_configuration
     from nnunet_ssl.planners.to_estimate import plans_to_estimate
     from nnunet_ssl.trainers import launch
 
@@ -77,7 +77,7 @@ def without_device(device: str) -> str | None:
     """Why this device cannot be measured, None when it can."""
     from torch import device as torch_device
 
-    from nnunet_ssl.trainers.devices import require_device
+    from nnunet_ssl.trainers.device.devices import require_device
 
     try:
         require_device(torch_device(device))

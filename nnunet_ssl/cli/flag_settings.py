@@ -8,10 +8,10 @@ import re
 from functools import partial
 from typing import Any
 
-from nnunet_ssl.allowed import AXES
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import PretrainBlock, all_at_once
+from nnunet_ssl.settings.allowed import AXES
+from nnunet_ssl.settings.blocks import PretrainBlock, all_at_once
 
 WHERE = "The flags"
 FLAGS = {

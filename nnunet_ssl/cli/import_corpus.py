@@ -160,7 +160,7 @@ def forget_pruned(name: str, cases: list[str]) -> None:
 
     preprocessed = os.environ.get("nnUNet_preprocessed")  # noqa: SIM112  nnU-Net's name
     if cases and preprocessed and isdir(join(preprocessed, name)):
-        from nnunet_ssl.planners.forget import forget_gone
+        from nnunet_ssl.planners.sharing.forget import forget_gone
 
         print("\n".join(forget_gone(name, cases)))
 

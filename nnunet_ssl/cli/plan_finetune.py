@@ -64,8 +64,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(args: argparse.Namespace) -> None:
     """Plan, check, preprocess and print the next commands."""
-    from nnunet_ssl.planners.finetune_plans import Wishes
-    from nnunet_ssl.planners.plan_finetune import plan_finetuning
+    from nnunet_ssl.planners.finetuning.finetune_plans import Wishes
+    from nnunet_ssl.planners.finetuning.plan_finetune import plan_finetuning
 
     if args.num_processes < 1:
         raise SettingsError(f"-np must be at least 1, found {args.num_processes}.")

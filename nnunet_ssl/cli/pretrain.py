@@ -12,11 +12,11 @@ from typing import Any
 # With two cores and one reading process a training step then takes several times as long (benchmarks/LOG.md).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from nnunet_ssl.allowed import AXES
 from nnunet_ssl.cli.flag_settings import check_settings, flags_as_settings
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import SAMPLING, PretrainBlock
+from nnunet_ssl.settings.allowed import AXES
+from nnunet_ssl.settings.blocks import SAMPLING, PretrainBlock
 
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",
@@ -201,7 +201,7 @@ def axes_of(args: argparse.Namespace) -> int:
     """Axes of the patches of the plans that the flags name."""
     if args.plans is None:
         return AXES
-    from nnunet_ssl.planners.datasets import load_configuration
+    from nnunet_ssl.corpus.datasets import load_configuration
     from nnunet_ssl.planners.plans_check import require_complete
     from nnunet_ssl.planners.to_estimate import plans_to_estimate
 
@@ -273,16 +273,16 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunet_ssl.cli.rehearsal import rehearse_unseen
     from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
+    from nnunet_ssl.corpus.datasets import require_folder
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
-    from nnunet_ssl.planners.datasets import require_folder
     from nnunet_ssl.report.benchmark_table import table
     from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.benchmark import benchmark
-    from nnunet_ssl.trainers.devices import require_device
-    from nnunet_ssl.trainers.processes import first_process_first
-    from nnunet_ssl.trainers.sharding import require_sharding
+    from nnunet_ssl.trainers.device.devices import require_device
+    from nnunet_ssl.trainers.distributed.processes import first_process_first
+    from nnunet_ssl.trainers.distributed.sharding import require_sharding
+    from nnunet_ssl.trainers.profiling.benchmark import benchmark
 
     check_flags(args)
     if args.preprocess_only:

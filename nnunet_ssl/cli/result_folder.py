@@ -25,7 +25,7 @@ def nobody_else_in_folder(args: argparse.Namespace) -> Iterator[None]:
 
     from nnunet_ssl.planners.prepare import plans_in_use
     from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.run_lock import alone_in, doing
+    from nnunet_ssl.trainers.loop.run_lock import alone_in, doing
 
     if args.estimate or (dist.is_initialized() and dist.get_rank() > 0):
         yield
@@ -43,11 +43,11 @@ def plans_and_folder(args: argparse.Namespace, plans: dict[str, Any], plans_name
 
     Raises SettingsError where the folder holds a run that would become another network, unless that is to be continued.
     """
-    from nnunet_ssl.planners.datasets import load_configuration
+    from nnunet_ssl.corpus.datasets import load_configuration
     from nnunet_ssl.planners.plans_check import require_complete
     from nnunet_ssl.trainers import launch
-    from nnunet_ssl.trainers.asked import WEIGHTS, differences, note_weights, refuse_differences
-    from nnunet_ssl.trainers.state import existing_checkpoint
+    from nnunet_ssl.trainers.loop.asked import WEIGHTS, differences, note_weights, refuse_differences
+    from nnunet_ssl.trainers.loop.state import existing_checkpoint
 
     asked = {**plans, "plans_name": name_of_run(plans_name, args)}
     folder = launch.output_folder(args.method, asked, args.configuration, args.fold)

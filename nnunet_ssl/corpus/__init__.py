@@ -1,0 +1,1 @@
+"""Images without labels: found, checked, described, registered as an nnU-Net data set without a copy."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from nnunet_ssl.errors import CorpusError
-from nnunet_ssl.settings import SAMPLING
+from nnunet_ssl.settings.blocks import SAMPLING
 
 
 def sampling_weights(table: pd.DataFrame, by: str = "images") -> pd.Series:

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.recipes import Recipe, falling_lr, rising_lr, short_phase
-from nnunet_ssl.settings import FinetuneSettings
+from nnunet_ssl.settings.blocks import FinetuneSettings
 
 # The settings with a meaning in each schedule, of those that are about phases.
 USED = {

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
-from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
-from nnunet_ssl.methods.alignment_loss import alignment_loss
+from nnunet_ssl.heads.projector import BatchStandardise, Projector, check_bottleneck, projector_width
+from nnunet_ssl.losses.alignment_loss import alignment_loss
+from nnunet_ssl.losses.embeddings import health, knn_agreement
+from nnunet_ssl.losses.gather import warn_if_few
+from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.base import MethodOutput
-from nnunet_ssl.methods.embeddings import health, knn_agreement
-from nnunet_ssl.methods.gather import warn_if_few
 from nnunet_ssl.methods.mae import MAE, MAEConfig
-from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
-from nnunet_ssl.methods.projector import BatchStandardise, Projector, check_bottleneck, projector_width
-from nnunet_ssl.settings import require
+from nnunet_ssl.settings.blocks import require
+from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.views.crops import (
     box_mask,
     check_crop,

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone, PrimusBackbone
 from nnunet_ssl.backbones.primus import run_blocks, scatter_tokens
-from nnunet_ssl.bounds import Count, NotNegative, Rate
 from nnunet_ssl.errors import BackboneError
-from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import (
+from nnunet_ssl.losses.reconstruction import (
     Loss,
     LossOn,
     counted_voxels,
     masked_reconstruction,
     masked_yardstick,
 )
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.settings.bounds import Count, NotNegative, Rate
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
     MaskBlock,

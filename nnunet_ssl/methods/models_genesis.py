@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.bounds import Count, PerAxis, Probability
+from nnunet_ssl.losses.reconstruction import Loss, constant_error, explained_variance, masked_error
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import Loss, constant_error, explained_variance, masked_error
+from nnunet_ssl.settings.bounds import Count, PerAxis, Probability
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.bezier import bezier_intensity
 from nnunet_ssl.views.flips import random_flips

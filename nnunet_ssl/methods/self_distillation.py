@@ -17,21 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone
-from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Positive, Probability, Width
-from nnunet_ssl.methods.base import MethodOutput
-from nnunet_ssl.methods.distillation_loss import (
+from nnunet_ssl.heads.projector import PrototypeHead, cell_features, check_bottleneck, projector_width
+from nnunet_ssl.heads.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
+from nnunet_ssl.losses.distillation_loss import (
     assignment_health,
     centred_assignment,
     distillation,
     sinkhorn_assignment,
 )
-from nnunet_ssl.methods.embeddings import health, knn_agreement
-from nnunet_ssl.methods.gather import global_sum, warn_if_few
-from nnunet_ssl.methods.projector import PrototypeHead, cell_features, check_bottleneck, projector_width
-from nnunet_ssl.methods.reconstruction import Loss
+from nnunet_ssl.losses.embeddings import health, knn_agreement
+from nnunet_ssl.losses.gather import global_sum, warn_if_few
+from nnunet_ssl.losses.reconstruction import Loss
+from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
-from nnunet_ssl.methods.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
-from nnunet_ssl.settings import require
+from nnunet_ssl.settings.blocks import require
+from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Positive, Probability, Width
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import check_crop, crop_within, cut_views, mostly_usable, random_corners
 from nnunet_ssl.views.host import to_device

@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, visible_instance_norm
-from nnunet_ssl.bounds import NotNegative
-from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.reconstruction import (
+from nnunet_ssl.losses.reconstruction import (
     Loss,
     LossOn,
     counted_voxels,
     masked_reconstruction,
     masked_yardstick,
 )
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.settings.bounds import NotNegative
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
     MaskBlock,

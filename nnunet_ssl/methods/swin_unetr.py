@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from nnunet_ssl.backbones import Backbone
-from nnunet_ssl.bounds import NotNegative, Positive, Rate, Share, Width
 from nnunet_ssl.errors import BackboneError
+from nnunet_ssl.heads.projector import check_bottleneck, train_encoder_only
+from nnunet_ssl.losses.embeddings import health, knn_agreement
+from nnunet_ssl.losses.gather import check_images, global_mean, processes
+from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
+from nnunet_ssl.losses.reconstruction import constant_error, explained_variance
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.embeddings import health, knn_agreement
-from nnunet_ssl.methods.gather import check_images, global_mean, processes
-from nnunet_ssl.methods.nt_xent import equal_embeddings, nt_xent
-from nnunet_ssl.methods.projector import check_bottleneck, train_encoder_only
-from nnunet_ssl.methods.reconstruction import constant_error, explained_variance
-from nnunet_ssl.settings import require
+from nnunet_ssl.settings.blocks import require
+from nnunet_ssl.settings.bounds import NotNegative, Positive, Rate, Share, Width
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.crops import mostly_usable
 from nnunet_ssl.views.cutout import random_cutout

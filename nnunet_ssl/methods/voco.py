@@ -17,11 +17,7 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.backbones import Backbone
-from nnunet_ssl.bounds import Count, NotNegative, PerAxis, Width
-from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.embeddings import health
-from nnunet_ssl.methods.gather import warn_if_few
-from nnunet_ssl.methods.projector import (
+from nnunet_ssl.heads.projector import (
     Norm,
     Projector,
     check_bottleneck,
@@ -29,8 +25,12 @@ from nnunet_ssl.methods.projector import (
     projector_width,
     train_encoder_only,
 )
-from nnunet_ssl.methods.voco_loss import explained, voco_loss
-from nnunet_ssl.settings import require
+from nnunet_ssl.losses.embeddings import health
+from nnunet_ssl.losses.gather import warn_if_few
+from nnunet_ssl.losses.voco_loss import explained, voco_loss
+from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.settings.blocks import require
+from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Width
 from nnunet_ssl.views.contrastive import augment_crops
 from nnunet_ssl.views.crops import (
     box_mask,

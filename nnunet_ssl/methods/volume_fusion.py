@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.bounds import Bounds, Count, NotNegative, Share
+from nnunet_ssl.losses.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
-from nnunet_ssl.settings import require
+from nnunet_ssl.settings.blocks import require
+from nnunet_ssl.settings.bounds import Bounds, Count, NotNegative, Share
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.fusion import fuse, random_levels
 from nnunet_ssl.views.intensity import augment_intensity

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.bounds import Count, InnerShare, PerAxis
 from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.settings.bounds import Count, InnerShare, PerAxis
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
 

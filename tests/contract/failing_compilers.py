@@ -11,7 +11,7 @@ import torch
 from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
-from nnunet_ssl.trainers import epochs
+from nnunet_ssl.trainers.loop import epochs
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 

@@ -23,17 +23,9 @@ from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as stock
 
 from nnunet_ssl.integration import logger
 from nnunet_ssl.signals import SIGNALS
-from nnunet_ssl.trainers import (
-    epochs,
-    position,
-    processes,
-    progress,
-    ssl_trainer,
-    state,
-    stepping,
-    stopping,
-    validation,
-)
+from nnunet_ssl.trainers import ssl_trainer
+from nnunet_ssl.trainers.distributed import processes
+from nnunet_ssl.trainers.loop import epochs, position, progress, state, stepping, stopping, validation
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drills"))

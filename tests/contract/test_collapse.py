@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssl.trainers import judging
-from nnunet_ssl.trainers.judging import COLLAPSED, YARDSTICK
+from nnunet_ssl.trainers.loop import judging
+from nnunet_ssl.trainers.loop.judging import COLLAPSED, YARDSTICK
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 STILL = {"num_epochs": 3, "initial_lr": 0.0, "warmup_epochs": 0}  # weights stay as they were drawn

@@ -13,11 +13,12 @@ import torch
 
 from nnunet_ssl.corpus.table import write_table
 from nnunet_ssl.errors import CorpusError, SettingsError
-from nnunet_ssl.settings import PretrainSettings, read_config
-from nnunet_ssl.trainers import loading, stepping
-from nnunet_ssl.trainers.augmentation import augmentation
-from nnunet_ssl.trainers.data import TRAINING, VALIDATION
+from nnunet_ssl.settings.blocks import PretrainSettings, read_config
+from nnunet_ssl.trainers.data import loading
+from nnunet_ssl.trainers.data.augmentation import augmentation
+from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION
 from nnunet_ssl.trainers.launch import trainer_class
+from nnunet_ssl.trainers.loop import stepping
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 

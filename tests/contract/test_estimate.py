@@ -7,7 +7,7 @@ import json
 import pytest
 
 from nnunet_ssl.cli.pretrain import main
-from nnunet_ssl.trainers import ceiling
+from nnunet_ssl.trainers.profiling import ceiling
 
 
 @pytest.mark.parametrize("kind", ["unet", "primus"])

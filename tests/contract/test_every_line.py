@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssl.trainers.position import Phase, Position
+from nnunet_ssl.trainers.loop.position import Phase, Position
 
 SCRIPT = Path(__file__).with_name("signalled_at_every_line.py")
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="POSIX signals")

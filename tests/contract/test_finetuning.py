@@ -15,7 +15,7 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.errors import CheckpointError
-from nnunet_ssl.trainers.data import seed_everything
+from nnunet_ssl.trainers.data.corpus import seed_everything
 from nnunet_ssl.trainers.finetuning import (
     SSLFinetuneFrozenTrainer,
     SSLFinetuneLayerDecayTrainer,

@@ -16,7 +16,7 @@ from nnunet_ssl.trainers.finetuning import (
     SSLFinetuneValleyTrainer,
     SSLScratchTrainer,
 )
-from nnunet_ssl.trainers.interruption import FINISH_EPOCH
+from nnunet_ssl.trainers.loop.interruption import FINISH_EPOCH
 
 SHORT = {"num_epochs": 3, "decoder_epochs": 1, "warmup_epochs": 1, "num_iterations_per_epoch": 2}
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="POSIX signals")

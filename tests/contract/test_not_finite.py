@@ -17,8 +17,8 @@ from nnunetv2.training.logging.nnunet_logger import MetaLogger
 import nnunet_ssl.finetune.phases
 from nnunet_ssl.methods.mae import MAE
 from nnunet_ssl.recipes import build_optimizer
-from nnunet_ssl.trainers import epochs
 from nnunet_ssl.trainers.finetuning import SSLFinetuneSawtoothTrainer, SSLScratchTrainer
+from nnunet_ssl.trainers.loop import epochs
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 sys.path.insert(0, str(Path(__file__).parent))  # child processes import it by name as well

@@ -16,10 +16,10 @@ from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 
 from nnunet_ssl.errors import TrainingError
+from nnunet_ssl.trainers.distributed.processes import Together
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
-from nnunet_ssl.trainers.position import Position
+from nnunet_ssl.trainers.loop.position import Position
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
-from nnunet_ssl.trainers.processes import Together
 
 sys.path.insert(0, str(Path(__file__).parent))  # child processes import it by name as well
 import trained_by_many

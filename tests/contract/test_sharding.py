@@ -16,9 +16,9 @@ from torch.distributed import fsdp
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.pretrain import build_parser, flags_as_settings, main
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.settings import PretrainSettings, read_config
+from nnunet_ssl.settings.blocks import PretrainSettings, read_config
+from nnunet_ssl.trainers.distributed.sharding import require_sharding
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
-from nnunet_ssl.trainers.sharding import require_sharding
 
 sys.path.insert(0, str(Path(__file__).parent))  # child processes import it by name as well
 import trained_in_shards

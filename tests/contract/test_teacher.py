@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli import export, info
 from nnunet_ssl.methods.self_distillation import SelfDistillation
-from nnunet_ssl.trainers import epochs
+from nnunet_ssl.trainers.loop import epochs
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer, SSLSelfDistillationTrainer
 
 SSL = {"num_epochs": 2, "warmup_epochs": 0, "self_distillation": {"momentum": 0.7, "final_momentum": 0.9}}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nnunet_ssl.trainers.launch import trainer_class
-from nnunet_ssl.trainers.validation import companions_of
+from nnunet_ssl.trainers.loop.validation import companions_of
 
 
 @pytest.fixture

@@ -22,7 +22,9 @@ from torch import distributed as dist
 
 from nnunet_ssl.methods.mae import MAE
 from nnunet_ssl.methods.simclr import SimCLR
-from nnunet_ssl.trainers import launch, loading, stepping, validation
+from nnunet_ssl.trainers import launch
+from nnunet_ssl.trainers.data import loading
+from nnunet_ssl.trainers.loop import stepping, validation
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 FINISHED_ON_DEVICE = "-device"  # end of the names of cases that rotate, scale and mirror as on a GPU

@@ -17,7 +17,9 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.integration.pretrained_weights import load_into
-from nnunet_ssl.trainers import launch, sharding, stepping
+from nnunet_ssl.trainers import launch
+from nnunet_ssl.trainers.distributed import sharding
+from nnunet_ssl.trainers.loop import stepping
 
 FINAL, FIRST = "checkpoint_final.pth", "after_first_epoch.pth"
 

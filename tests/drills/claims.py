@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nnunet_ssl.files.mounts import VARIABLE
-from nnunet_ssl.planners.shards import CLAIMS, PRESENT, WORK, Shard
+from nnunet_ssl.planners.sharing.shards import CLAIMS, PRESENT, WORK, Shard
 
 
 def main(arguments: list[str] | None = None) -> int:

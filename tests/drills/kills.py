@@ -221,7 +221,7 @@ class Place:
         """(epoch, iteration) in which the run would go on."""
         from nnunet_ssl.checkpoints.read import read_latest
         from nnunet_ssl.errors import CheckpointError
-        from nnunet_ssl.trainers.state import RESUME_ORDER
+        from nnunet_ssl.trainers.loop.state import RESUME_ORDER
 
         if not any((self.run / name).exists() for name in RESUME_ORDER):
             return None
@@ -441,7 +441,7 @@ PLACES = ("before the end", "before saving", "after saving", "after the end", "f
 def run(ambush: tuple[str, str, int] | None, flags: list[str]) -> None:
     """Pre-train; with `ambush` (signal, place, epoch) send oneself a signal at a place between the epoch and the next."""
     from nnunet_ssl.cli.pretrain import main
-    from nnunet_ssl.trainers import epochs
+    from nnunet_ssl.trainers.loop import epochs
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
     if ambush is None:
@@ -492,7 +492,6 @@ def main() -> int:
     if args.forked:
         from nnunet_ssl.cli import pretrain  # noqa: F401
         from nnunet_ssl.planners import prepare  # noqa: F401
-        from nnunet_ssl.trainers import benchmark  # noqa: F401
     drill = Drill(args)
     if args.plan:
         for index, text in enumerate(args.plan):

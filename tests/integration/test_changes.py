@@ -20,9 +20,9 @@ from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.stamps import stamp
 from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
-from nnunet_ssl.planners.forget import check, forget
-from nnunet_ssl.planners.made_from import Origin, Part, read_origins, write_origins
 from nnunet_ssl.planners.prepare import prepare_corpus
+from nnunet_ssl.planners.sharing.forget import check, forget
+from nnunet_ssl.planners.sharing.made_from import Origin, Part, read_origins, write_origins
 from nnunet_ssl.planners.ssl_planner import SSLPlannerResEncTiny
 
 PLANS, DATA = "nnUNetSSLResEncTinyPlans", "nnUNetSSLResEncTinyPlans_3d_fullres"

@@ -18,7 +18,7 @@ import torch
 
 from nnunet_ssl.demo.phantom import make_phantom
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.trainers.judging import YARDSTICK
+from nnunet_ssl.trainers.loop.judging import YARDSTICK
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssl.trainers.interruption import FINISH_EPOCH
+from nnunet_ssl.trainers.loop.interruption import FINISH_EPOCH
 
 DRILL = Path(__file__).parents[1] / "drills" / "kills.py"
 PLANS = "nnUNetSSLResEncTinyPlans"

@@ -22,9 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method
-from nnunet_ssl.methods.parts import split_inputs
 from nnunet_ssl.planners.presets import PRIMUS_M
-from nnunet_ssl.trainers import stepping
+from nnunet_ssl.trainers.loop import stepping
+from nnunet_ssl.trainers.loop.parts import split_inputs
 from nnunet_ssl.views.draws import image_seeds
 
 IMAGES = 4

@@ -27,7 +27,7 @@ def _no_workers(monkeypatch, tmp_path):
 @pytest.fixture
 def small_ceilings(monkeypatch):
     """Ceilings from small matrices: they are slower than those of large ones, and enough for tiny networks."""
-    from nnunet_ssl.trainers import ceiling
+    from nnunet_ssl.trainers.profiling import ceiling
 
     monkeypatch.setitem(ceiling.MATRIX, "cpu", 512)
     monkeypatch.setitem(ceiling.CONVOLUTIONS, "cpu", ((2, 64, 16),))
@@ -105,7 +105,7 @@ def test_real_data_and_loss_in_parts(measured, tmp_path, monkeypatch):
 def test_regions_cost_nothing_unasked_and_tell_apart():
     from time import sleep
 
-    from nnunet_ssl.trainers.regions import RegionTimer, region
+    from nnunet_ssl.trainers.loop.regions import RegionTimer, region
 
     timer = RegionTimer(torch.device("cpu"))
     with region("forward"):
@@ -147,7 +147,7 @@ class _Step:
     """Stands for a trainer."""
 
     def __init__(self) -> None:
-        from nnunet_ssl.trainers.compiling import Compiler
+        from nnunet_ssl.trainers.device.compiling import Compiler
 
         self.network = _OneConvolution()
         self.compiler = Compiler(True, pytest.fail, backend=self._never)
@@ -162,7 +162,7 @@ class _Step:
 
 
 def test_flops_of_a_known_network():
-    from nnunet_ssl.trainers.ceiling import count_flops
+    from nnunet_ssl.trainers.profiling.ceiling import count_flops
 
     step = _Step()
     forward = 2 * 27 * 8 * 8 * 8**3
@@ -179,7 +179,7 @@ class _TokenStep:
         from timm.models.eva import EvaBlock
 
         from nnunet_ssl.backbones.drop_path import drop_by_image, use_keys
-        from nnunet_ssl.trainers.compiling import Compiler
+        from nnunet_ssl.trainers.device.compiling import Compiler
         from nnunet_ssl.views.draws import ImageGenerator
 
         self.block = EvaBlock(24, 2, swiglu_mlp=True, scale_mlp=True, num_prefix_tokens=0, drop_path=0.5)
@@ -202,14 +202,14 @@ class _TokenStep:
 
 def test_dropped_paths_count_where_they_are_computed():
     """Compiled code computes them, the same network without torch.compile leaves them out."""
-    from nnunet_ssl.trainers.ceiling import count_flops
+    from nnunet_ssl.trainers.profiling.ceiling import count_flops
 
     tokens = {"image": torch.randn(4, 5, 24, requires_grad=True)}
     assert count_flops(_TokenStep(compiled=True), tokens) == 2 * count_flops(_TokenStep(compiled=False), tokens)
 
 
 def test_the_network_is_gone_before_the_device_is_measured(measured, tmp_path, monkeypatch):
-    from nnunet_ssl.trainers import benchmark, measuring
+    from nnunet_ssl.trainers.profiling import benchmark, measuring
 
     alive, real = [], measuring.started
 
@@ -230,7 +230,7 @@ def test_the_network_is_gone_before_the_device_is_measured(measured, tmp_path, m
 
 
 def test_attention_is_counted_on_this_device():
-    from nnunet_ssl.trainers.ceiling import flop_counter
+    from nnunet_ssl.trainers.profiling.ceiling import flop_counter
 
     product = 2 * 2 * 16 * 16 * 6
     q = torch.randn(1, 2, 16, 6, requires_grad=True)
@@ -243,7 +243,7 @@ def test_attention_is_counted_on_this_device():
 
 
 def test_out_of_memory_names_the_batch_that_fits(measured, tmp_path, monkeypatch, capsys):
-    from nnunet_ssl.trainers import stepping
+    from nnunet_ssl.trainers.loop import stepping
 
     real = stepping.run_batch
 

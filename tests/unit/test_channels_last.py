@@ -22,7 +22,7 @@ from nnunet_ssl.backbones.sparse import HiddenPositions
 from nnunet_ssl.backbones.unmeasured import VARIABLE
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.recipes import PRETRAINING, build_optimizer
-from nnunet_ssl.trainers.state import contiguous
+from nnunet_ssl.trainers.loop.state import contiguous
 from nnunet_ssl.views.masks import upsample_mask
 
 KINDS = {2: (nn.Conv2d, nn.InstanceNorm2d), 3: (nn.Conv3d, nn.InstanceNorm3d)}
@@ -54,7 +54,7 @@ def build(plain=False, axes=3, out=2, channels=1, dropout=False):
 
 
 def as_on_a_gpu(network):
-    """A copy of a network as trainers/building.py makes it ready for being compiled for a GPU."""
+    """A copy of a network as trainers/loop/building.py makes it ready for being compiled for a GPU."""
     twin = copy.deepcopy(network)
     compute_by_product(twin)
     use_channels_last(twin)
@@ -195,7 +195,7 @@ def test_everything_lies_in_channels_last(axes):
 
 
 def ready(make_last):
-    """Spark3D around a tiny U-Net as trainers/building.py makes it."""
+    """Spark3D around a tiny U-Net as trainers/loop/building.py makes it."""
     cls = get_method("spark3d")
     config = cls.Config()
     views = cls.views(config, (8, 12, 16))

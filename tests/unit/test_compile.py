@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from nnunet_ssl.backbones.drop_path import ImageDropPath, drop_by_image, use_keys
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.trainers.compiling import Compiler
+from nnunet_ssl.trainers.device.compiling import Compiler
 from nnunet_ssl.views.draws import ImageGenerator
 
 PATCH = (16, 24, 32)

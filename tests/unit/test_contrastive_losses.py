@@ -6,11 +6,11 @@ import warnings
 import pytest
 import torch
 
-from nnunet_ssl.methods.alignment_loss import alignment_loss
-from nnunet_ssl.methods.gather import check_images, warn_if_few
-from nnunet_ssl.methods.nt_xent import nt_xent
-from nnunet_ssl.methods.projector import BatchStandardise, LayerStandardise
-from nnunet_ssl.methods.voco_loss import voco_loss
+from nnunet_ssl.heads.projector import BatchStandardise, LayerStandardise
+from nnunet_ssl.losses.alignment_loss import alignment_loss
+from nnunet_ssl.losses.gather import check_images, warn_if_few
+from nnunet_ssl.losses.nt_xent import nt_xent
+from nnunet_ssl.losses.voco_loss import voco_loss
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:

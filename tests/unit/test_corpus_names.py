@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssl.corpus.dataset_names import dataset_id, dataset_name, dataset_title, is_dataset_name, named
+from nnunet_ssl.corpus.datasets import require_own_plans
 from nnunet_ssl.corpus.images import absolute_path, list_images, read_dataset_json
 from nnunet_ssl.corpus.names import bad_case_names, reason_against, require_case_names, safe_name
 from nnunet_ssl.corpus.register import known_images
@@ -15,7 +16,6 @@ from nnunet_ssl.corpus.sources.csv_table import find_in_table
 from nnunet_ssl.corpus.sources.dataset import find_in_dataset
 from nnunet_ssl.corpus.splits import require_splits
 from nnunet_ssl.errors import CorpusError
-from nnunet_ssl.planners.datasets import require_own_plans
 
 GOOD = [
     "A",

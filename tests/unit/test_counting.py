@@ -17,10 +17,10 @@ from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.planners.to_estimate import plans_without_data
 from nnunet_ssl.report.gpu_times import gpu_times
 from nnunet_ssl.report.memory_fit import GIB
-from nnunet_ssl.trainers import counting, like_cuda
-from nnunet_ssl.trainers.counting import CannotCount, CountedStep
-from nnunet_ssl.trainers.like_cuda import LikeCUDA
-from nnunet_ssl.trainers.live_memory import BLOCK, LiveMemory
+from nnunet_ssl.trainers.device.live_memory import BLOCK, LiveMemory
+from nnunet_ssl.trainers.profiling import counting, like_cuda
+from nnunet_ssl.trainers.profiling.counting import CannotCount, CountedStep
+from nnunet_ssl.trainers.profiling.like_cuda import LikeCUDA
 
 OWN = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
 PLANNERS = {"unet": "SSLPlannerResEncTiny", "primus": "SSLPlannerPrimusTiny"}

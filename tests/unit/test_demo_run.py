@@ -125,7 +125,7 @@ class TestJob:
         assert configuration == {"batch_size": 2, "finetune": {"transfer": "encoder", **finetune_block(QUICK, 7)}}
 
     def test_the_block_is_one_that_fine_tuning_reads(self) -> None:
-        from nnunet_ssl.settings import FinetuneSettings, read_config
+        from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
 
         settings = read_config(FinetuneSettings, finetune_block(QUICK, 7), "here")
         assert (settings.num_epochs, settings.seed) == (QUICK.finetuning_epochs, 7)

@@ -11,7 +11,7 @@ from timm.models.eva import EvaBlock
 from torch.utils.checkpoint import checkpoint
 
 from nnunet_ssl.backbones.attention import attend_deterministically
-from nnunet_ssl.trainers.determinism import FIXED, WORKSPACE, deterministic
+from nnunet_ssl.trainers.device.determinism import FIXED, WORKSPACE, deterministic
 
 
 def state():

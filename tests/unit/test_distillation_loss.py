@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssl.methods.distillation_loss import (
+from nnunet_ssl.heads.projector import PrototypeHead, cell_features, pooled_features
+from nnunet_ssl.heads.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
+from nnunet_ssl.losses.distillation_loss import (
     assignment_health,
     centred_assignment,
     distillation,
     sinkhorn_assignment,
 )
-from nnunet_ssl.methods.projector import PrototypeHead, cell_features, pooled_features
-from nnunet_ssl.methods.teacher import RunningMean, follow, rising_momentum, twin_of, warmed_up
 
 ROWS, K = 7, 5
 YES, NO = torch.tensor(True), torch.tensor(False)

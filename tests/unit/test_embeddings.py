@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nnunet_ssl.methods.embeddings import effective_rank, knn_agreement, spread
+from nnunet_ssl.losses.embeddings import effective_rank, knn_agreement, spread
 
 
 def test_spread_tells_even_from_collapsed():

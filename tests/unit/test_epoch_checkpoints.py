@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from nnunet_ssl.trainers import epochs
-from nnunet_ssl.trainers.position import Position
+from nnunet_ssl.trainers.loop import epochs
+from nnunet_ssl.trainers.loop.position import Position
 
 
 def test_the_best_checkpoint_is_written_no_more_often_than_the_latest(monkeypatch):

@@ -17,7 +17,7 @@ from nnunet_ssl import errors
 from nnunet_ssl.cli.errors import REPORT, one_line_errors
 from nnunet_ssl.errors import CannotWrite, CheckpointError, NnunetSSLError, SettingsError
 from nnunet_ssl.messages import one_line
-from nnunet_ssl.trainers.out_of_memory import OutOfMemory
+from nnunet_ssl.trainers.device.out_of_memory import OutOfMemory
 
 PACKAGE = Path(nnunet_ssl.__file__).parent
 CLASSES = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, NnunetSSLError)]
@@ -27,8 +27,8 @@ CAUGHT = "its caller makes a line of it that names the file"
 MISUSE = "called wrongly by a programmer; what users say about it is checked before"
 SYSTEM = "the system's own error, with its number and file"
 PLAIN = {
-    "allowed.py": {"parse": "a config dataclass with hints that JSON cannot fill is its author's mistake"},
-    "checker.py": {"rules": "likewise"},
+    "settings/allowed.py": {"parse": "a config dataclass with hints that JSON cannot fill is its author's mistake"},
+    "settings/checker.py": {"rules": "likewise"},
     "checkpoints/adaptation/adapt.py": {"adapt": MISUSE},
     "checkpoints/adaptation/channels.py": {"fit_channels": MISUSE},
     "checkpoints/export/portable.py": {"portable": MISUSE},
@@ -44,14 +44,14 @@ PLAIN = {
     "finetune/schedules.py": {"make_schedule": MISUSE},
     "integration/ext_trainers/nnunet_ssl_trainers.py": {"__getattr__": "Python's protocol of modules"},
     "methods/models_genesis.py": {"ModelsGenesis._shuffle_widths": MISUSE},
-    "methods/parts.py": {"_views": "a task of others that prepares what cannot be split is its author's mistake"},
+    "trainers/loop/parts.py": {"_views": "a task of others that prepares what cannot be split is its author's mistake"},
     "report/compare.py": {"compare": MISUSE, "_interval": MISUSE},
     "report/page.py": {"Page.table": MISUSE, "Page.figure": MISUSE},
     "report/pictures.py": dict.fromkeys(("draw_preview", "draw_overlay", "_first_channel", "_checked_spacing"), MISUSE),
-    "settings.py": {"require": "for `__post_init__` of configs, see the test below"},
-    "trainers/batches.py": {"Parts.join": MISUSE},
+    "settings/blocks.py": {"require": "for `__post_init__` of configs, see the test below"},
+    "trainers/data/batches.py": {"Parts.join": MISUSE},
     "trainers/launch.py": {"wait_for": "a bug in one of several processes, with its traceback"},
-    "trainers/patches.py": {"PatchDataset.__init__": MISUSE},
+    "trainers/data/patches.py": {"PatchDataset.__init__": MISUSE},
     "trainers/ssl_trainer.py": {"SSLTrainer.initialize": MISUSE},
     "views/crops.py": {"check_crop": "called by `views`"},
     "views/draws.py": {"dropped": MISUSE, "_views": MISUSE},
@@ -83,7 +83,7 @@ def raises(tree: ast.AST, inside: tuple[str, ...] = ()) -> Iterator[tuple[str, s
 def sources() -> Iterator[tuple[str, ast.AST]]:
     """Every file of the package, the linked rooms among them, and its syntax tree."""
     for room in (PACKAGE, PACKAGE / "trainers", PACKAGE / "planners"):
-        for path in sorted(room.rglob("*.py") if room == PACKAGE else room.glob("*.py")):
+        for path in sorted(room.rglob("*.py")):
             yield path.relative_to(PACKAGE).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -15,7 +15,7 @@ from nnunet_ssl.corpus.overview.sections import as_text
 from nnunet_ssl.planners.to_estimate import plans_without_data
 from nnunet_ssl.report.gpu_times import gpu_times, times_section
 from nnunet_ssl.report.memory_fit import CARDS, GIB, Count, Fit, fit_section, fits, needed
-from nnunet_ssl.trainers.fitting import Curve
+from nnunet_ssl.trainers.profiling.fitting import Curve
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "make_gpu_times.py"
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")

@@ -29,12 +29,12 @@ PAIRS = {
 }
 
 EXCEPTIONS = {
-    "planners/made_from.py::Part._append": "lines that are added one by one; one that is not whole counts as none",
+    "planners/sharing/made_from.py::Part._append": "lines that are added one by one; one that is not whole counts as none",
     "nnunet_ssl/demo/steps.py::_run_command": "a log that grows while a command runs",
     "nnunet_ssl/report/corpus_page.py::_png": "into memory",
-    "planners/storage.py::save_case": "into the folder of unfinished cases, from which whole ones are moved",
+    "planners/preprocessing/storage.py::save_case": "into the folder of unfinished cases, from which whole ones are moved",
     "planners/synthetic.py::_write_descriptions": "into a temporary folder",
-    "trainers/memory.py::forget_peaks": "/proc is no disk",
+    "trainers/device/memory.py::forget_peaks": "/proc is no disk",
 }
 
 

@@ -19,7 +19,7 @@ from nnunet_ssl.finetune.parts import encoder_parameters, layers
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import SCHEDULE_NAMES, USED, make_schedule
 from nnunet_ssl.recipes import FINETUNING, resolve
-from nnunet_ssl.settings import FinetuneSettings, read_config
+from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
 
 SHORT = FinetuneSettings(num_epochs=10, decoder_epochs=4, warmup_epochs=2, initial_lr=1e-2)  # sawtooth: 0, 2, 4, 6
 INPUTS = {"unet": (2, 1, 16, 16), "primus": (2, 1, 16, 16, 16)}

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from nnunet_ssl.recipes import PRETRAINING, build_optimizer
-from nnunet_ssl.trainers.epochs import mean_over_processes
-from nnunet_ssl.trainers.finite import LINES, Watch, all_finite, require_finite, require_progress, step_where
-from nnunet_ssl.trainers.state import contiguous
+from nnunet_ssl.trainers.loop.epochs import mean_over_processes
+from nnunet_ssl.trainers.loop.finite import LINES, Watch, all_finite, require_finite, require_progress, step_where
+from nnunet_ssl.trainers.loop.state import contiguous
 
 RECIPES = {"sgd": PRETRAINING["unet"], "adamw": PRETRAINING["primus"]}
 INFINITE, FINITE = math.inf, 1.0

@@ -11,7 +11,7 @@ from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_ssl.corpus.unusable_labels import note_unusable, usable_labels
 from nnunet_ssl.planners.folds import folds_of, make_folds, write_folds
-from nnunet_ssl.trainers.loading import _in_no_fold
+from nnunet_ssl.trainers.data.loading import _in_no_fold
 
 NAME = "Dataset901_Folds"
 

@@ -10,8 +10,8 @@ import time
 import pytest
 
 from nnunet_ssl.signals import AFTER_EPOCH, AT_ONCE, SIGNALS
-from nnunet_ssl.trainers import interruption as module
-from nnunet_ssl.trainers.interruption import Interruption
+from nnunet_ssl.trainers.loop import interruption as module
+from nnunet_ssl.trainers.loop.interruption import Interruption
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="POSIX signals")
 

@@ -9,7 +9,7 @@ import torch
 
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.methods.base import Method
-from nnunet_ssl.trainers.judging import YARDSTICK, collapse, verdict
+from nnunet_ssl.trainers.loop.judging import YARDSTICK, collapse, verdict
 
 LEARNED = {"val_losses": [0.9, 0.5], YARDSTICK: [1.0, 1.0]}
 

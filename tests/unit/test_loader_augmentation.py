@@ -8,8 +8,8 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 
-from nnunet_ssl.trainers.augmentation import SCALING, Augmentation, Turn, matrix
-from nnunet_ssl.trainers.finishing import Box, finish_box
+from nnunet_ssl.trainers.data.augmentation import SCALING, Augmentation, Turn, matrix
+from nnunet_ssl.trainers.data.finishing import Box, finish_box
 
 THIRTY = (-np.pi / 6, np.pi / 6)
 GEOMETRIES = {

@@ -11,15 +11,15 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from scipy.ndimage import gaussian_filter
 
-from nnunet_ssl.trainers import batches, packing
-from nnunet_ssl.trainers.augmentation import Augmentation
-from nnunet_ssl.trainers.batches import Positions, load_batches
-from nnunet_ssl.trainers.data import Corpus, Source
-from nnunet_ssl.trainers.finishing import Box
-from nnunet_ssl.trainers.packing import Packer, tensors_of, unpack
-from nnunet_ssl.trainers.patches import PatchDataset
-from nnunet_ssl.trainers.places import Places
-from nnunet_ssl.trainers.recycling import FREE, SharedMemory, give_back
+from nnunet_ssl.trainers.data import batches, packing
+from nnunet_ssl.trainers.data.augmentation import Augmentation
+from nnunet_ssl.trainers.data.batches import Positions, load_batches
+from nnunet_ssl.trainers.data.corpus import Corpus, Source
+from nnunet_ssl.trainers.data.finishing import Box
+from nnunet_ssl.trainers.data.packing import Packer, tensors_of, unpack
+from nnunet_ssl.trainers.data.patches import PatchDataset
+from nnunet_ssl.trainers.data.places import Places
+from nnunet_ssl.trainers.data.recycling import FREE, SharedMemory, give_back
 from nnunet_ssl.views.spec import Views
 
 CPU = torch.device("cpu")

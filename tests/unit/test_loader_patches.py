@@ -10,13 +10,13 @@ import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
-from nnunet_ssl.planners.foreground import LOCATIONS, SHARE
-from nnunet_ssl.trainers import batches
-from nnunet_ssl.trainers.augmentation import Augmentation
-from nnunet_ssl.trainers.batches import Parts, Positions, load_batches
-from nnunet_ssl.trainers.data import Corpus, Source, read_box, storage_and_cases
-from nnunet_ssl.trainers.patches import PatchDataset
-from nnunet_ssl.trainers.places import AROUND_ANATOMY, Places, around
+from nnunet_ssl.planners.preprocessing.foreground import LOCATIONS, SHARE
+from nnunet_ssl.trainers.data import batches
+from nnunet_ssl.trainers.data.augmentation import Augmentation
+from nnunet_ssl.trainers.data.batches import Parts, Positions, load_batches
+from nnunet_ssl.trainers.data.corpus import Corpus, Source, read_box, storage_and_cases
+from nnunet_ssl.trainers.data.patches import PatchDataset
+from nnunet_ssl.trainers.data.places import AROUND_ANATOMY, Places, around
 from nnunet_ssl.views.spec import Views
 
 SHAPE = (30, 24, 20)

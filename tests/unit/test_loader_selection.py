@@ -10,8 +10,8 @@ import pytest
 
 from nnunet_ssl.corpus.table import write_table
 from nnunet_ssl.errors import CorpusError
-from nnunet_ssl.trainers.data import Source
-from nnunet_ssl.trainers.selection import apply_filter, columns_of, corpus_table, people, weights_for
+from nnunet_ssl.trainers.data.corpus import Source
+from nnunet_ssl.trainers.data.selection import apply_filter, columns_of, corpus_table, people, weights_for
 
 A, B = "Dataset001_A", "Dataset002_B"
 

@@ -7,7 +7,7 @@ import torch
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods.mae import MAEConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 from nnunet_ssl.views.masks import (
     aligned_block,
     draw_ratio,

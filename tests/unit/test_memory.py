@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from nnunet_ssl.trainers.memory import held_by, held_by_workers, shared_by
+from nnunet_ssl.trainers.device.memory import held_by, held_by_workers, shared_by
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells")
 MIB = 1 << 20
@@ -24,7 +24,7 @@ def in_a_process_of_its_own(program: str) -> list[int]:
 
 OWN_AND_SHARED = """
 import os, torch
-from nnunet_ssl.trainers.memory import held_by, shared_by
+from nnunet_ssl.trainers.device.memory import held_by, shared_by
 
 def held():
     return held_by([os.getpid()]), sum(shared_by([os.getpid()]).values())
@@ -84,7 +84,7 @@ def test_a_batch_in_the_queue_counts_until_it_is_fetched():
 
 PAGE_FAULTS = """
 import resource, torch
-from nnunet_ssl.trainers.devices import keep_freed_memory
+from nnunet_ssl.trainers.device.devices import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,8 +10,8 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.errors import BackboneError
+from nnunet_ssl.losses.reconstruction import explained_variance, masked_mse
 from nnunet_ssl.methods.mae import MAE, MAEConfig
-from nnunet_ssl.methods.reconstruction import explained_variance, masked_mse
 
 PATCH = (16, 24, 8)
 

@@ -10,7 +10,7 @@ from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.methods.mae import MAE, MAEConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 
 PATCH = (16, 32, 24)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.methods.models_genesis import ModelsGenesis, ModelsGenesisConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 from nnunet_ssl.views.value_range import value_range
 
 PATCH = (16, 24, 8)

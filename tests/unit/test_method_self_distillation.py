@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.methods.distillation_loss import centred_assignment, distillation
-from nnunet_ssl.methods.reconstruction import masked_error
+from nnunet_ssl.losses.distillation_loss import centred_assignment, distillation
+from nnunet_ssl.losses.reconstruction import masked_error
 from nnunet_ssl.methods.self_distillation import SelfDistillation, SelfDistillationConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 
 METHOD = SelfDistillation
 PATCH = (16, 32, 32)

@@ -6,7 +6,7 @@ import torch
 
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.simclr import SimCLR, SimCLRConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 from nnunet_ssl.views.crops import shared_voxels
 
 METHOD = SimCLR

@@ -10,7 +10,7 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 
 PATCH = (16, 24, 8)
 

@@ -9,7 +9,7 @@ from torch import nn
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.backbones.sparse import HiddenPositions
 from nnunet_ssl.methods.spark3d import Densify, Spark3D, Spark3DConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 
 PATCH = (16, 24, 16)
 

@@ -11,7 +11,7 @@ from torch import nn
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.swin_unetr import ReconstructionHead, SwinUNETR, SwinUNETRConfig, average_halves
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 from nnunet_ssl.views.orientation import turn
 
 METHOD = SwinUNETR

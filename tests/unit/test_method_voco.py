@@ -5,7 +5,7 @@ import torch
 
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods.voco import VoCo, VoCoConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 
 METHOD = VoCo
 PATCH = (32, 48, 16)

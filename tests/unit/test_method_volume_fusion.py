@@ -11,10 +11,10 @@ from torch import nn
 
 from nnunet_ssl.backbones import wrap_network
 from nnunet_ssl.errors import BackboneError
+from nnunet_ssl.losses.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods import volume_fusion
-from nnunet_ssl.methods.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.volume_fusion import VolumeFusion, VolumeFusionConfig
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
 from nnunet_ssl.trainers.pretraining import SSLVolumeFusionTrainer
 
 PATCH = (16, 24, 8)

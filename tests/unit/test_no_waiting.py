@@ -27,11 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.trainers import stepping
-from nnunet_ssl.trainers.augmentation import Turn
-from nnunet_ssl.trainers.batches import Parts
-from nnunet_ssl.trainers.finishing import Box
-from nnunet_ssl.trainers.packing import Packer, unpack
+from nnunet_ssl.trainers.data.augmentation import Turn
+from nnunet_ssl.trainers.data.batches import Parts
+from nnunet_ssl.trainers.data.finishing import Box
+from nnunet_ssl.trainers.data.packing import Packer, unpack
+from nnunet_ssl.trainers.loop import stepping
 from nnunet_ssl.views import draws
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.spec import Views

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_ssl.trainers.memory import is_out_of_memory
+from nnunet_ssl.trainers.device.memory import is_out_of_memory
 
 GIB = 2**30
 NO_ENGINE = RuntimeError("GET was unable to find an engine to execute this computation")
@@ -67,7 +67,7 @@ def test_without_a_gpu_no_engine_is_another_error(monkeypatch):
 def test_reserved_memory_is_reported_for_a_gpu(monkeypatch):
     from nnunet_ssl.report.benchmark import Memory
     from nnunet_ssl.report.benchmark_table import _memory
-    from nnunet_ssl.trainers.memory import peak_reserved_on_device
+    from nnunet_ssl.trainers.device.memory import peak_reserved_on_device
 
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 12 * GIB)
     assert peak_reserved_on_device(torch.device("cuda")) == 12 * GIB

@@ -17,9 +17,9 @@ from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.cli.plan_finetune import main
 from nnunet_ssl.errors import CheckpointError, CorpusError
-from nnunet_ssl.planners.finetune_geometry import patch_like, patch_within_budget, require_fitting_patch
-from nnunet_ssl.planners.finetune_plans import Wishes, choose_schemes
-from nnunet_ssl.planners.plan_finetune import checked_name
+from nnunet_ssl.planners.finetuning.finetune_geometry import patch_like, patch_within_budget, require_fitting_patch
+from nnunet_ssl.planners.finetuning.finetune_plans import Wishes, choose_schemes
+from nnunet_ssl.planners.finetuning.plan_finetune import checked_name
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "fixtures"
 NAME = "Dataset701_Target"

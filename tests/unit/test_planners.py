@@ -15,8 +15,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.methods import method_names
 from nnunet_ssl.methods.mae import MAEConfig
-from nnunet_ssl.planners.normalization import raw_channels
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
+from nnunet_ssl.planners.preprocessing.normalization import raw_channels
 from nnunet_ssl.planners.ssl_planner import (
     SSLPlanner,
     SSLPlannerPrimusM,
@@ -24,7 +24,7 @@ from nnunet_ssl.planners.ssl_planner import (
     SSLPlannerResEncL,
     SSLPlannerResEncTiny,
 )
-from nnunet_ssl.settings import FinetuneSettings, PretrainBlock, read_config
+from nnunet_ssl.settings.blocks import FinetuneSettings, PretrainBlock, read_config
 
 PLANNERS = [SSLPlannerResEncL, SSLPlannerPrimusM, SSLPlannerResEncTiny, SSLPlannerPrimusTiny]
 NAME = "Dataset700_Planned"

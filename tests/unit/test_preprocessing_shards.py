@@ -12,14 +12,14 @@ import pytest
 
 from nnunet_ssl.corpus.left_out import FILE, read_left_out
 from nnunet_ssl.files.mounts import VARIABLE
-from nnunet_ssl.planners.distribution import Distribution
-from nnunet_ssl.planners.finished import SUFFIXES
-from nnunet_ssl.planners.shards import CLAIMS, MAX_DEATHS, PRESENT, Shard
-from nnunet_ssl.planners.workers import Died, Task, work_off
+from nnunet_ssl.planners.sharing.distribution import Distribution
+from nnunet_ssl.planners.sharing.finished import SUFFIXES
+from nnunet_ssl.planners.sharing.shards import CLAIMS, MAX_DEATHS, PRESENT, Shard
+from nnunet_ssl.planners.sharing.workers import Died, Task, work_off
 
 DIE = """
 import os, sys, time
-from nnunet_ssl.planners.shards import Shard
+from nnunet_ssl.planners.sharing.shards import Shard
 shard = Shard(sys.argv[1]).__enter__()
 print([shard.claim(case) for case in sys.argv[2:]], flush=True)
 open(os.path.join(shard.work, "half"), "w").close()

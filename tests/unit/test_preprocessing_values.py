@@ -16,8 +16,8 @@ from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from scipy.ndimage import gaussian_filter
 
 from nnunet_ssl.errors import CorpusError, UnusableImage
-from nnunet_ssl.planners.cropping import crop_to_nonzero
-from nnunet_ssl.planners.foreground import (
+from nnunet_ssl.planners.preprocessing.cropping import crop_to_nonzero
+from nnunet_ssl.planners.preprocessing.foreground import (
     MAX_LOCATIONS,
     air_threshold,
     is_foreground,
@@ -25,7 +25,7 @@ from nnunet_ssl.planners.foreground import (
     normalised_threshold,
     sample_locations,
 )
-from nnunet_ssl.planners.normalization import (
+from nnunet_ssl.planners.preprocessing.normalization import (
     CT,
     MR,
     OTHER,
@@ -38,8 +38,8 @@ from nnunet_ssl.planners.normalization import (
     scheme_of_image,
     schemes_for,
 )
-from nnunet_ssl.planners.resampling import faster, resample
-from nnunet_ssl.planners.storage import save_case, storage_dtype
+from nnunet_ssl.planners.preprocessing.resampling import faster, resample
+from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
 
 UNUSED = {"use_mask_for_norm": False, "intensityproperties": {}}
 

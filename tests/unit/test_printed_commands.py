@@ -32,8 +32,8 @@ EXCEPTIONS = {
     "nnunet_ssl/cli/doctor.py::check_versions": "names of installed packages",
     "nnunet_ssl/cli/doctor.py::check_imports": "names of installed packages",
     "nnunet_ssl/cli/doctor.py::check_plugins": "names of installed packages",
-    "trainers/run_lock.py::_refusal": "the number of a process, and a remark in brackets",
-    "trainers/sharding.py::require_sharding": "a sentence of ours",
+    "trainers/loop/run_lock.py::_refusal": "the number of a process, and a remark in brackets",
+    "trainers/distributed/sharding.py::require_sharding": "a sentence of ours",
 }
 
 

@@ -19,7 +19,7 @@ from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.methods import get_method
-from nnunet_ssl.trainers import stepping
+from nnunet_ssl.trainers.loop import stepping
 from nnunet_ssl.views.draws import ImageGenerator
 
 IMAGES = 4

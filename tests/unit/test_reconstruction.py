@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.methods.mae import MAEConfig
-from nnunet_ssl.methods.reconstruction import (
+from nnunet_ssl.losses.reconstruction import (
     explained_variance,
     masked_error,
     masked_reconstruction,
     patch_statistics,
 )
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.methods.mae import MAEConfig
+from nnunet_ssl.settings.blocks import read_config
 
 SHAPES = [(2, 1, 4, 5, 3), (1, 3, 6, 7), (2, 2, 8, 4, 6)]
 

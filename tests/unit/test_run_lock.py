@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from nnunet_ssl.errors import FolderInUse, SettingsError
-from nnunet_ssl.trainers import run_lock
-from nnunet_ssl.trainers.asked import differences, note_weights, refuse_differences
-from nnunet_ssl.trainers.run_lock import alone_in
+from nnunet_ssl.trainers.loop import run_lock
+from nnunet_ssl.trainers.loop.asked import differences, note_weights, refuse_differences
+from nnunet_ssl.trainers.loop.run_lock import alone_in
 
 HOLDER = """
 import sys, time
-from nnunet_ssl.trainers.run_lock import alone_in
+from nnunet_ssl.trainers.loop.run_lock import alone_in
 with alone_in(sys.argv[1], "training A"):
     print("held", flush=True)
     time.sleep(60)

@@ -17,18 +17,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 
 import nnunet_ssl
-from nnunet_ssl.bounds import Bounds, Count, Name, PerAxis
-from nnunet_ssl.checker import rules
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings import read_config
+from nnunet_ssl.settings.blocks import read_config
+from nnunet_ssl.settings.bounds import Bounds, Count, Name, PerAxis
+from nnunet_ssl.settings.checker import rules
 
 
 def config_classes() -> list[type]:
     """All dataclasses of the package that settings are read into, by looking into every module that may hold one."""
     found: dict[type, None] = {}
     for module in pkgutil.walk_packages(nnunet_ssl.__path__, "nnunet_ssl."):
-        if module.name.startswith(("nnunet_ssl.methods", "nnunet_ssl.settings", "nnunet_ssl.finetune")):
+        if module.name.startswith(("nnunet_ssl.methods", "nnunet_ssl.settings.blocks", "nnunet_ssl.finetune")):
             for value in vars(importlib.import_module(module.name)).values():
                 if isinstance(value, type) and is_dataclass(value) and value.__name__.endswith(("Config", "Settings")):
                     found[value] = None
@@ -92,7 +92,7 @@ def test_hints_of_ours_say_all_there_is_to_say(cls, name):
     for kind, limits, _ in leaves(hint_of(cls, name)):
         if kind in (int, float, str) and cls.__module__.startswith("nnunet_ssl."):
             what = "choices (Literal) or a least length" if kind is str else "bounds"
-            assert limits, f"{cls.__name__}.{name}: a {kind.__name__} without {what}, see nnunet_ssl/bounds.py"
+            assert limits, f"{cls.__name__}.{name}: a {kind.__name__} without {what}, see nnunet_ssl/settings/bounds.py"
 
 
 def test_no_config_checks_single_settings_by_hand():

@@ -19,7 +19,7 @@ from nnunet_ssl.recipes import (
     pretraining,
     resolve,
 )
-from nnunet_ssl.settings import FinetuneSettings, PretrainBlock, PretrainSettings, read_config
+from nnunet_ssl.settings.blocks import FinetuneSettings, PretrainBlock, PretrainSettings, read_config
 
 
 def test_empty_block_gives_the_defaults():

@@ -11,8 +11,8 @@ import torch
 
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.methods.parts import merge_encoded, split_inputs
-from nnunet_ssl.trainers.stepping import mean_of_parts
+from nnunet_ssl.trainers.loop.parts import merge_encoded, split_inputs
+from nnunet_ssl.trainers.loop.stepping import mean_of_parts
 from nnunet_ssl.views.draws import dropped
 
 WORKER = Path(__file__).with_name("shared_batch_worker.py")

@@ -70,7 +70,7 @@ import os, sys, time, torch
 from torch.utils.data import DataLoader, Dataset
 from functools import partial
 from nnunet_ssl.signals import guarded_forks
-from nnunet_ssl.trainers.batches import begin_to_read
+from nnunet_ssl.trainers.data.batches import begin_to_read
 class Images(Dataset):
     def __len__(self): return 1000
     def __getitem__(self, i): return bytes({size})

@@ -1,0 +1,1 @@
+"""What is this file? Format, network, conventions, provenance, as far as it says."""

@@ -1,0 +1,1 @@
+"""Checkpoints for others: nnssl's format, safetensors, models for stock nnU-Net."""

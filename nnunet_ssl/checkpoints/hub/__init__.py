@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: addresses, downloads, known models, publishing."""

@@ -1,0 +1,1 @@
+"""The networks that a checkpoint or plan may name, and how weights tell which one it was."""

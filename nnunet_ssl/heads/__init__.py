@@ -1,0 +1,1 @@
+"""What pretext tasks put on a backbone; pure torch."""

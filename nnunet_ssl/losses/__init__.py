@@ -1,0 +1,1 @@
+"""Losses and indicators that several pretext tasks share; pure torch."""

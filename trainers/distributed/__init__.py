@@ -1,0 +1,1 @@
+"""Several processes that train one network: who waits for whom, and FSDP."""

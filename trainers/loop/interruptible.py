@@ -1,0 +1,129 @@
+"""nnU-Net's own training, which signals stop without loss: what fine-tuning trainers are built on."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from os.path import join
+from typing import Any
+
+import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
+from nnunet_ssl.trainers.distributed.processes import Together
+from nnunet_ssl.trainers.loop.interruption import (
+    FINISH_EPOCH,
+    Interruption,
+    asked_to_finish,
+    forget_to_finish,
+    leave_with,
+)
+from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
+from nnunet_ssl.trainers.loop.stopping import USR2, leave, say_what_is_left, stop_validating_if_asked
+
+LATEST = "checkpoint_latest.pth"
+
+
+class InterruptibleTrainer(nnUNetTrainer):
+    """Does what `trainers/loop/interruption.py` says about signals.
+
+    nnU-Net draws its batches at random, and its checkpoints know whole epochs. So an epoch that a signal interrupts is trained
+    again from its first iteration, with the weights as they were at the signal: nothing that was learned is lost.
+    """
+
+    def __init__(
+        self,
+        plans: dict,
+        configuration: str,
+        fold: int,
+        dataset_json: dict,
+        device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.interruption = Interruption()
+        self.interruption.loud = self.local_rank == 0
+        self.together = Together(several=False)
+
+    def run_training(self) -> None:
+        """nnU-Net's loop."""
+        with alone_in_folder_of(self):
+            self.interruption.listen()
+            self.together = Together(self.is_ddp)
+            try:
+                super().run_training()
+                stop_validating_if_asked(self)
+            finally:
+                self.interruption.ignore()
+
+    def get_dataloaders(self) -> Any:
+        """nnU-Net's, whose processes leave signals to this one, and end with it."""
+        with guarded_forks():
+            return super().get_dataloaders()
+
+    def on_train_epoch_start(self) -> None:
+        """As nnU-Net's, whose own handler for SIGUSR1 does not stay."""
+        self.interruption.insist()
+        super().on_train_epoch_start()
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step, unless somebody asked to stop."""
+        self._stop_if_asked()
+        return super().train_step(batch)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """nnU-Net's step, unless somebody asked to stop."""
+        self._stop_if_asked()
+        return super().validation_step(batch)
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's; ends here where the epoch was to be the last one for now."""
+        super().on_epoch_end()
+        if self.current_epoch >= self.num_epochs:
+            return
+        by_file = self.local_rank == 0 and asked_to_finish(self.output_folder)
+        if self.together.now(bool(self.interruption.finishing or by_file)):
+            reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
+            done = f"stopped after {self.current_epoch} of {self.num_epochs} epochs"
+            self._save_and_leave(f"{reason}: {done}", "goes on with the next", USR2)
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's."""
+        super().on_train_end()
+        if self.local_rank == 0:
+            forget_to_finish(self.output_folder)
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        """As nnU-Net's; a signal ends it, and the network is saved already."""
+        self.interruption.listen()  # to SIGUSR2 as well, after which there is only this to be finished
+        try:
+            with stopping_on_signals(AT_ONCE), alone_in_folder_of(self):
+                super().perform_actual_validation(save_probabilities)
+        except Stopped as stopped:
+            say_what_is_left(self, stopped.number)
+            raise leave_with(stopped.number) from None
+        finally:
+            self.interruption.ignore()
+
+    def _stop_if_asked(self) -> None:
+        asked = self.together.agreed(self.interruption.requested)
+        if asked is not None:
+            begun = f"stopped in epoch {self.current_epoch}"
+            self._save_and_leave(
+                f"{asked.name} received: {begun}", "trains this epoch again, from these weights on", asked
+            )
+
+    def _save_and_leave(self, sentence: str, then: str, number: int) -> None:
+        file = join(self.output_folder, LATEST)
+        self.current_epoch -= 1  # nnU-Net saves the number of the epoch that follows
+        self.save_checkpoint(file)
+        self.current_epoch += 1
+        saved = "nothing is saved, checkpointing is disabled"
+        if not self.disable_checkpointing:
+            saved = f"saved in {file}. The same command with --c, without -pretrained_weights, {then}."
+        self.print_to_log_file(f"{sentence}, {saved}")
+        if self.local_rank == 0 and number == USR2:
+            forget_to_finish(self.output_folder)
+        for loader in (self.dataloader_train, self.dataloader_val):
+            with suppress(AttributeError):  # without reading processes there is nothing to end
+                loader._finish()
+        leave(self, leave_with(number))
