@@ -153,13 +153,23 @@ def test_preset_of_the_table_is_recognised(login_node, capsys):
     assert "Measured with patches of 160^3, not those of this run" in out
 
 
+# What plans say of the data they are for.
+OF_DATA = {
+    "foreground_intensity_properties_per_channel": {}, "image_reader_writer": "SimpleITKIO",
+    "transpose_forward": [0, 1, 2], "transpose_backward": [0, 1, 2],
+}  # fmt: skip
+OF_CONFIGURATION = {
+    "data_identifier": "tiny", "preprocessor_name": "SSLPreprocessor", "spacing": [1, 1, 1], "use_mask_for_norm": [False],
+}  # fmt: skip
+
+
 def test_plans_that_are_there_are_taken(login_node, monkeypatch, capsys):
     for name in FOLDERS:
         monkeypatch.setenv(name, str(login_node / name))
     dataset = login_node / "nnUNet_preprocessed" / "Dataset745_Planned"
     dataset.mkdir(parents=True)
-    plans = plans_without_data("SSLPlannerPrimusTiny")
-    plans["configurations"]["3d_fullres"].update(patch_size=[32, 32, 32])
+    plans = {**plans_without_data("SSLPlannerPrimusTiny"), **OF_DATA}
+    plans["configurations"]["3d_fullres"].update(OF_CONFIGURATION, patch_size=[32, 32, 32])
     plans["configurations"]["3d_fullres"]["ssl"]["batch_size"] = 6
     for name in ("nnUNetSSLPrimusTinyPlans", "myPlans"):
         plans |= {"dataset_name": dataset.name, "plans_name": name}
