@@ -7,11 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl.losses.reconstruction import explained_variance, masked_mse
-from nnunet_ssl.methods import Method, MethodOutput
-from nnunet_ssl.settings.bounds import Positive
-from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-from nnunet_ssl.views.spec import Views
+from nnunet_ssl import Method, MethodOutput, Positive, SSLTrainer, Views, explained_variance, masked_mse
 
 
 @dataclass(frozen=True)
