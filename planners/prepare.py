@@ -19,10 +19,10 @@ from nnunet_ssl.corpus.datasets import (
     load_plans,
     plans_file,
     raw_folder,
-    require_folder,
     require_raw,
     resolve_datasets,
 )
+from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.table import FILE as TABLE

@@ -52,10 +52,10 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
 
     def __init__(
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
         begin_run(plans)
@@ -173,7 +173,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if abs(round(lr, 5) - lr) > 0.01 * lr:  # nnU-Net's line rounds to five decimals
             self.print_to_log_file(f"Exact learning rate: {lr:.4g}")
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Load as nnU-Net does, into the optimiser of the phase in which the checkpoint was written.
 
         With --c, another one stands in for a damaged one, with a line in the log.

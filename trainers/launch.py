@@ -19,7 +19,7 @@ import torch
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
-from torch import multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessContext, ProcessExitedException, ProcessRaisedException, spawn
 
 from nnunet_ssl.checkpoints.read import read_checkpoint, read_latest
 from nnunet_ssl.corpus.datasets import load_configuration, require_own_plans
@@ -156,7 +156,7 @@ def launch(run: Run, num_processes: int) -> None:
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
     with children_hold_back():
-        context = mp.spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=False)
+        context = spawn(run_spawned, args=(run, num_processes), nprocs=num_processes, join=False)
     with pass_signals_on(context) as received:
         wait_for(context, received)
 
@@ -188,7 +188,7 @@ def end_quietly_on_signals() -> None:
 
 
 @contextmanager
-def pass_signals_on(context: mp.ProcessContext) -> Iterator[list[int]]:
+def pass_signals_on(context: ProcessContext) -> Iterator[list[int]]:
     """While the block runs, hand signals on to the processes of `context`, which save and leave; yields the signals that came.
 
     A process group's signal reaches the processes twice then. So SIGINT is handed on as SIGTERM: of two SIGINT they would not
@@ -217,7 +217,7 @@ def pass_signals_on(context: mp.ProcessContext) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
+def wait_for(context: ProcessContext, received: Sequence[int] = ()) -> None:
     """Wait for spawned processes; raises what the one that failed first has told, as TrainingError, or its traceback.
 
     SystemExit when they were asked to stop and have saved, with 128 + the first of the signals `received` here.
@@ -225,7 +225,7 @@ def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
     try:
         while not context.join():
             pass
-    except mp.ProcessRaisedException as error:
+    except ProcessRaisedException as error:
         # The others fail in its wake, because they lose their connection to it: its file is the oldest.
         written = [f for f in context.error_files if isfile(f) and getsize(f)]
         first = min(written, key=getmtime)
@@ -235,7 +235,7 @@ def wait_for(context: mp.ProcessContext, received: Sequence[int] = ()) -> None:
         if told:
             raise TrainingError(f"Process {number}: {message.strip()}") from None
         raise RuntimeError(f"Process {number} failed:\n{traceback}") from error
-    except mp.ProcessExitedException as error:
+    except ProcessExitedException as error:
         if error.exit_code == COLLAPSED:
             raise SystemExit(COLLAPSED) from None
         if error.exit_code in {128 + number for number in SIGNALS}:

@@ -70,10 +70,10 @@ class SSLTrainer(nnUNetTrainer):
 
     def __init__(
         self,
-        plans: dict,
+        plans: dict[str, Any],
         configuration: str,
         fold: int,
-        dataset_json: dict,
+        dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008  nnU-Net reads this exact signature
     ) -> None:
         begin_run(plans)
@@ -435,7 +435,7 @@ class SSLTrainer(nnUNetTrainer):
             keep = os.path.basename(filename) == "checkpoint_latest.pth"
             save_checkpoint(checkpoint, filename, keep_previous=keep)
 
-    def load_checkpoint(self, filename_or_checkpoint: dict | str) -> None:
+    def load_checkpoint(self, filename_or_checkpoint: dict[str, Any] | str) -> None:
         """Continue from a checkpoint; a damaged one is replaced by the one before it, with a line in the log."""
         if not self.was_initialized:
             self.initialize()

@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace, folder: str) -> Benchmark:
     planner = BACKBONES[args.backbone or "resenc_l"]
     effort = Effort(args.iterations, args.warmup)
 
-    def of_plans(plans: dict) -> Benchmark:
+    def of_plans(plans: dict[str, Any]) -> Benchmark:
         load_configuration(plans, args.configuration)
         apply_flags(plans, args)
         dataset_json = read_json(os.path.join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))

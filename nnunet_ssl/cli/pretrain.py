@@ -273,7 +273,7 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunet_ssl.cli.rehearsal import rehearse_unseen
     from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
-    from nnunet_ssl.corpus.datasets import require_folder
+    from nnunet_ssl.corpus.folders import require_folder
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine

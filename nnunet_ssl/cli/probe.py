@@ -10,8 +10,9 @@ def probe() -> None:
     import json
     import traceback
     from importlib.metadata import entry_points
+    from typing import Any
 
-    found: dict = {"errors": {}, "plugins": []}
+    found: dict[str, Any] = {"errors": {}, "plugins": []}
 
     def importable(name: str) -> bool:
         try:

@@ -12,7 +12,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from nnunet_ssl.checkpoints.screening.pickle_screen import DamagedError, ScreenError
 
@@ -181,7 +181,7 @@ def _widened(values: tuple[int, ...], extra: bytes) -> tuple[int, ...]:
     return tuple(next(numbers) if is_wide else value for value, is_wide in zip(values, wide, strict=True))
 
 
-def _unpack(file: IO[bytes], form: struct.Struct, position: int) -> tuple:
+def _unpack(file: IO[bytes], form: struct.Struct, position: int) -> tuple[Any, ...]:
     file.seek(position)
     content = file.read(form.size)
     if len(content) < form.size:

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from nnunet_ssl.corpus.address import MEAN
-from nnunet_ssl.corpus.headers import Header, read_headers
+from nnunet_ssl.corpus.formats.header import Header
+from nnunet_ssl.corpus.headers import read_headers
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.corpus.subjects import subject_of
 from nnunet_ssl.corpus.table import HEADER_COLUMNS, SHAPE, SPACING, has_table, numbers, read_table, typed
