@@ -28,6 +28,12 @@ LEARNED = {"val_losses": [0.9, 0.5], YARDSTICK: [1.0, 1.0]}
         ({**LEARNED, "val_spread": [0.9, 0.01]}, "embeddings have collapsed"),
         ({**LEARNED, "val_spread": [0.9, 0.5], "val_effective_rank": [9.0, 1.13]}, "little more than one direction"),
         ({**LEARNED, "val_spread": [0.9, 0.5], "val_effective_rank": [9.0, 3.0]}, None),
+        # A task that also paints: consistent_views on real hippocampi.
+        ({**LEARNED, "val_spread": [0.9], "val_effective_rank": [1.8], "val_explained_variance": [0.28]}, None),
+        (
+            {**LEARNED, "val_spread": [0.9], "val_effective_rank": [1.65], "val_explained_variance": [-9.9]},
+            "one direction",
+        ),
         ({"val_losses": [0.5, 0.5]}, None),  # no yardstick is known
         ({"val_losses": [0.5, float("nan")], YARDSTICK: [1.0, float("nan")]}, None),
     ],

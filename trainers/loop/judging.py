@@ -16,6 +16,7 @@ SHARE, STEPS = 0.1, 300  # of the run, and steps at least, that a run has before
 CLOSE = 0.005  # of the yardstick: what lies nearer to it than that is no better
 MIN_SPREAD = 0.05  # of embeddings; 1 is spread evenly
 MIN_RANK = 2.0  # directions that embeddings use
+EXPLAINED = 0.05  # of a variance: what a task explains more of than that, it has learned, whatever else it embeds
 MIN_IMAGES = 5  # in a batch, for that to mean anything: N images told apart perfectly use N - 1 directions
 
 
@@ -45,7 +46,8 @@ def collapse(log: Mapping[str, Sequence[Any]], num_epochs: int, steps_per_epoch:
             f"the validation loss, {loss:.4g}, is no better than an answer that does not look at the image, {yardstick:.4g}. "
             f"{slower} or stronger clipping (--set grad_clip=X); look at the previews whether the images are what they should be."
         )
-    if rank is not None and rank < MIN_RANK and images >= MIN_IMAGES:
+    explained = last_finite(log.get("val_explained_variance", ())) or 0.0
+    if rank is not None and rank < MIN_RANK and images >= MIN_IMAGES and explained < EXPLAINED:
         return (
             f"the embeddings use little more than one direction (effective rank {rank:.2f}), whatever their spread. {slower} or "
             "a larger batch (--batch-size N)."
