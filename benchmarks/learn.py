@@ -4,7 +4,7 @@ r"""Does every pretext task learn, with the presets as they are shipped, and is 
     python benchmarks/learn.py Dataset004_Hippocampus --output OUT --backbones resenc_tiny primus_tiny --epochs 8 \
         --finetune mae simmim consistent_views --pretrainings 2 --finetune-epochs 14
     python benchmarks/learn.py Dataset004_Hippocampus --output GPU --backbones resenc_tiny primus_tiny --epochs 80 \
-        -device cuda --minutes 8
+        --device cuda --minutes 8
 
 Every task is pre-trained by `nnUNetv2_pretrain` on all images without labels, in its preset's own patch, batch, optimiser and
 steps per epoch. The table has the loss reached on held-out images beside the yardstick (the loss of the best answer that does
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
     parser.add_argument("--threads", type=int, help="per process; default: torch's")
     parser.add_argument("--minutes", type=float, help="stop after so many, ready to be continued")
-    parser.add_argument("-device", default="cpu")
+    parser.add_argument("-device", "--device", default="cpu")
     return parser
 
 
