@@ -69,7 +69,7 @@ class Ours:
             self._plans(backbone)
 
     def _plans(self, backbone: str) -> dict[str, Any]:
-        from nnunet_ssl.cli.pretrain import BACKBONES
+        from nnunet_ssl.cli.pretrain_flags import BACKBONES
         from nnunet_ssl.planners.prepare import prepare_corpus
 
         return prepare_corpus([DATASET], BACKBONES[backbone], num_processes=1)[0]

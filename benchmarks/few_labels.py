@@ -69,7 +69,7 @@ class Protocol:
 
 def pretrained(folder: Path, backbone: str, method: str, number: int) -> Path:
     """Where nnUNetv2_pretrain leaves a pre-trained network."""
-    plans = f"nnUNet{import_module('nnunet_ssl.cli.pretrain').BACKBONES[backbone].replace('Planner', '')}Plans"
+    plans = f"nnUNet{import_module('nnunet_ssl.cli.pretrain_flags').BACKBONES[backbone].replace('Planner', '')}Plans"
     trainer = import_module("nnunet_ssl.trainers.launch").trainer_class(method).__name__
     run = folder / "runs" / backbone / method / str(number) / f"Dataset{POOL}_Pool"
     return run / f"{trainer}__{plans}__{CONFIGURATION}" / "fold_all" / "checkpoint_final.pth"
@@ -110,7 +110,7 @@ def prepare(protocol: Protocol, folder: Path, backbone: str) -> tuple[dict[str, 
 
     The few of all seeds form one data set, each seed's own ones a fold of it.
     """
-    from nnunet_ssl.cli.pretrain import BACKBONES
+    from nnunet_ssl.cli.pretrain_flags import BACKBONES
     from nnunet_ssl.planners.prepare import prepare_corpus
 
     few = {seed: sorted(protocol.few(seed)) for seed in protocol.seeds}

@@ -30,7 +30,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.cli.pretrain_flags import BACKBONES
 
 GIB = 1 << 30
 PAIRS = ("mae:primus_m", "mae:resenc_l", "voco:resenc_l", "simclr:resenc_l", "volume_fusion:resenc_l")

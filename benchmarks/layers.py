@@ -24,7 +24,7 @@ from torch import nn
 from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.backbones.thin import keep_thin_in_float32
-from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.trainers.device.live_memory import LiveMemory
 from nnunet_ssl.trainers.device.precision import autocast, autocast_dtype

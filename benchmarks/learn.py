@@ -34,7 +34,7 @@ from typing import IO
 from few_labels import POOL, SCRATCH, Protocol, environment, pretrained
 from method_table import dice_table, learning_table
 
-from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.methods import get_method, method_names
 
 LAST_MINUTES = 0.5  # before the end of `--minutes`: trainings save what they have

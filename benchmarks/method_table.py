@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from few_labels import SCRATCH, Protocol, pretrained
 
-from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.methods import method_names
 from nnunet_ssl.report.compare import compare
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite

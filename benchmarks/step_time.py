@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 
-from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.cli.pretrain_flags import BACKBONES
 
 
 def measure(

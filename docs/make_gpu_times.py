@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from nnunet_ssl.cli.pretrain import BACKBONES
+from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.report.gpu_times import GpuTime, gpu_times
 from nnunet_ssl.report.memory_fit import CARDS, GIB

@@ -41,7 +41,7 @@ def build(setting: str, edge: int, device_name: str) -> tuple[Any, Any]:
 
     from nnunet_ssl.backbones.drop_path import drop_by_image
     from nnunet_ssl.backbones.recompute import recompute
-    from nnunet_ssl.cli.pretrain import BACKBONES
+    from nnunet_ssl.cli.pretrain_flags import BACKBONES
     from nnunet_ssl.methods import get_method
     from nnunet_ssl.planners import ssl_planner
     from nnunet_ssl.recipes import build_optimizer, pretraining

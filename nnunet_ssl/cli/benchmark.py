@@ -8,12 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-# As in nnUNetv2_pretrain, whose speed is to be measured, and before torch starts its threads.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
 from nnunet_ssl.cli.flag_settings import WHERE, flags_as_settings
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags, check_flags
-from nnunet_ssl.cli.pretrain import build_parser as build_pretrain_parser
+from nnunet_ssl.cli.pretrain_flags import BACKBONES, apply_flags, check_flags
+from nnunet_ssl.cli.pretrain_flags import build_parser as build_pretrain_parser
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names, views_of
 from nnunet_ssl.settings.blocks import PretrainBlock

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags
+from nnunet_ssl.cli.pretrain_flags import BACKBONES, apply_flags
 from nnunet_ssl.cli.result_folder import name_of_run
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.settings.blocks import PretrainBlock

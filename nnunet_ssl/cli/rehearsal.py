@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags
+from nnunet_ssl.cli.pretrain_flags import BACKBONES, apply_flags
 from nnunet_ssl.cli.result_folder import plans_and_folder
 from nnunet_ssl.errors import CorpusError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nnunet_ssl.cli.pretrain import BACKBONES, apply_flags
+from nnunet_ssl.cli.pretrain_flags import BACKBONES, apply_flags
 
 
 def name_of_run(plans_name: str, args: argparse.Namespace) -> str:

@@ -14,7 +14,9 @@ import torch
 from torch.distributed import fsdp
 
 from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.cli.pretrain import build_parser, flags_as_settings, main
+from nnunet_ssl.cli.flag_settings import flags_as_settings
+from nnunet_ssl.cli.pretrain import main
+from nnunet_ssl.cli.pretrain_flags import build_parser
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.settings.blocks import PretrainSettings, read_config
 from nnunet_ssl.trainers.distributed.sharding import require_sharding

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nnunet_ssl.cli.pretrain import apply_flags, build_parser, flags_as_settings, main
+from nnunet_ssl.cli.flag_settings import flags_as_settings
+from nnunet_ssl.cli.pretrain import main
+from nnunet_ssl.cli.pretrain_flags import apply_flags, build_parser
 
 
 @pytest.fixture

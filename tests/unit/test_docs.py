@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_ssl.cli.pretrain import build_parser
+from nnunet_ssl.cli.pretrain_flags import build_parser
 from nnunet_ssl.methods import get_method, method_names
 
 CHECKOUT = Path(__file__).resolve().parents[2]

@@ -102,7 +102,7 @@ def test_weights_a_run_started_from_are_compared_where_they_are_known():
 
 
 def test_name_of_a_run_may_not_break_the_names_of_folders():
-    from nnunet_ssl.cli.pretrain import build_parser, check_flags
+    from nnunet_ssl.cli.pretrain_flags import build_parser, check_flags
 
     for name in ("a__b", "../x", "a b", "", "_a"):
         with pytest.raises(ValueError, match="--run-name"):
