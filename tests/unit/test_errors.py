@@ -27,6 +27,7 @@ CAUGHT = "its caller makes a line of it that names the file"
 MISUSE = "called wrongly by a programmer; what users say about it is checked before"
 SYSTEM = "the system's own error, with its number and file"
 PLAIN = {
+    "__init__.py": {"__getattr__": "Python's protocol of modules"},
     "settings/allowed.py": {"parse": "a config dataclass with hints that JSON cannot fill is its author's mistake"},
     "settings/checker.py": {"rules": "likewise"},
     "checkpoints/adaptation/adapt.py": {"adapt": MISUSE},
