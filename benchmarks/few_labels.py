@@ -192,10 +192,9 @@ def main(folder: Path, backbone: str, method: str, number: int, seed: int) -> No
     protocol = Protocol.read(folder)
     _, few = prepare(protocol, folder, backbone)
     checkpoint = None if method == SCRATCH else str(pretrained(folder, backbone, method, number))
-    write_json(
-        finetune(protocol, few, seed, checkpoint),
-        folder / "results" / backbone / method / f"{number}_seed_{seed}.json",
-    )
+    results = folder / "results" / backbone / method
+    results.mkdir(parents=True, exist_ok=True)
+    write_json(finetune(protocol, few, seed, checkpoint), results / f"{number}_seed_{seed}.json")
 
 
 if __name__ == "__main__":

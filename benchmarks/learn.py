@@ -12,8 +12,8 @@ not look at the image, `Method.yardstick`), and what tells whether a representat
 are then fine-tuned, per seed, on a few labelled cases and tested on cases that neither training has seen with a label; their
 twins from scratch have the same plans, schedule, cases and seeds.
 
-Killed, or out of its `--minutes`, it goes on where it stopped when started again; what failed is tried again. Everything is
-written into the output folder: results.json, results.md and the logs of all processes. Finished rows are printed as they come.
+Killed, or out of its `--minutes`, it goes on when started again: pre-trainings where they stopped, fine-tunings from their start;
+what failed is tried again. Everything is written into the output folder: results.json, results.md and the logs of all processes.
 """
 
 from __future__ import annotations

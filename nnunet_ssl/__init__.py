@@ -10,7 +10,7 @@ from nnunet_ssl._autoload import autoload
 
 __version__ = "0.1.0"
 
-# What is public, by the module it lives in; "module:name" where it has another name there.
+# What is public, by the module it lives in; "module:name" where it has another name there, "module:" for the module itself.
 PUBLIC = {
     # Pretext tasks
     "Method": "nnunet_ssl.methods",
@@ -19,8 +19,8 @@ PUBLIC = {
     "method_names": "nnunet_ssl.methods",
     "SSLTrainer": "nnunet_ssl.trainers.ssl_trainer",
     "Views": "nnunet_ssl.views.spec",
-    "draws": "nnunet_ssl.views",
-    "masks": "nnunet_ssl.views",
+    "draws": "nnunet_ssl.views.draws:",
+    "masks": "nnunet_ssl.views.masks:",
     # What a setting may be
     "Bounds": "nnunet_ssl.settings.bounds",
     "Count": "nnunet_ssl.settings.bounds",
@@ -59,11 +59,9 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'nnunet_ssl' has no attribute {name!r}")
     from importlib import import_module
 
-    module, _, other = PUBLIC[name].partition(":")
-    try:
-        value = getattr(import_module(module), other or name)
-    except AttributeError:
-        value = import_module(f"{module}.{name}")  # a module of its own
+    place, colon, other = PUBLIC[name].partition(":")
+    module = import_module(place)
+    value = module if colon and not other else getattr(module, other or name)
     globals()[name] = value
     return value
 

@@ -197,6 +197,19 @@ class SSLPlanner(ExperimentPlanner):
             ],
         }
 
+    def resampling_entries(self) -> dict[str, Any]:
+        """The entries of a configuration that name the functions which resample, nnU-Net's own choice."""
+        data, data_kwargs, seg, seg_kwargs = self.determine_resampling()
+        probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
+        return {
+            "resampling_fn_data": data.__name__,
+            "resampling_fn_seg": seg.__name__,
+            "resampling_fn_data_kwargs": data_kwargs,
+            "resampling_fn_seg_kwargs": seg_kwargs,
+            "resampling_fn_probabilities": probabilities.__name__,
+            "resampling_fn_probabilities_kwargs": probabilities_kwargs,
+        }
+
     def plan_configuration(self, spacing: np.ndarray, shapes: np.ndarray) -> dict[str, Any]:
         """3d_fullres for images of `shapes` [N, 3] at `spacing` [mm], both transposed."""
         preset, median_shape = self.preset, np.median(shapes, 0)
@@ -204,8 +217,6 @@ class SSLPlanner(ExperimentPlanner):
         warning = padding_warning(patch_size, shapes.tolist(), preset.stride)
         if warning:
             print(warning)
-        data, data_kwargs, seg, seg_kwargs = self.determine_resampling()
-        probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
         schemes, use_mask = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         if self.normalization == PER_IMAGE:
             channels = [str(name) for name in self.dataset_json["channel_names"].values()]
@@ -225,12 +236,7 @@ class SSLPlanner(ExperimentPlanner):
             "spacing": [float(s) for s in spacing],
             "normalization_schemes": schemes,
             "use_mask_for_norm": use_mask,
-            "resampling_fn_data": data.__name__,
-            "resampling_fn_seg": seg.__name__,
-            "resampling_fn_data_kwargs": data_kwargs,
-            "resampling_fn_seg_kwargs": seg_kwargs,
-            "resampling_fn_probabilities": probabilities.__name__,
-            "resampling_fn_probabilities_kwargs": probabilities_kwargs,
+            **self.resampling_entries(),
             "architecture": preset.architecture(patch_size),
             "batch_dice": False,
             STORAGE_KEY: self.storage,

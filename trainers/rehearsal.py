@@ -40,7 +40,7 @@ def rehearse(plans: Mapping[str, Any], configuration: str, method: str, processe
     except NnunetSSLError:
         raise
     except Exception:
-        pass
+        pass  # what cannot be put together without memory is no mistake of the user's: the training itself will tell
 
 
 def rehearse_sizes(

@@ -148,8 +148,6 @@ class FinetunePlanner(SSLPlanner):
         warning = padding_warning(patch_size, shapes[:, -self.spec.ndim :].tolist(), max(self.spec.stride))
         if warning:
             print(warning)
-        data, data_kwargs, seg, seg_kwargs = self.determine_resampling()
-        probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
         schemes, use_mask = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
         if self.adapt == "like_pretrained":
             before, names = self.conventions.normalization, self.dataset_json["channel_names"].values()
@@ -164,12 +162,7 @@ class FinetunePlanner(SSLPlanner):
             "spacing": [float(s) for s in spacing],
             "normalization_schemes": schemes,
             "use_mask_for_norm": use_mask,
-            "resampling_fn_data": data.__name__,
-            "resampling_fn_seg": seg.__name__,
-            "resampling_fn_data_kwargs": data_kwargs,
-            "resampling_fn_seg_kwargs": seg_kwargs,
-            "resampling_fn_probabilities": probabilities.__name__,
-            "resampling_fn_probabilities_kwargs": probabilities_kwargs,
+            **self.resampling_entries(),
             "architecture": self.spec.architecture(patch_size),
             "batch_dice": self.spec.ndim == 2,  # as nnU-Net does: a slice often holds nothing of a class
         }

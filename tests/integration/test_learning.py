@@ -93,7 +93,6 @@ def test_a_shipped_preset_learns(method: str, backbone: str, phantoms, tmp_path:
     epochs = 2 if pair in APPROACH else 1
     short = {
         "num_epochs": epochs, "num_iterations_per_epoch": steps // epochs, "num_val_iterations_per_epoch": 4,
-        "warmup_epochs": 0,
     }  # fmt: skip
     plans["configurations"]["3d_fullres"]["ssl"] |= short
     plans["continue_training"] = False
