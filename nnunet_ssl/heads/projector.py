@@ -87,7 +87,7 @@ class Projector(nn.Sequential):
 
     The norm is a BatchNorm over the crops of all processes, as in the papers of SimCLR and VoCo. A network with instance norms
     gives pooled features that are nearly the same for every image: of these, a LayerNorm makes embeddings that all but coincide
-    (cosine 0.999 before the first step), and training then collapses to one direction; a BatchNorm takes what they have in common
+    (cosine 0.999 before the first step), and SimCLR then collapses to one direction; a BatchNorm takes what they have in common
     away (benchmarks/LOG.md). "layer" is what the InstanceNorm1d of nnssl amounts to on [N, C].
     """
 
