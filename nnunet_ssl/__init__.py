@@ -13,8 +13,8 @@ __version__ = "0.1.0"
 # What is public, by the module it lives in; "module:name" where it has another name there, "module:" for the module itself.
 PUBLIC = {
     # Pretext tasks
-    "Method": "nnunet_ssl.methods",
-    "MethodOutput": "nnunet_ssl.methods",
+    "Method": "nnunet_ssl.methods.base",
+    "MethodOutput": "nnunet_ssl.methods.base",
     "get_method": "nnunet_ssl.methods",
     "method_names": "nnunet_ssl.methods",
     "SSLTrainer": "nnunet_ssl.trainers.ssl_trainer",
