@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods.base import Method
 from nnunet_ssl.trainers.loop import stepping
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 
 GPU = "meta"
 WAITING = (
@@ -105,7 +105,7 @@ def on_host(place: Any) -> Any:
     return torch.as_tensor(place) if isinstance(place, (Sequence, np.ndarray)) else place
 
 
-class OnGPU(draws.ImageGenerator):
+class OnGPU(rng.ImageGenerator):
     """An image generator whose numbers are wanted on a GPU; a real one would need the GPU."""
 
     device = torch.device(GPU)
@@ -139,7 +139,7 @@ def step_without_waiting(method: Method, batch: Mapping[str, Tensor], parts: int
     paths = drop_by_image(method)
     with pytest.MonkeyPatch.context() as patch, RefusingConstants(), Refusing(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is too small")
-        patch.setattr(draws, "ImageGenerator", OnGPU)
+        patch.setattr(rng, "ImageGenerator", OnGPU)
         patch.setattr(torch, "Generator", lambda device=None: real())
         for module in (torch, stepping):  # a GPU of this kind knows no autocast
             patch.setattr(module, "autocast", lambda *_args, **_options: nullcontext())

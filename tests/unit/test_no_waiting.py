@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.testing.waiting import GPU, Refusing, RefusingConstants, Waiting, step_without_waiting
-from nnunet_ssl.trainers.data.augmentation import Turn
-from nnunet_ssl.trainers.data.batches import Parts
+from nnunet_ssl.trainers.data.augmentation import AffineParams
+from nnunet_ssl.trainers.data.batches import Chunks
 from nnunet_ssl.trainers.data.finishing import Box
 from nnunet_ssl.trainers.data.packing import Packer, unpack
 from nnunet_ssl.views.host import to_device
@@ -59,10 +59,10 @@ def test_options_do_not_wait_either(method_class, kind, options, make, batch_of)
 BOXES = {
     "as they are": ((1, 8, 8, 8), None, ()),
     "mirrored": ((1, 8, 8, 8), None, (0, 2)),
-    "scaled": ((1, 10, 10, 10), Turn((0.0, 0.0, 0.0), 1.3), (1,)),
-    "rotated": ((1, 12, 13, 11), Turn((0.3, -0.2, 0.1), 1.0), (0,)),
-    "both": ((1, 12, 13, 11), Turn((0.3, -0.2, 0.1), 1.2), (1, 2)),
-    "in plane": ((1, 8, 13, 11), Turn((0.3, -0.2), 1.2), (0, 2)),
+    "scaled": ((1, 10, 10, 10), AffineParams((0.0, 0.0, 0.0), 1.3), (1,)),
+    "rotated": ((1, 12, 13, 11), AffineParams((0.3, -0.2, 0.1), 1.0), (0,)),
+    "both": ((1, 12, 13, 11), AffineParams((0.3, -0.2, 0.1), 1.2), (1, 2)),
+    "in plane": ((1, 8, 13, 11), AffineParams((0.3, -0.2), 1.2), (0, 2)),
 }
 
 
@@ -77,7 +77,7 @@ def test_finishing_a_batch_does_not_wait(regions, dtype):
     keys = [{"boxes": boxes[i : i + regions], "key": str(i)} for i in range(0, len(boxes), regions)]
     half = len(keys) // 2
     with RefusingConstants(), Refusing():
-        (batch,) = Parts(len(keys), half).gather([Packer()(keys[:half]), Packer()(keys[half:])], torch.device(GPU))
+        (batch,) = Chunks(len(keys), half).gather([Packer()(keys[:half]), Packer()(keys[half:])], torch.device(GPU))
         found = unpack(batch, Views((8, 8, 8), (8, 8, 8), regions))
     first = (len(keys), 2) if regions == 2 else (len(keys),)
     assert {k: (v.device.type, v.dtype, tuple(v.shape)) for k, v in found.items()} == {
