@@ -12,8 +12,8 @@ from nnunet_ssl.version import __version__ as __version__
 # What is public, by the module it lives in; "module:name" where it has another name there, "module:" for the module itself.
 PUBLIC = {
     # Pretext tasks
-    "Method": "nnunet_ssl.methods",
-    "MethodOutput": "nnunet_ssl.methods",
+    "Method": "nnunet_ssl.methods.base",
+    "MethodOutput": "nnunet_ssl.methods.base",
     "get_method": "nnunet_ssl.methods",
     "method_names": "nnunet_ssl.methods",
     "SSLTrainer": "nnunet_ssl.trainers.ssl_trainer",

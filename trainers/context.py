@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nnunet_ssl.methods import Method, MethodOutput
+from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.recipes import Recipe
 from nnunet_ssl.settings.blocks import PretrainSettings
 from nnunet_ssl.trainers.device.compiling import Compiler

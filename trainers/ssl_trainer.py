@@ -25,7 +25,8 @@ from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.writing import begin_run, whole_files
-from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names, views_of
+from nnunet_ssl.methods import get_method, method_names, views_of
+from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.planners.preprocessing.normalization import raw_channels
 from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
 from nnunet_ssl.settings.blocks import PretrainBlock

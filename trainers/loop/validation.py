@@ -12,7 +12,7 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.methods import MethodOutput
+from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
