@@ -98,6 +98,8 @@ class PretrainSettings(ScheduleSettings):
     deterministic: bool = False
     # End with exit code 4 where a run learns nothing or its embeddings collapse, after a tenth of it
     stop_on_collapse: bool = False
+    # End, as a finished run, when the validation loss has not become lower for so many epochs
+    early_stop: Count | None = None
     save_every: Count = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
