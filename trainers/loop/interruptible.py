@@ -11,6 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
 from nnunet_ssl.trainers.distributed.processes import Together
+from nnunet_ssl.trainers.loop.early_stop import Enough
 from nnunet_ssl.trainers.loop.interruption import (
     FINISH_EPOCH,
     Interruption,
@@ -50,7 +51,10 @@ class InterruptibleTrainer(nnUNetTrainer):
             self.interruption.listen()
             self.together = Together(self.is_ddp)
             try:
-                super().run_training()
+                try:
+                    super().run_training()
+                except Enough:
+                    self.on_train_end()
                 stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os.path import join
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.messages import counted
@@ -17,6 +18,10 @@ from nnunet_ssl.trainers.loop.judging import YARDSTICK
 from nnunet_ssl.trainers.loop.progress import duration
 
 if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunet_ssl.recipes import Recipe
+    from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 ENOUGH = 0.2  # of an epoch's iterations, from which its length can be told
@@ -24,34 +29,81 @@ ENOUGH = 0.2  # of an epoch's iterations, from which its length can be told
 
 def summary(trainer: SSLTrainer) -> str:
     """What is trained, on what, how, and where it is written: a few lines in place of nnU-Net's dump of all plans."""
-    plans, configuration, recipe = trainer.plans_manager, trainer.configuration_manager, trainer.recipe
-    network = trainer.method.bare_network
-    size = sum(p.numel() for p in network.parameters()) / 1e6
-    spacing = " x ".join(f"{s:.3g}" for s in configuration.spacing)
+    network, parts = trainer.method.bare_network, trainer.settings.accumulate
     config = ", ".join(f"{key}={value!r}" for key, value in asdict(trainer.method_config).items())
-    parts = trainer.settings.accumulate
-    clipped = f", gradients clipped at {recipe.grad_clip:g}" if recipe.grad_clip else ", gradients not clipped"
     begun = f", goes on in epoch {trainer.current_epoch + 1}" if trainer.position.resumed else ""
     deterministic = ", deterministic algorithms, not compiled" if trainer.wants_determinism else ""
     precision = str(autocast_dtype(trainer.device) or torch.float32).removeprefix("torch.")
-    rows = {
-        "data": f"{' and '.join([plans.dataset_name, *trainer.settings.datasets])}, {trainer.configuration_name} of "
-        f"{plans.plans_name}, fold {trainer.fold}",
-        "network": f"{type(network).__name__}, {size:.1f} million parameters, "
-        f"{counted(trainer.num_input_channels, 'input channel')}",
-        "patches": f"{shape_text(trainer.views.network_size)} voxels of {spacing} mm; batch size {trainer.total_batch_size}"
-        f"{f' in {parts} parts per process' if parts > 1 else ''}",
-        "task": f"{trainer.method_name}: {config}",
-        "recipe": f"{recipe.optimizer}, learning rate {recipe.initial_lr:g}, weight decay {recipe.weight_decay:g}"
-        f"{clipped} ({recipe.source})",
-        "length": f"{counted(recipe.num_epochs, 'epoch')} of {counted(trainer.num_iterations_per_epoch, 'iteration')}, "
-        f"the first {recipe.warmup_epochs} as warm-up{begun}",
-        "device": f"{trainer.device}, {precision}{deterministic}",
-        "written to": trainer.output_folder,
-        "settings": join(trainer.output_folder_base, "plans.json"),
-        "please cite": trainer.method_class.citation,
-    }
-    return "\n".join(["Pre-training", *(f"  {key + ':':<13}{value}" for key, value in rows.items())])
+    return _lines(
+        "Pre-training",
+        {
+            "data": _data(trainer, trainer.settings.datasets),
+            "network": _network(trainer, network),
+            "patches": f"{_patches(trainer, trainer.views.network_size)}; batch size {trainer.total_batch_size}"
+            f"{f' in {parts} parts per process' if parts > 1 else ''}",
+            "task": f"{trainer.method_name}: {config}",
+            "recipe": _recipe(trainer.recipe),
+            "length": f"{_length(trainer)}{begun}",
+            "device": f"{trainer.device}, {precision}{deterministic}",
+            "written to": trainer.output_folder,
+            "settings": join(trainer.output_folder_base, "plans.json"),
+            "please cite": trainer.method_class.citation,
+        },
+    )
+
+
+def finetuning_summary(trainer: SSLFinetuneTrainer, network: nn.Module) -> str:
+    """The same of a fine-tuning."""
+    return _lines(
+        "Fine-tuning",
+        {
+            "data": _data(trainer),
+            "network": _network(trainer, network),
+            "patches": f"{_patches(trainer, trainer.configuration_manager.patch_size)}; batch size {trainer.batch_size}"
+            f"{' per process' if trainer.is_ddp else ''}",
+            "recipe": _recipe(trainer.recipe),
+            "length": _length(trainer),
+            "device": str(trainer.device),
+            "written to": trainer.output_folder,
+            "settings": join(trainer.output_folder_base, "plans.json"),
+        },
+    )
+
+
+def _lines(title: str, rows: Mapping[str, object]) -> str:
+    return "\n".join([title, *(f"  {key + ':':<13}{value}" for key, value in rows.items())])
+
+
+def _data(trainer: nnUNetTrainer, others: Sequence[str] = ()) -> str:
+    plans = trainer.plans_manager
+    names = " and ".join([plans.dataset_name, *others])
+    return f"{names}, {trainer.configuration_name} of {plans.plans_name}, fold {trainer.fold}"
+
+
+def _network(trainer: nnUNetTrainer, network: nn.Module) -> str:
+    size = sum(p.numel() for p in network.parameters()) / 1e6
+    channels = counted(int(trainer.num_input_channels or 1), "input channel")
+    return f"{type(network).__name__}, {size:.1f} million parameters, {channels}"
+
+
+def _patches(trainer: nnUNetTrainer, size: Sequence[int]) -> str:
+    spacing = " x ".join(f"{s:.3g}" for s in trainer.configuration_manager.spacing)
+    return f"{shape_text(size)} voxels of {spacing} mm"
+
+
+def _recipe(recipe: Recipe) -> str:
+    clipped = f"gradients clipped at {recipe.grad_clip:g}" if recipe.grad_clip else "gradients not clipped"
+    return (
+        f"{recipe.optimizer}, learning rate {recipe.initial_lr:g}, weight decay {recipe.weight_decay:g}, {clipped}; "
+        f"from {recipe.source}"
+    )
+
+
+def _length(trainer: SSLTrainer | SSLFinetuneTrainer) -> str:
+    warmup = trainer.recipe.warmup_epochs
+    first = f", the first {warmup} as warm-up" if warmup > 1 else ", the first as warm-up" if warmup else ""
+    iterations = counted(trainer.num_iterations_per_epoch, "iteration")
+    return f"{counted(trainer.num_epochs, 'epoch')} of {iterations}{first}"
 
 
 def epoch_line(log: Mapping[str, Any], epoch: int, num_epochs: int, share: float, before: list[float]) -> str:
