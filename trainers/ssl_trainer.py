@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_ssl.backbones.attention import attend_by_products_when_short, attend_deterministically
+from nnunet_ssl.backbones.bfloat16_conv3d import avoid_bfloat16_conv3d_bug
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
-from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
@@ -36,7 +36,7 @@ from nnunet_ssl.trainers.device.determinism import deterministic
 from nnunet_ssl.trainers.device.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.device.out_of_memory import say_what_helps
 from nnunet_ssl.trainers.device.precision import autocast_dtype
-from nnunet_ssl.trainers.distributed.processes import Together, place, start_beside_the_first
+from nnunet_ssl.trainers.distributed.processes import Consensus, place, start_beside_the_first
 from nnunet_ssl.trainers.distributed.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.loop import epochs, state, stepping
 from nnunet_ssl.trainers.loop.building import build_method
@@ -153,7 +153,7 @@ class SSLTrainer(nnUNetTrainer):
         )
         self.drop_paths = drop_by_image(method)
         if self.device.type == "cpu":
-            keep_thin_in_float32(method)
+            avoid_bfloat16_conv3d_bug(method)
             attend_by_products_when_short(method)
         if self.wants_determinism:
             attend_deterministically(method)
@@ -172,8 +172,8 @@ class SSLTrainer(nnUNetTrainer):
             self.compiler = Compiler(compiles, self.print_to_log_file, self.settings.recompute)
         self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
-        self.together = Together(self.is_ddp)
-        if not self.together.all_fine(not compiles) and not compiles:
+        self.consensus = Consensus(self.is_ddp)
+        if not self.consensus.all_fine(not compiles) and not compiles:
             self.compiler.join_trial()
         self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print, self.grad_scaler is not None)
         self.was_initialized = True
@@ -271,7 +271,7 @@ class SSLTrainer(nnUNetTrainer):
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
             self.initialize()
-        self.together.check_start(self)
+        self.consensus.check_start(self)
         with whole_files(self.print_to_log_file):
             super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
         schemes = self.configuration_manager.normalization_schemes
@@ -345,9 +345,9 @@ class SSLTrainer(nnUNetTrainer):
             self.optimizer.zero_grad(set_to_none=True)
             return run(meet)
 
-        alone, together = partial(attempt, self.together.meet), partial(attempt, None)
+        alone, together = partial(attempt, self.consensus.meet), partial(attempt, None)
         settle = partial(stepping.average_gradients, self.method)
-        return self.compiler.attempt(True, alone, together, self.together.all_fine, settle)
+        return self.compiler.attempt(True, alone, together, self.consensus.all_fine, settle)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         if self._bar is not None:
@@ -408,7 +408,7 @@ class SSLTrainer(nnUNetTrainer):
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.print_to_log_file(verdict(self.logger.local_logger.my_fantastic_logging, self.method_class.trivial_answer))
-        self.together.finish()
+        self.consensus.finish()
         if self.local_rank == 0:
             forget_to_finish(self.output_folder)
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")

@@ -1,4 +1,4 @@
-"""Losses and indicators of the tasks that paint what is missing."""
+"""Losses and indicators of the tasks that reconstruct what is missing."""
 
 from __future__ import annotations
 
@@ -104,21 +104,21 @@ def masked_reconstruction(
     block: int | Sequence[int],
     number: Tensor | None = None,
 ) -> MethodOutput:
-    """Loss, terms and preview of a masked image that was painted.
+    """Loss, terms and preview of a masked image that was reconstructed.
 
     prediction, image, masked [B, C, *spatial]; hidden, excluded bool [B, 1, *spatial]. `config` says which `loss`
     ("l1", "l2"), `loss_on` what ("hidden", "everywhere"), and with `normalise_target` that the target is standardised
     within each block of `block` voxels; the preview then shows the prediction in the image's own units. "reconstruction"
-    is all the network paints, "completed" only what was hidden, pasted into what was not. number: of voxels to divide
+    is all the network reconstructs, "completed" only what was hidden, pasted into what was not. number: of voxels to divide
     by, as in `masked_error`.
     """
-    target, painted = image, prediction.detach()
+    target, reconstructed = image, prediction.detach()
     if config.normalise_target:
         mean, deviation = patch_statistics(image, excluded, block)
-        target, painted = (image - mean) / deviation, painted * deviation + mean
+        target, reconstructed = (image - mean) / deviation, reconstructed * deviation + mean
     loss = masked_error(prediction, target, counted_voxels(hidden, excluded, config.loss_on), config.loss, number)
     with torch.no_grad():
         explained = explained_variance(prediction, target, hidden, excluded)
-    completed = torch.where(hidden, painted.to(image.dtype), image)
-    preview = {"input": image, "masked": masked, "reconstruction": painted, "completed": completed}
+    completed = torch.where(hidden, reconstructed.to(image.dtype), image)
+    preview = {"input": image, "masked": masked, "reconstruction": reconstructed, "completed": completed}
     return MethodOutput(loss, {"explained_variance": explained}, preview)

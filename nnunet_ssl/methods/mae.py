@@ -1,4 +1,4 @@
-"""Masked autoencoding: hide most of a patch, paint it from the rest.
+"""Masked autoencoding: hide most of a patch, reconstruct it from the rest.
 
 He et al., "Masked Autoencoders Are Scalable Vision Learners" (CVPR 2022, https://arxiv.org/abs/2111.06377), with the
 recipe of the OpenMind benchmark (Wald et al., ICCV 2025, https://arxiv.org/abs/2412.17041) for 3D medical images.
@@ -70,7 +70,7 @@ class MAEConfig:
 class MAE(Method):
     """Masked autoencoder.
 
-    U-Nets: hidden blocks become 0, the mean of a z-scored image, and the whole network paints them. Primus: hidden
+    U-Nets: hidden blocks become 0, the mean of a z-scored image, and the whole network reconstructs them. Primus: hidden
     tokens never enter the encoder; a light decoder sees the encoded ones and a learned mask token elsewhere.
 
     The loss counts hidden voxels only, and no excluded ones. nnssl's Primus variant differs by mistake: its loss mask
@@ -145,24 +145,24 @@ class MAE(Method):
         return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        return self.score(self.paint(inputs), inputs)
+        return self.score(self.reconstruct(inputs), inputs)
 
-    def paint(self, inputs: dict[str, Tensor]) -> Tensor:
+    def reconstruct(self, inputs: dict[str, Tensor]) -> Tensor:
         """Reconstruction [B, C, *patch] from what is not hidden."""
         if isinstance(self.backbone, PrimusBackbone):
-            return self._paint_tokens(self.backbone, inputs["image"], inputs["keep"])
+            return self._reconstruct_tokens(self.backbone, inputs["image"], inputs["keep"])
         return self.backbone(inputs["image"].masked_fill(inputs["hidden"], 0))
 
-    def score(self, painted: Tensor, inputs: dict[str, Tensor]) -> MethodOutput:
+    def score(self, reconstructed: Tensor, inputs: dict[str, Tensor]) -> MethodOutput:
         """Loss of a reconstruction."""
         image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
         masked = image.masked_fill(hidden, 0)
         return masked_reconstruction(
-            painted, image, masked, hidden, excluded, self.config, self._target_block(), inputs.get("counted")
+            reconstructed, image, masked, hidden, excluded, self.config, self._target_block(), inputs.get("counted")
         )
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Everything hidden painted in the mean grey value."""
+        """Everything hidden reconstructed in the mean grey value."""
         image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
         return masked_yardstick(image, hidden, excluded, self.config, self._target_block())
 
@@ -170,7 +170,7 @@ class MAE(Method):
         """Voxels of the blocks within which a target is standardised, where it is."""
         return self.backbone.stride if isinstance(self.backbone, PrimusBackbone) else self.config.mask_block
 
-    def _paint_tokens(self, backbone: PrimusBackbone, image: Tensor, keep: Tensor) -> Tensor:
+    def _reconstruct_tokens(self, backbone: PrimusBackbone, image: Tensor, keep: Tensor) -> Tensor:
         """Reconstruction [B, C, *patch] from the kept tokens `keep` [B, K]."""
         embedded = backbone.embed(image)
         encoded = backbone.encode(embedded, keep)

@@ -1,4 +1,4 @@
-"""SimMIM: replace hidden tokens by a learned one, encode all of them, paint with the lightest head.
+"""SimMIM: replace hidden tokens by a learned one, encode all of them, reconstruct with the lightest head.
 
 Xie et al., "SimMIM: A Simple Framework for Masked Image Modeling" (CVPR 2022, https://arxiv.org/abs/2111.09886), with
 the recipe of the OpenMind benchmark (Wald et al., ICCV 2025, https://arxiv.org/abs/2412.17041).
@@ -63,7 +63,7 @@ class SimMIM(Method):
     """Masked image modelling with mask tokens in the encoder, 2D (U-Nets) and 3D.
 
     Primus: the image is embedded unmasked, then hidden tokens are replaced by the mask token; a token holds its own
-    voxels only, so nothing leaks. All tokens pass the encoder, and the network's own decoder paints. U-Nets: hidden
+    voxels only, so nothing leaks. All tokens pass the encoder, and the network's own decoder reconstructs. U-Nets: hidden
     voxels become the mask token, one learned number per channel that starts at 0, the mean of a z-scored image.
 
     Same as nnssl for Primus, whose class cannot be built at its present revision; U-Nets are an addition.
@@ -124,11 +124,11 @@ class SimMIM(Method):
         tokens = torch.where(hidden_tokens, self.mask_token.to(embedded.dtype), embedded)
         return [self.backbone.to_map(self.backbone.encode(tokens))]
 
-    def score(self, painted: Tensor, inputs: Mapping[str, Tensor]) -> MethodOutput:
+    def score(self, reconstructed: Tensor, inputs: Mapping[str, Tensor]) -> MethodOutput:
         """Loss of a reconstruction."""
         image, hidden = inputs["image"], inputs["hidden"]
         return masked_reconstruction(
-            painted,
+            reconstructed,
             image,
             self.hide(image, hidden).detach(),
             hidden,
@@ -139,5 +139,5 @@ class SimMIM(Method):
         )
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Everything hidden painted in the mean grey value."""
+        """Everything hidden reconstructed in the mean grey value."""
         return masked_yardstick(inputs["image"], inputs["hidden"], inputs["excluded"], self.config, self.mask_block)

@@ -92,7 +92,7 @@ class Spark3D(Method):
 
     The mask lies on the encoder's coarsest grid. The encoder sees the visible voxels only: the input is zero where
     hidden, every convolution gives zero there, norms use the statistics of the visible positions. Each skip is then
-    filled with a mask token and, below full resolution, made dense by a convolution; the network's own decoder paints.
+    filled with a mask token and, below full resolution, made dense by a convolution; the network's own decoder reconstructs.
 
     Differs from nnssl: (1) the input is masked before the stem, whose first convolution there looked one voxel into the
     hidden blocks; (2) no module is replaced, so that no untrained copies of the weights are stored beside the trained
@@ -164,7 +164,7 @@ class Spark3D(Method):
         )
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """Everything hidden painted in the mean grey value."""
+        """Everything hidden reconstructed in the mean grey value."""
         return masked_yardstick(inputs["image"], inputs["hidden"], inputs["excluded"], self.config, self.mask_block)
 
     def recomputing(self) -> AbstractContextManager[object]:

@@ -16,7 +16,7 @@ from nnunetv2.run.run_training import find_free_network_port
 from torch import distributed as dist
 
 from nnunet_ssl.errors import TrainingError
-from nnunet_ssl.trainers.distributed.processes import Together
+from nnunet_ssl.trainers.distributed.processes import Consensus
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
 from nnunet_ssl.trainers.loop.position import Position
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
@@ -202,10 +202,10 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
     with pytest.raises(
         RuntimeError, match=r"epoch 1 iteration 1, epoch 8 iteration 3.*file system that all nodes share"
     ):
-        Together(several=True).check_start(trainer)
+        Consensus(several=True).check_start(trainer)
 
 
 def test_alone_a_process_stops_at_once():
-    together = Together(several=False)
+    together = Consensus(several=False)
     assert together.agreed(None) is None
     assert together.agreed(15) == 15

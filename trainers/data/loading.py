@@ -28,18 +28,18 @@ from nnunet_ssl.planners.preprocessing.foreground import mask_labels
 from nnunet_ssl.planners.sharing.labels import FOLDER as LABELS
 from nnunet_ssl.trainers.data.augmentation import Augmentation, augmentation
 from nnunet_ssl.trainers.data.batches import Positions, load_batches
-from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION, Corpus, Source
+from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION, Corpus, CorpusDataset
+from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.trainers.data.patches import PatchDataset
-from nnunet_ssl.trainers.data.places import Places
-from nnunet_ssl.trainers.data.selection import apply_filter, corpus_table, people, weights_for
+from nnunet_ssl.trainers.data.selection import apply_filter, corpus_table, subject_of_image, weights_for
 
 if TYPE_CHECKING:
     from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
-def corpus_sources(trainer: SSLTrainer) -> list[Source]:
+def corpus_datasets(trainer: SSLTrainer) -> list[CorpusDataset]:
     """The preprocessed data sets of a run; raises NotPreprocessed saying how to make the missing ones."""
-    sources = []
+    datasets = []
     for name in (trainer.plans_manager.dataset_name, *trainer.settings.datasets):
         folder = join(nnUNet_preprocessed, name, trainer.configuration_manager.data_identifier)
         dataset_json = join(nnUNet_preprocessed, name, "dataset.json")
@@ -54,8 +54,8 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
         # The table lies with the raw data; a copy beside the preprocessed ones serves machines without these.
         folders = (raw_folder(name), join(nnUNet_preprocessed, name))
         table_folder = next((f for f in folders if f is not None and has_table(f)), None)
-        sources.append(Source(name, folder, anonymised, anatomy, channels, table_folder))
-    return sources
+        datasets.append(CorpusDataset(name, folder, anonymised, anatomy, channels, table_folder))
+    return datasets
 
 
 @lru_cache(maxsize=64)
@@ -75,25 +75,25 @@ def split_corpus(
     out for all, and adding images to the corpus changes nothing about it. Raises CorpusError when there is nothing to train
     on, CorpusError when the filter is wrong or leaves nothing.
     """
-    sources, log = corpus_sources(trainer), trainer.say_once  # once more for the final validation
-    table = corpus_table(sources)
+    datasets, log = corpus_datasets(trainer), trainer.say_once  # once more for the final validation
+    table = corpus_table(datasets)
     if not len(table):
         raise CorpusError(
-            f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
+            f"No usable case in {', '.join(s.folder for s in datasets)}. left_out_images.json beside it lists the "
             "images that could not be used, with the reasons."
         )
-    persons, own = people(table), trainer.plans_manager.dataset_name
-    for source in sources:
-        cases = table.loc[table["source"] == source.name, "case"]
+    persons, own = subject_of_image(table), trainer.plans_manager.dataset_name
+    for dataset in datasets:
+        cases = table.loc[table["source"] == dataset.name, "case"]
         require_case_names(
-            cases, source.folder, f"Remove their files from {source.folder}, or the folder, and preprocess again."
+            cases, dataset.folder, f"Remove their files from {dataset.folder}, or the folder, and preprocess again."
         )
     kept = set(persons)
     if trainer.settings.filter is not None:
-        kept, sentence = apply_filter(sources, trainer.settings.filter)
+        kept, sentence = apply_filter(datasets, trainer.settings.filter)
         log(sentence)
     if trainer.fold == "all":
-        training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(sources)))
+        training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(datasets)))
     else:
         require_splits(join(nnUNet_preprocessed, own, SPLITS))
         with enough_for_folds():
@@ -141,17 +141,19 @@ def _in_no_fold(own: str, ending: str, identifiers: Iterable[str], listed: Itera
     return cases - set(listed) - labelled
 
 
-def _memory(sources: list[Source]) -> str:
+def _memory(datasets: list[CorpusDataset]) -> str:
     """The file that remembers the held-out people of a corpus, in the folder of its first data set."""
-    others = "_".join(str(dataset_id(source.name)) for source in sources[1:])
+    others = "_".join(str(dataset_id(dataset.name)) for dataset in datasets[1:])
     return f"held_out_subjects{f'_with_{others}' if others else ''}.json"
 
 
-def share_of_batch(total: int, processes: int, parts: int) -> int:
-    """Samples of one process' batch, which goes through the network in `parts`; raises SettingsError where it is uneven."""
-    if total % (processes * parts):
-        number = processes * parts
-        sharers = [f"{processes} processes"] * (processes > 1) + [f"{parts} accumulated parts"] * (parts > 1)
+def share_of_batch(total: int, processes: int, micro_batches: int) -> int:
+    """Samples of one process' batch, which goes through the network in micro-batches; raises SettingsError where it is uneven."""
+    if total % (processes * micro_batches):
+        number = processes * micro_batches
+        sharers = [f"{processes} processes"] * (processes > 1) + [f"{micro_batches} micro-batches (accumulate)"] * (
+            micro_batches > 1
+        )
         raise SettingsError(
             f"A batch of {total} cannot be shared evenly by {' of '.join(sharers)}. "
             f"Use a multiple of {number}: --batch-size {-(-total // number) * number}"
@@ -170,17 +172,17 @@ def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps
     The validation stream repeats its steps for ever, unaugmented, with all images alike.
     """
     workers, settings, training = get_allowed_n_proc_DA(), trainer.settings, stream == TRAINING
-    sources = corpus_sources(trainer)
-    corpus = Corpus(sources, identifiers)
+    datasets = corpus_datasets(trainer)
+    corpus = Corpus(datasets, identifiers)
     dataset = PatchDataset(
         corpus,
         trainer.views,
         augmentation(trainer) if training else Augmentation(trainer.views.region_size),
-        Places(corpus, settings.min_foreground),
+        PatchSampler(corpus, settings.min_foreground),
         seed=settings.seed,
         stream=stream,
         separate_channels=settings.channels == "separate",
-        weights=weights_for(sources, corpus.identifiers, settings.sampling) if training else None,
+        weights=weights_for(datasets, corpus.identifiers, settings.sampling) if training else None,
         finish_later=finishes(trainer.device),
     )
     offset = dist.get_rank() * trainer.batch_size if trainer.is_ddp else 0

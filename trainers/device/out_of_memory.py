@@ -33,16 +33,17 @@ def say_what_helps(trainer: SSLTrainer) -> Iterator[None]:
 
 def what_helps(trainer: SSLTrainer) -> str:
     """The message: what did not fit, and the settings that need less."""
-    images, parts = trainer.batch_size, trainer.settings.accumulate
+    images, micro_batches = trainer.batch_size, trainer.settings.accumulate
     advice = []
-    more = next((n for n in range(parts + 1, images + 1) if images % n == 0), None)
+    more = next((n for n in range(micro_batches + 1, images + 1) if images % n == 0), None)
     if more is not None:
         advice.append(f"--accumulate {more} (the same result, hardly slower)")
     if not trainer.settings.recompute:
         advice.append("--recompute (the same result, about a third slower)")
+    taken = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
     begun = f"Add {' or '.join(advice)}: a run that has begun continues with it. " if advice else ""
     return (
-        f"Out of memory: {images} image{'s' if images > 1 else ''} per process{f' in {parts} parts' if parts > 1 else ''}, "
+        f"Out of memory: {images} image{'s' if images > 1 else ''} per process{taken}, "
         f"{shape_text(trainer.views.network_size)} voxels, on {trainer.device}. {begun}A new run needs less with a smaller "
         "--patch-size N or --batch-size N. (nnUNetv2_train: accumulate, recompute and batch_size in the plans' ssl block.)"
     )

@@ -85,7 +85,7 @@ def share_gradients(network: Any, device: torch.device) -> nn.Module:
     return DistributedDataParallel(network, device_ids=ids, gradient_as_bucket_view=True, **constant)
 
 
-class Together:
+class Consensus:
     """What the processes of a run agree on, through a gloo group of their own: the device need not be asked.
 
     A signal reaches the processes in different iterations, or only one of them. One that stopped on its own would leave the

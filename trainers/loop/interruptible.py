@@ -10,7 +10,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
-from nnunet_ssl.trainers.distributed.processes import Together
+from nnunet_ssl.trainers.distributed.processes import Consensus
 from nnunet_ssl.trainers.loop.early_stop import Enough
 from nnunet_ssl.trainers.loop.interruption import (
     FINISH_EPOCH,
@@ -43,13 +43,13 @@ class InterruptibleTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.interruption = Interruption()
         self.interruption.loud = self.local_rank == 0
-        self.together = Together(several=False)
+        self.consensus = Consensus(several=False)
 
     def run_training(self) -> None:
         """nnU-Net's loop."""
         with alone_in_folder_of(self):
             self.interruption.listen()
-            self.together = Together(self.is_ddp)
+            self.consensus = Consensus(self.is_ddp)
             try:
                 try:
                     super().run_training()
@@ -85,7 +85,7 @@ class InterruptibleTrainer(nnUNetTrainer):
         if self.current_epoch >= self.num_epochs:
             return
         by_file = self.local_rank == 0 and asked_to_finish(self.output_folder)
-        if self.together.now(bool(self.interruption.finishing or by_file)):
+        if self.consensus.now(bool(self.interruption.finishing or by_file)):
             reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
             done = f"stopped after {self.current_epoch} of {self.num_epochs} epochs"
             self._save_and_leave(f"{reason}: {done}", "goes on with the next", USR2)
@@ -109,7 +109,7 @@ class InterruptibleTrainer(nnUNetTrainer):
             self.interruption.ignore()
 
     def _stop_if_asked(self) -> None:
-        asked = self.together.agreed(self.interruption.requested)
+        asked = self.consensus.agreed(self.interruption.requested)
         if asked is not None:
             begun = f"stopped in epoch {self.current_epoch}"
             self._save_and_leave(

@@ -40,7 +40,7 @@ def summary(trainer: SSLTrainer) -> str:
             "data": _data(trainer, trainer.settings.datasets),
             "network": _network(trainer, network),
             "patches": f"{_patches(trainer, trainer.views.network_size)}; batch size {trainer.total_batch_size}"
-            f"{f' in {parts} parts per process' if parts > 1 else ''}",
+            f"{f' in {parts} micro-batches per process' if parts > 1 else ''}",
             "task": f"{trainer.method_name}: {config}",
             "recipe": _recipe(trainer.recipe),
             "length": f"{_length(trainer)}{begun}",

@@ -41,7 +41,7 @@ def refuse_to_overwrite(folder: str) -> None:
         )
 
 
-def describe(trainer: SSLTrainer) -> dict[str, Any]:
+def run_record(trainer: SSLTrainer) -> dict[str, Any]:
     """Everything about the pre-training that is needed later, as plain data."""
     configuration, method = trainer.configuration_manager.configuration, trainer.method
     return {
@@ -83,7 +83,7 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
     heads, optimizer = contiguous(heads), contiguous(optimizer)
     return {
         "network_weights": weights,
-        "ssl": {**describe(trainer), "heads": heads, **({"teacher": teacher[0]} if teacher else {})},
+        "ssl": {**run_record(trainer), "heads": heads, **({"teacher": teacher[0]} if teacher else {})},
         "optimizer_state": optimizer,
         "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
         "logging": trainer.logger.get_checkpoint(),
@@ -153,7 +153,7 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
 
 def refuse_other_settings(trainer: SSLTrainer, then: dict[str, Any], path: object) -> None:
     """Raise SettingsError when a run would continue as something else; its length may change, and how it is computed."""
-    now = describe(trainer)
+    now = run_record(trainer)
     free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "source", "stop_on_collapse", "early_stop"}
     free |= {"accumulate", "recompute", "shard", "deterministic"}  # how it is computed, not what
     differences = []

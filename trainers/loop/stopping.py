@@ -22,7 +22,7 @@ USR2 = int(AFTER_EPOCH[0]) if AFTER_EPOCH else 12
 
 def stop_if_asked(trainer: SSLTrainer) -> None:
     """After SIGTERM, SIGINT or SIGUSR1: save where we are and leave, all processes in the same iteration."""
-    asked = trainer.together.agreed(trainer.interruption.requested)
+    asked = trainer.consensus.agreed(trainer.interruption.requested)
     if asked is None:
         return
     position = trainer.position
@@ -40,7 +40,7 @@ def stop_after_epoch(trainer: SSLTrainer) -> None:
     if trainer.position.epoch >= trainer.num_epochs:
         return  # the run ends by itself
     by_file = trainer.local_rank == 0 and asked_to_finish(trainer.output_folder)
-    if trainer.together.now(bool(trainer.interruption.finishing or by_file)):
+    if trainer.consensus.now(bool(trainer.interruption.finishing or by_file)):
         reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
         sentence = f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs"
         save_and_leave(trainer, sentence, leave_with(USR2))
@@ -75,7 +75,7 @@ def stop_if_collapsed(trainer: SSLTrainer) -> None:
 
 def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None:
     """After a signal before the final validation or in it: leave, all processes before the same case. All is saved already."""
-    asked = trainer.together.now(int(trainer.interruption.requested or 0))
+    asked = trainer.consensus.now(int(trainer.interruption.requested or 0))
     if asked:
         say_what_is_left(trainer, asked)
         leave(trainer, leave_with(asked))
@@ -104,6 +104,6 @@ def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> No
 
 def leave(trainer: SSLTrainer | InterruptibleTrainer, ending: SystemExit) -> None:
     """End this process, once all processes are here: one that leaves earlier ends the others."""
-    trainer.together.finish()
+    trainer.consensus.finish()
     trainer.interruption.ignore()
     raise ending

@@ -16,7 +16,7 @@ from nnunet_ssl.methods import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.data.corpus import VALIDATION, Corpus, derive_seed
-from nnunet_ssl.trainers.data.loading import corpus_sources
+from nnunet_ssl.trainers.data.loading import corpus_datasets
 from nnunet_ssl.trainers.distributed.processes import gathered, patient_group, wait_for_all
 from nnunet_ssl.trainers.loop.stepping import run_prepared
 from nnunet_ssl.trainers.loop.stopping import stop_validating_if_asked
@@ -40,7 +40,7 @@ def validate_cases(trainer: SSLTrainer) -> None:
     group = patient_group()
     training, held_out = trainer.do_split()
     companions = companions_of(trainer, sorted(held_out), sorted(training))
-    corpus = Corpus(corpus_sources(trainer), [*held_out, *training])
+    corpus = Corpus(corpus_datasets(trainer), [*held_out, *training])
     folder = join(trainer.output_folder, "validation")
     os.makedirs(folder, exist_ok=True)
     trainer.network.eval()

@@ -12,9 +12,9 @@ from nnunet_ssl.checkpoints.adaptation.fit import DoesNotFitError, Fit
 from nnunet_ssl.checkpoints.adaptation.layout import Layout
 from nnunet_ssl.checkpoints.adaptation.report import TransferReport
 from nnunet_ssl.checkpoints.aliases import align_names, own_name, resolve_aliases
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.networks.architecture import recognise
 from nnunet_ssl.checkpoints.read import network_weights
-from nnunet_ssl.checkpoints.source import prepare_source
 
 TRANSFERS = ("encoder", "encoder+decoder")
 
@@ -30,7 +30,7 @@ def adapt_checkpoint(
     image_channels: int | None = None,
 ) -> tuple[dict[str, Tensor], TransferReport]:
     """`adapt` for a whole checkpoint as `read_checkpoint` returns it; `transfer` None means its method's default."""
-    weights, info = prepare_source(checkpoint, num_heads=_num_heads(target))
+    weights, info = canonical_weights(checkpoint, num_heads=_num_heads(target))
     return adapt(
         weights,
         target,

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
+from nnunet_ssl.checkpoints.canonical import attention_heads, canonical_weights, token_grid
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, INIT_ARGS, Scrubber
-from nnunet_ssl.checkpoints.networks.source import PRIMUSX_NAMES, network_of, training_configuration
-from nnunet_ssl.checkpoints.source import attention_heads, prepare_source, token_grid
+from nnunet_ssl.checkpoints.networks.stated import PRIMUSX_NAMES, network_of, training_configuration
 from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
 from nnunet_ssl.errors import CheckpointError
 
@@ -44,7 +44,7 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
 
     The network is the trained one, or its teacher: one file never holds both. Weights get the bare names of nnU-Net's
     networks, equal values under every alias, and the token order asked for. All else is what JSON can hold, so that every
-    format carries the same. Raises CheckpointError as `prepare_source` does and for a teacher that is not there, ValueError
+    format carries the same. Raises CheckpointError as `canonical_weights` does and for a teacher that is not there, ValueError
     for an unknown token order.
     """
     options = options or ExportOptions()
@@ -52,7 +52,7 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
         raise ValueError(f"The token order is one of {', '.join(TOKEN_ORDERS)}, found {options.token_order!r}.")
     if options.weights == TEACHER:
         checkpoint = taught_by(checkpoint)
-    weights, info = prepare_source(checkpoint)
+    weights, info = canonical_weights(checkpoint)
     scrub = Scrubber()
     ssl = _describe(checkpoint, info, options, scrub)
     if info["backbone"] == "primus":

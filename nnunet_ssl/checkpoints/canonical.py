@@ -38,7 +38,7 @@ PRESET_HEADS = {
 HEAD_KEYS = ("eva_numheads", "encoder_eva_numheads")
 
 
-def prepare_source(
+def canonical_weights(
     checkpoint: Mapping[str, Any], *, num_heads: int | None = None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Canonical weights of a checkpoint, and info on it for `adapt`.
