@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-CUTOFF = 0.6  # difflib's ratio, from which a name is worth asking about
+CUTOFF = 0.65  # difflib's ratio, from which a name is worth asking about
 
 
 def nearest(name: str, known: Iterable[str], cutoff: float = CUTOFF) -> str | None:

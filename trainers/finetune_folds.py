@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from os.path import isfile, join
@@ -53,7 +54,8 @@ def require_trainer(name: str) -> None:
             raise SettingsError(f"-tr {name} pre-trains, and this command fine-tunes. To pre-train: nnUNetv2_pretrain.")
         return
     try:
-        recursive_find_trainer_class_by_name(name)
+        with redirect_stdout(None), redirect_stderr(None):  # where else it looks is of no interest
+            recursive_find_trainer_class_by_name(name)
     except RuntimeError as error:
         tuning = [other for other in ours if "Finetune" in other or "Scratch" in other]
         raise SettingsError(

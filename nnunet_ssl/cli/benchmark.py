@@ -72,7 +72,9 @@ def build_parser() -> CommandParser:
         "--warmup", type=whole, default=3, metavar="N", help="before; never fewer than are loaded ahead (default: 3)"
     )
     how.add_argument("--workers", type=whole, metavar="N", help="reading processes (default: nnU-Net's choice)")
-    how.add_argument("-device", default="cuda", type=one_of(("cuda", "cpu")), metavar="cuda|cpu", help="default: cuda")
+    how.add_argument(
+        "-device", default="cuda", type=one_of(("cuda", "cpu"), guess=False), metavar="cuda|cpu", help="default: cuda"
+    )
     where = parser.add_argument_group("what to write")
     where.add_argument("--json", metavar="FILE", help="all figures")
     where.add_argument("--picture", metavar="FILE.png", help="bars")

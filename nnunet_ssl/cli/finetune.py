@@ -46,7 +46,11 @@ def build_parser() -> CommandParser:
     add_length(usual)
     usual.add_argument("-p", dest="plans", metavar="PLANS", help="use these plans of DATASET instead of new ones")
     usual.add_argument(
-        "-device", default="cuda", type=one_of(("cuda", "cpu", "mps")), metavar="D", help="cuda (default), cpu or mps"
+        "-device",
+        default="cuda",
+        type=one_of(("cuda", "cpu", "mps"), guess=False),
+        metavar="D",
+        help="cuda (default), cpu or mps",
     )
     add_geometry(parser)
     more = parser.add_argument_group("training")
@@ -65,8 +69,10 @@ def understand(args: argparse.Namespace) -> None:
     """Sort the words that belong to no flag; raises SettingsError for what cannot be right or contradicts itself."""
     words = take_words(args)
     if len(words.datasets) != 1:
-        shown = f", found {', '.join(words.datasets)}. Folds: -f 0 1 2 3 4" if words.datasets else ""
-        raise SettingsError(f"one data set is fine-tuned on: its number or name, e.g. nnUNetv2_finetune 4{shown}")
+        shown = f", found {', '.join(words.datasets)}" if words.datasets else ""
+        raise SettingsError(
+            f"one data set is wanted{shown}. Example: nnUNetv2_finetune 4 -f 0 1 -pretrained_weights checkpoint_final.pth"
+        )
     (args.dataset,) = words.datasets
     args.configuration = args.configuration or words.configuration
     args.folds = list(dict.fromkeys([*(args.folds or []), *words.folds]))

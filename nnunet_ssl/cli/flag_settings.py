@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 from dataclasses import fields
 from functools import partial
 from typing import Any
@@ -62,10 +63,10 @@ def _config_of(method: str) -> type:
     return get_method(method).Config
 
 
-def known_setting(name: str, method: str) -> str:
+def known_setting(name: str, method: str, value: str) -> str:
     """The name of a general setting as it was typed, or as its flag is called (lr for initial_lr).
 
-    Raises SettingsError for one that only a pretext task has, naming it with its task: of several, the method that is trained.
+    Raises SettingsError for one that only a pretext task has, saying what to type: of several, for the method that is trained.
     """
     general = {field.name for field in fields(PretrainSettings)}
     by_flag = {flag: setting for setting, flag in FLAGS.items()}
@@ -75,10 +76,9 @@ def known_setting(name: str, method: str) -> str:
     tasks = [m for m in dict.fromkeys([method, *method_names()]) if name in {f.name for f in fields(_config_of(m))}]
     if not tasks:
         return name  # which the checker refuses, with the names of all
+    meant = shlex.quote(f"{tasks[0]}.{name}={value}")
     others = f" ({', '.join(tasks[1:])} have one, too)" if len(tasks) > 1 else ""
-    raise SettingsError(
-        f"--set {name}: this is a setting of the pretext task. Type --set {tasks[0]}.{name}=VALUE{others}.", found=name
-    )
+    raise SettingsError(f"--set {name}: this is a setting of the pretext task. Type --set {meant}{others}.", found=name)
 
 
 def _as_typed(args: argparse.Namespace) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _as_typed(args: argparse.Namespace) -> dict[str, Any]:
                 found=target,
             )
         if not target:
-            key = name = known_setting(name, args.method)
+            key = name = known_setting(name, args.method, value)
         own = block.setdefault(target, {}) if target else block
         if not isinstance(own, dict):
             raise SettingsError(

@@ -81,8 +81,7 @@ def method_of_trainer(trainer: str, methods: Sequence[str]) -> str:
         return found
     if trainer.startswith("nnUNetTrainer") or "finetune" in trainer.lower() or "scratch" in trainer.lower():
         raise SettingsError(
-            f"{trainer} trains with labels. To pre-train: --method {' or '.join(methods[:2])}, ...; to fine-tune: "
-            "nnUNetv2_finetune"
+            f"{trainer} trains with labels. To pre-train: --method mae, or another one; to fine-tune: nnUNetv2_finetune"
         )
     near = did_you_mean(trainer, [trainer_name(method) for method in methods])
     raise SettingsError(f"there is no pre-training trainer {trainer}.{near} Methods: {', '.join(methods)}")

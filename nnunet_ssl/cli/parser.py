@@ -11,6 +11,14 @@ from typing import Any, NoReturn
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.nearest import did_you_mean, nearest
 
+# What other programs call our flags, without dashes.
+MEANT = {
+    "learningrate": "--lr", "initiallr": "--lr", "numepochs": "--epochs", "maxepochs": "--epochs", "bs": "--batch-size",
+    "gpus": "--num-gpus", "ngpus": "--num-gpus", "resume": "--continue", "fold": "-f", "folds": "-f", "plans": "-p",
+    "trainer": "-tr", "dataset": "-d", "datasetid": "-d", "weights": "-pretrained_weights", "checkpoint": "-pretrained_weights",
+    "model": "--backbone", "network": "--backbone", "task": "--method", "configuration": "-c", "processes": "-np",
+    "numprocesses": "-np", "output": "-o", "name": "-n", "input": "-i", "patience": "--early-stop",
+}  # fmt: skip
 WIDTH = 110  # characters of a line of help
 
 
@@ -105,6 +113,9 @@ class CommandParser(argparse.ArgumentParser):
     def _unknown(self, rest: Sequence[str]) -> str:
         known = [flag for action in self._actions for flag in action.option_strings]
         flag = next((text.partition("=")[0] for text in rest if text.startswith("-")), None)
+        meant = MEANT.get((flag or "").replace("-", "").replace("_", "").lower())
+        if meant in known:
+            return f"there is no {flag}. Did you mean {meant}?"
         if flag is None:
             return f"{' '.join(rest)} is more than the command takes, or stands in the wrong place"
         return f"there is no {flag}.{did_you_mean(flag, known)}"
@@ -136,14 +147,17 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"wants a number, found {text!r}") from None
 
 
-def one_of(names: Iterable[str] | Callable[[], Iterable[str]]) -> Callable[[str], str]:
-    """The type of a flag that takes one of these names; they are looked up when it is used."""
+def one_of(names: Iterable[str] | Callable[[], Iterable[str]], guess: bool = True) -> Callable[[str], str]:
+    """The type of a flag that takes one of these names; they are looked up when it is used.
+
+    guess: whether to ask for the one that is spelled alike, which is wrong for cpu and gpu.
+    """
 
     def choose(text: str) -> str:
         known = list(names() if callable(names) else names)
         if text in known:
             return text
-        near = nearest(text, known)
+        near = nearest(text, known) if guess else None
         asked = f" Did you mean {near}?" if near else ""
         raise argparse.ArgumentTypeError(f"there is no {text!r}.{asked} Known: {', '.join(known)}")
 

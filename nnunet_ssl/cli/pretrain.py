@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.checkpoints.read import read_checkpoint
     from nnunet_ssl.cli.rehearsal import rehearse_unseen
     from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
     from nnunet_ssl.corpus.folders import require_folder
@@ -76,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
     if flags_as_settings(args, axes_of(args)).get("shard"):
         require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)
     if args.pretrained_weights is not None:
-        resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
+        # A wrong name, or no checkpoint, shows now, not after hours of preprocessing.
+        read_checkpoint(resolve_once_per_machine(args.pretrained_weights).path)
     rehearse_unseen(args)
     with first_process_first(), nobody_else_in_folder(args):
         plans, plans_name = prepare(args)

@@ -76,7 +76,11 @@ def add_usual_flags(parser: CommandParser) -> None:
         "nnUNetv2_pretrain_models lists",
     )
     usual.add_argument(
-        "-device", default="cuda", type=one_of(("cuda", "cpu", "mps")), metavar="D", help="cuda (default), cpu or mps"
+        "-device",
+        default="cuda",
+        type=one_of(("cuda", "cpu", "mps"), guess=False),
+        metavar="D",
+        help="cuda (default), cpu or mps",
     )
     usual.add_argument(
         "--num-gpus", "-num_gpus", type=whole, default=1, metavar="N", help="processes on this machine (default: 1)"

@@ -123,7 +123,9 @@ class InterruptibleTrainer(nnUNetTrainer):
         self.current_epoch += 1
         saved = "nothing is saved, checkpointing is disabled"
         if not self.disable_checkpointing:
-            saved = f"saved in {file}. The same command with --c, without -pretrained_weights, {then}."
+            saved = (
+                f"saved in {file}. The same command {then} (nnUNetv2_train wants --c in place of -pretrained_weights)."
+            )
         self.print_to_log_file(f"{sentence}, {saved}")
         if self.local_rank == 0 and number == USR2:
             forget_to_finish(self.output_folder)

@@ -85,7 +85,7 @@ def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) ->
     """Put into the log that the network is saved and its final validation is not complete."""
     trainer.print_to_log_file(
         f"{Signals(number).name} received: the network is trained and saved, its final validation is not complete. "
-        "The same command with --c (nnUNetv2_pretrain as it is) makes it from its beginning."
+        "The same command makes it from its beginning (nnUNetv2_train wants --c)."
     )
 
 
