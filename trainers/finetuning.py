@@ -26,6 +26,7 @@ from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
 from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
@@ -151,7 +152,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if not self._resumed:
             report = getattr(unwrap(self.network), "nnunet_ssl_transfer_report", None)
             self._check_start(report)
-            if report is not None and self.local_rank == 0:
+            if report is not None and is_first():
                 write_json(report.to_json(), join(self.output_folder, "pretrained_weights.json"))
                 self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
             self._use_phase(self.lr_scheduler.start_with([] if report is None else report.fresh_in_encoder()))
@@ -244,7 +245,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but never leave half a file behind, nor weights that are not finite."""
         self._require_finite_weights()
-        if self.local_rank != 0 or self.disable_checkpointing:
+        if not is_first() or self.disable_checkpointing:
             return
         try:
             with atomic_path(filename) as temporary:

@@ -6,6 +6,7 @@ from os.path import join
 from signal import Signals
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.signals import AFTER_EPOCH
 from nnunet_ssl.trainers.loop.epochs import mean_over_processes
 from nnunet_ssl.trainers.loop.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
@@ -36,7 +37,7 @@ def stop_after_epoch(trainer: SSLTrainer) -> None:
     """After SIGUSR2, or where there is a file FINISH_EPOCH: save and leave, as an epoch has ended and none has begun."""
     if trainer.position.epoch >= trainer.num_epochs:
         return  # the run ends by itself
-    by_file = trainer.local_rank == 0 and asked_to_finish(trainer.output_folder)
+    by_file = is_first() and asked_to_finish(trainer.output_folder)
     if trainer.together.now(bool(trainer.interruption.finishing or by_file)):
         reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
         sentence = f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs"
@@ -82,7 +83,7 @@ def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> No
         "nothing is saved, checkpointing is disabled" if trainer.disable_checkpointing else f"saved in {file}. {AGAIN}"
     )
     trainer.print_to_log_file(f"{sentence}, {saved}")
-    if trainer.local_rank == 0 and ending.code == leave_with(USR2).code:
+    if is_first() and ending.code == leave_with(USR2).code:
         forget_to_finish(trainer.output_folder)
     leave(trainer, ending)
 
