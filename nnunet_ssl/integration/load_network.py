@@ -50,8 +50,10 @@ def load_network(
     own, info = prepare_source(checkpoint)
     channels = input_channels or info["num_input_channels"] or 1
     network: Any
+    notes: tuple[str, ...] = ()
     if plans is None:
         spec = network_of(checkpoint, own)
+        notes = spec.notes
         size = tuple(patch_size or info["patch_size"] or (PATCH,) * spec.ndim)
         architecture = spec.architecture(size)
         network = get_network_from_plans(
@@ -67,5 +69,7 @@ def load_network(
         size = tuple(patch_size or manager.patch_size)
         network = build_network(manager, channels, output_channels, deep_supervision=False, patch_size=size)
     network.nnunet_ssl_transfer = TransferOptions(transfer=transfer or info["transfer"], target_patch_size=size)
-    put_into(network, checkpoint, source.origin)
+    report = put_into(network, checkpoint, source.origin)
+    for note in notes:
+        report.add_note(note)
     return network

@@ -145,6 +145,7 @@ def main(changes: str, command: str, *arguments: str) -> None:
     """Run a command in this process, or with "-" the Python file that is the first argument."""
     if command == "-":
         sys.argv = list(arguments)
+        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
         runpy.run_path(arguments[0], run_name="__main__")
         return
     (found,) = entry_points(group="console_scripts", name=command)
