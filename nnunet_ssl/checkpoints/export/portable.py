@@ -10,7 +10,8 @@ from torch import Tensor
 
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, INIT_ARGS, Scrubber
-from nnunet_ssl.checkpoints.networks.source import PRIMUSX_NAMES, network_of, training_configuration
+from nnunet_ssl.checkpoints.networks.arguments import DROPPED
+from nnunet_ssl.checkpoints.networks.source import PRIMUS_DEFAULTS, PRIMUSX_NAMES, network_of, training_configuration
 from nnunet_ssl.checkpoints.source import attention_heads, prepare_source, token_grid
 from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
 from nnunet_ssl.errors import CheckpointError
@@ -103,7 +104,7 @@ def adaptation_plan_of(
 
     Checkpoints of nnU-Net have none: it is made from the plans in them. Keys name the places of the bare network. The one
     pre-training configuration is called after its spacing style, as nnssl does: SSL3D_classification looks for
-    "onemmiso". A Primus that is no preset names depth and heads as nnU-Net's development branch reads them.
+    "onemmiso".
     """
     plan = checkpoint.get("nnssl_adaptation_plan")
     if not isinstance(plan, Mapping) or not plan:
@@ -122,16 +123,28 @@ def adaptation_plan_of(
         for name, settings in (pretraining.get("configurations") or {}).items()
     }
     plan["pretrain_plan"] = pretraining
-    architecture = dict(plan.get("architecture_plans") or {})
-    if isinstance(architecture.get("arch_kwargs"), Mapping) and architecture.get("arch_class_name") == "Primus":
-        theirs = {ours: name for name, ours in PRIMUSX_NAMES.items()}
-        architecture["arch_kwargs"] = {theirs.get(k, k): v for k, v in architecture["arch_kwargs"].items()}
-    plan["architecture_plans"] = architecture
+    plan["architecture_plans"] = _architecture(dict(plan.get("architecture_plans") or {}), info)
     recommended = plan.get("recommended_downstream_patchsize")
     if plan.get("key_to_lpe") is None and recommended is not None and info["patch_size"] != list(recommended):
         # No weight of a U-Net depends on it, but TaWald/nnUNet crashes where the two differ (VoCo's and SimCLR's crops).
         plan.setdefault("pretrain_patch_size", recommended)
     return plan
+
+
+def _architecture(architecture: dict[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """The network of an adaptation plan for all its readers; presets have no arguments, readers know theirs.
+
+    A Primus that is no preset names depth and heads as nnU-Net's development branch reads them, and what GloViTa and
+    nnDetection ask for besides; what is the pre-training's own has no place in it.
+    """
+    kwargs = architecture.get("arch_kwargs")
+    if not isinstance(kwargs, Mapping) or architecture.get("arch_class_name") not in ("Primus", "PrimusX"):
+        return architecture
+    theirs = {ours: name for name, ours in PRIMUSX_NAMES.items()}
+    named = {theirs.get(key, key): value for key, value in kwargs.items() if key not in DROPPED}
+    asked = {"input_shape": info["patch_size"], **PRIMUS_DEFAULTS}
+    missing = {key: value for key, value in asked.items() if key not in named and value is not None}
+    return {**architecture, "arch_kwargs": {**named, **missing}}
 
 
 def _plan_from_plans(
