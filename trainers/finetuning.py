@@ -105,6 +105,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         network.nnunet_ssl_transfer = TransferOptions(
             transfer=self.settings.transfer,
             channels=self.settings.channels,
+            stem=self.settings.stem,
             target_patch_size=tuple(self.configuration_manager.patch_size),
             target_channel_names=tuple(channels or ()) or None,
             image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),

@@ -54,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--spacing", type=float, nargs="+", metavar="MM", help="for --adapt fixed: 3 numbers (2D: 2)")
     how.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes")
     how.add_argument("--batch-size", type=int, metavar="N", help="default: that of the checkpoint's plans, or 2")
+    how.add_argument(
+        "--stem",
+        metavar="ID",
+        help="of weights with a stem for every data set (MultiTalent): its id or number, or mean (of all)",
+    )
     how.add_argument("--epochs", type=int, metavar="N", help="default: 1000; OpenMind's short schedule has 150")
     what = parser.add_argument_group("what to do")
     what.add_argument("--from-scratch", action="store_true", help="print the commands of the matched twin as well")
@@ -69,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
 
     if args.num_processes < 1:
         raise SettingsError(f"-np must be at least 1, found {args.num_processes}.")
-    wishes = Wishes(args.adapt, args.spacing, args.patch_size, args.batch_size, args.epochs)
+    wishes = Wishes(args.adapt, args.spacing, args.patch_size, args.batch_size, args.epochs, args.stem)
     commands = plan_finetuning(
         args.dataset,
         args.pretrained_weights,

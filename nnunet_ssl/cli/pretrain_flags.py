@@ -92,6 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
         "nnUNetv2_pretrain_models lists",
     )
     what.add_argument(
+        "--stem",
+        metavar="ID",
+        help="of -pretrained_weights with a stem for every data set: its id or number, or mean (of all)",
+    )
+    what.add_argument(
         "--run-name",
         metavar="NAME",
         help="a run beside the others: its folder is TRAINER__PLANS_NAME__CONFIGURATION, with plans of that name in it",
@@ -182,6 +187,8 @@ def check_flags(args: argparse.Namespace) -> None:
         )
     if args.fold != "all" and not args.fold.isdigit():
         raise SettingsError(f'-f wants "all" or the number of a fold, found {args.fold!r}.', found=args.fold)
+    if args.stem is not None and args.pretrained_weights is None:
+        raise SettingsError("--stem chooses among the stems of -pretrained_weights X, and none are given.")
     if args.run_name is not None and not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", args.run_name):
         raise SettingsError(
             f"--run-name becomes part of a folder's name: letters, digits, points, dashes and single underscores between "

@@ -42,6 +42,7 @@ class Wishes:
     patch_size: Sequence[int] | None = None  # voxels
     batch_size: int | None = None
     epochs: int | None = None
+    stem: str | None = None  # of weights with a stem for every data set
 
     def resolved_adapt(self, conventions: Conventions) -> str:
         """The way to adapt; raises CorpusError for wishes that contradict each other or the checkpoint."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import makedirs
 from os.path import isdir, isfile, join
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
+from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.hub.resolve import Origin, resolve_source
 from nnunet_ssl.checkpoints.networks.source import network_of, training_configuration
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
@@ -58,11 +59,14 @@ class Source:
     origin: Origin
 
 
-def open_source(text: str) -> Source:
-    """The checkpoint a user named (path, hub address or known model); raises CheckpointError."""
+def open_source(text: str, stem: str | None = None, channel_names: Sequence[str] | None = None) -> Source:
+    """The checkpoint a user named (path, hub address or known model); raises CheckpointError.
+
+    stem, and the target's channel_names: see `choose_stem`.
+    """
     local = resolve_source(text)
     checkpoint = read_checkpoint(local.path)
-    weights, info = prepare_source(checkpoint)
+    weights, info = prepare_source(checkpoint, stem=stem, target_channel_names=channel_names)
     return Source(
         checkpoint, weights, info, network_of(checkpoint, weights), read_conventions(checkpoint), local.origin
     )
@@ -82,11 +86,12 @@ def plan_finetuning(
     (name,) = resolve_datasets([dataset])
     labelled = require_labels(name)
     require_writable(join(nnUNet_preprocessed, name))
-    source = open_source(text)
+    channels = read_dataset_json(require_raw(name, "planning a fine-tuning")).get("channel_names")
+    source = open_source(text, wishes.stem, channels_of_dataset(channels))
     adapt_by = wishes.resolved_adapt(source.conventions)
     plans_name = checked_name(plans_name) if plans_name else default_name(source, adapt_by, wishes)
     print(f"{source.origin}\n{source.spec}, according to {source.spec.source}")
-    for note in source.spec.notes:
+    for note in (*source.info["notes"], *source.spec.notes):
         print(f"- {note}")
     ensure_fingerprint(name, num_processes)
     planner = FinetunePlanner(name, plans_name, source.spec, source.conventions, wishes)
@@ -136,6 +141,8 @@ def default_name(source: Source, adapt_by: str, wishes: Wishes) -> str:
     parts = [PLANS, what, source.origin.sha256[:6], adapt_by]
     if wishes.spacing is not None:
         parts.append("x".join(f"{s:g}" for s in wishes.spacing) + "mm")
+    if wishes.stem is not None:
+        parts.append(f"stem{source.info['stem']}")
     if wishes.patch_size is not None:
         parts.append("patch" + "x".join(map(str, wishes.patch_size)))
     # nnU-Net takes result folders apart at double underscores.
@@ -166,6 +173,8 @@ def finetune_block(source: Source, wishes: Wishes) -> dict[str, Any]:
     block = {"transfer": "encoder+decoder" if source.conventions.segments else source.info["transfer"], **own}
     if wishes.epochs is not None:
         block["num_epochs"] = wishes.epochs
+    if source.info["stem"] is not None:
+        block["stem"] = source.info["stem"]
     read_config(FinetuneSettings, block, "the finetune block of the checkpoint's plans")
     return block
 

@@ -37,6 +37,7 @@ class Description:
 
     `parameters` counts aliased tensors once. Patch sizes in voxels and `spacing` in mm, in the network's order of axes.
     `weights`: "student" or "teacher", of a pre-training that has both; `teacher`: whether the file holds that one as well.
+    `stems`: their ids, where there is one for every data set.
     `problem` is why the file cannot be fine-tuned from, None when it can. `uses` are pairs of a purpose and a command.
     """
 
@@ -50,6 +51,7 @@ class Description:
     method: str | None = None
     weights: str | None = None
     teacher: bool = False
+    stems: list[str] = field(default_factory=list)
     backbone: str | None = None
     network: str | None = None
     network_source: str | None = None
@@ -135,6 +137,7 @@ def describe(
         method=info.get("method"),
         weights=_weights(checkpoint, ssl),
         teacher=has_teacher(checkpoint),
+        stems=list(info.get("stems", ()))[:1000],
         backbone=backbone,
         network=None if spec is None else str(spec),
         network_source=None if spec is None else spec.source,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nnunet_ssl.checkpoints.stems import listed
 from nnunet_ssl.quoting import cell, printable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def table(d: Description) -> str:
         ("trainer", _join(d.trainer)),
         ("method", _join(d.method)),
         *([("weights", d.weights + (", its teacher lies beside them" if d.teacher else ""))] if d.weights else []),
+        *([("stems", f"{len(d.stems)}, to choose from with --stem: {listed(d.stems)}")] if d.stems else []),
         ("network", f"{d.network}, according to {d.network_source}" if d.network else "unknown"),
         ("parameters", f"{sum(d.parameters.values()):,} in {d.tensors} tensors ({_counts(d.dtypes)})"),
         *(("", f"{group}: {number:,}") for group, number in d.parameters.items()),

@@ -13,6 +13,7 @@ from nnunet_ssl.checkpoints.export.private import DATASET_JSON, INIT_ARGS, Scrub
 from nnunet_ssl.checkpoints.networks.arguments import DROPPED
 from nnunet_ssl.checkpoints.networks.source import PRIMUS_DEFAULTS, PRIMUSX_NAMES, network_of, training_configuration
 from nnunet_ssl.checkpoints.source import attention_heads, prepare_source, token_grid
+from nnunet_ssl.checkpoints.stems import IN_PROJECTION
 from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
 from nnunet_ssl.errors import CheckpointError
 
@@ -30,6 +31,7 @@ class ExportOptions:
     keep_log: bool = False  # losses and times of every epoch
     keep_heads: bool = False  # the pretext task's own layers
     weights: str = STUDENT  # which of the networks of a pre-training with a teacher
+    stem: str | None = None  # which one, of a checkpoint with a stem for every data set
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
         raise ValueError(f"The token order is one of {', '.join(TOKEN_ORDERS)}, found {options.token_order!r}.")
     if options.weights == TEACHER:
         checkpoint = taught_by(checkpoint)
-    weights, info = prepare_source(checkpoint)
+    weights, info = prepare_source(checkpoint, stem=options.stem)
     scrub = Scrubber()
+    if info["stems"]:
+        scrub.removed.append(f"stems other than {info['stem']} ({len(info['stems'])} in all)")
     ssl = _describe(checkpoint, info, options, scrub)
     if info["backbone"] == "primus":
         ssl["token_order"] = options.token_order
@@ -117,6 +121,8 @@ def adaptation_plan_of(
         if isinstance(plan.get(key), str):
             plan[key] = plan[key].removeprefix(prefix)
     plan["keys_to_in_proj"] = [str(key).removeprefix(prefix) for key in plan.get("keys_to_in_proj") or ()]
+    if info["stems"]:  # of which one is left, under the usual names
+        plan["key_to_stem"], plan["keys_to_in_proj"] = "encoder.stem", list(IN_PROJECTION)
     pretraining = dict(plan.get("pretrain_plan") or {})
     pretraining["configurations"] = {
         settings.get("spacing_style") or name: settings
