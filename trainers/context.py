@@ -247,12 +247,6 @@ class RunContext(CheckpointContext, Stoppable, TrainingContext, Protocol):
     """What surrounds the steps needs: epochs, signals, held-out cases."""
 
     warned_of_collapse: bool
-    dataloader_train: Any
-    dataloader_val: Any
-
-    @property
-    def local_rank(self) -> int:
-        """Number of this process."""
 
     @property
     def method_class(self) -> type[Method]:

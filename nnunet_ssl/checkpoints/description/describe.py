@@ -76,6 +76,7 @@ def describe(
         method=info.get("method"),
         weights=_weights(checkpoint, ssl),
         teacher=has_teacher(checkpoint),
+        stems=list(info.get("stems", ()))[:1000],
         backbone=backbone,
         network=None if spec is None else str(spec),
         network_source=None if spec is None else spec.source,

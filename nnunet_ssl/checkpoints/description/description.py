@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from nnunet_ssl.checkpoints.stems import listed
 from nnunet_ssl.quoting import cell, printable
 
 UNSTATED = "not stated in the file"
@@ -16,6 +17,7 @@ class Description:
 
     `parameters` counts aliased tensors once. Patch sizes in voxels and `spacing` in mm, in the network's order of axes.
     `weights`: "student" or "teacher", of a pre-training that has both; `teacher`: whether the file holds that one as well.
+    `stems`: their ids, where there is one for every data set.
     `problem` is why the file cannot be fine-tuned from, None when it can. `uses` are pairs of a purpose and a command.
     """
 
@@ -29,6 +31,7 @@ class Description:
     method: str | None = None
     weights: str | None = None
     teacher: bool = False
+    stems: list[str] = field(default_factory=list)
     backbone: str | None = None
     network: str | None = None
     network_source: str | None = None
@@ -78,6 +81,7 @@ def _table(d: Description) -> str:
         ("trainer", _join(d.trainer)),
         ("method", _join(d.method)),
         *([("weights", d.weights + (", its teacher lies beside them" if d.teacher else ""))] if d.weights else []),
+        *([("stems", f"{len(d.stems)}, to choose from with --stem: {listed(d.stems)}")] if d.stems else []),
         ("network", f"{d.network}, according to {d.network_source}" if d.network else "unknown"),
         ("parameters", f"{sum(d.parameters.values()):,} in {d.tensors} tensors ({_counts(d.dtypes)})"),
         *(("", f"{group}: {number:,}") for group, number in d.parameters.items()),
