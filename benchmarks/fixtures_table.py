@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.adaptation.report import GROUPS, TransferReport
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.checkpoints.source import prepare_source
 
 TOLERANCE = 1e-4
 FULL = ([32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6])
@@ -36,7 +36,7 @@ TINY = ([8, 16, 16, 16, 32, 32], [1] * 6)
 
 def unet(features: list[int], blocks: list[int], classes: int = 2) -> nn.Module:
     """ResEnc-L, or a small copy of it."""
-    norm = (nn.InstanceNorm3d, {"eps": 1e-5, "affine": True})
+    norm = (nn.InstanceNorm3d, {"eps": 1e-5, "turn": True})
     network = (nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], blocks, classes, [1] * 5, True, *norm)
     return ResidualEncoderUNet(1, 6, features, *network, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True})
 
@@ -202,7 +202,7 @@ def difference(folder: Path) -> float | None:
     record = torch.load(folder / "io_tiny.pt", weights_only=True)
     image = torch.randn(record["input_shape"], generator=torch.Generator().manual_seed(1234))
     checkpoint = read_checkpoint(folder / "checkpoint_tiny.pth")
-    weights, record["spark"] = prepare_source(checkpoint)[0], checkpoint.get("spark_weights")
+    weights, record["spark"] = canonical_weights(checkpoint)[0], checkpoint.get("spark_weights")
     wanted = record["out"] if isinstance(record["out"], (list, tuple)) else [record["out"]]
     ours = OUTPUTS[folder.name](weights, image, record)
     ours = [

@@ -21,9 +21,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from nnunet_ssl.backbones.bfloat16_conv3d import avoid_bfloat16_conv3d_bug
 from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.backbones.norms import keep_layout
-from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.trainers.device.live_memory import LiveMemory
@@ -46,7 +46,7 @@ def build(backbone: str, patch: tuple[int, ...]) -> nn.Module:
     network = get_network_from_plans(*(made[n] for n in names), 1, 1)
     if hasattr(network, "decoder"):
         network.decoder.deep_supervision = False
-    keep_thin_in_float32(network)
+    avoid_bfloat16_conv3d_bug(network)
     return network.train()
 
 

@@ -39,11 +39,11 @@ from scipy.ndimage import gaussian_filter
 from torch.utils.data import DataLoader, default_collate
 
 from nnunet_ssl.planners.preprocessing.storage import STORAGE, save_case
-from nnunet_ssl.trainers.data.augmentation import SCALING, Augmentation, Turn
-from nnunet_ssl.trainers.data.corpus import Corpus, Source, storage_and_cases
+from nnunet_ssl.trainers.data.augmentation import SCALING, AffineParams, Augmentation
+from nnunet_ssl.trainers.data.corpus import Corpus, CorpusDataset, storage_and_cases
 from nnunet_ssl.trainers.data.packing import Packer, tensors_of
+from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.trainers.data.patches import PatchDataset
-from nnunet_ssl.trainers.data.places import Places
 from nnunet_ssl.views.spec import Views
 
 ROTATION = (-np.pi / 6, np.pi / 6)
@@ -105,12 +105,12 @@ def own_loader(folder: Path, patch: tuple[int, ...], p: float) -> Callable[[int]
 
 def own_dataset(folder: Path, patch: tuple[int, ...], p: float, finish_later: bool = False) -> PatchDataset:
     """Patches as they are read for MAE."""
-    source = Source("Dataset001_Bench", str(folder))
-    corpus = Corpus([source], [f"{source.name}/{case}" for case in storage_and_cases(str(folder))[1]])
+    dataset = CorpusDataset("Dataset001_Bench", str(folder))
+    corpus = Corpus([dataset], [f"{dataset.name}/{case}" for case in storage_and_cases(str(folder))[1]])
     read_size = tuple(int(s) for s in get_patch_size(patch, ROTATION, ROTATION, ROTATION, (0.85, 1.25)))
     augmentation = Remembering(patch, p=p, rotation=ROTATION, largest=read_size, mirror_axes=(0, 1, 2))
     return PatchDataset(
-        corpus, Views(patch, patch), augmentation, Places(corpus, 0.1), seed=0, stream=0, separate_channels=True,
+        corpus, Views(patch, patch), augmentation, PatchSampler(corpus, 0.1), seed=0, stream=0, separate_channels=True,
         finish_later=finish_later,
     )  # fmt: skip
 
@@ -118,17 +118,17 @@ def own_dataset(folder: Path, patch: tuple[int, ...], p: float, finish_later: bo
 class Remembering(Augmentation):
     """Knows what it decided last."""
 
-    turn: Turn | None = None
+    affine: AffineParams | None = None
 
-    def draw(self) -> Turn | None:
-        self.turn = super().draw()
-        return self.turn
+    def draw(self) -> AffineParams | None:
+        self.affine = super().draw()
+        return self.affine
 
     def kind(self) -> str:
         """Of the last patch."""
-        if self.turn is None:
+        if self.affine is None:
             return KINDS[0]
-        return KINDS[any(self.turn.angles) + 2 * (self.turn.scale != 1)]
+        return KINDS[any(self.affine.angles) + 2 * (self.affine.scale != 1)]
 
 
 class Timed:

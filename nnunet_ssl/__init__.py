@@ -19,7 +19,7 @@ PUBLIC = {
     "method_names": "nnunet_ssl.methods",
     "SSLTrainer": "nnunet_ssl.trainers.ssl_trainer",
     "Views": "nnunet_ssl.views.spec",
-    "draws": "nnunet_ssl.views.draws:",
+    "rng": "nnunet_ssl.views.rng:",
     "masks": "nnunet_ssl.views.masks:",
     # What a setting may be
     "Bounds": "nnunet_ssl.settings.bounds",

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape, check_image
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
-from nnunet_ssl.corpus.left_out import describe, report, update_left_out
+from nnunet_ssl.corpus.left_out import left_out_row, report, update_left_out
 from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case, read_label
 from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.atomic import write_json
@@ -34,7 +34,7 @@ class SSLFingerprintExtractor(DatasetFingerprintExtractor):
 
     Wherever labels exist the numbers are nnU-Net's own. Without any label, "foreground" is what is brighter than the
     image's mean: in scans most voxels are dark air, and intensity statistics (CT's clipping range above all) would
-    otherwise describe the air around the patient. The mean lies between the two in CT as well as in MR.
+    otherwise left_out_row the air around the patient. The mean lies between the two in CT as well as in MR.
     """
 
     def __init__(self, dataset_name_or_id: str | int, num_processes: int = 8, verbose: bool = False) -> None:
@@ -59,7 +59,7 @@ class SSLFingerprintExtractor(DatasetFingerprintExtractor):
         results = self._analyse_all()
         reasons = {case: result for case, result in results.items() if isinstance(result, str)}
         usable = [result for result in results.values() if not isinstance(result, str)]
-        found = {case: describe(self.dataset[case], reasons[case], "fingerprint") for case in reasons}
+        found = {case: left_out_row(self.dataset[case], reasons[case], "fingerprint") for case in reasons}
         update_left_out(folder, self.dataset, found)
         if not usable:
             raise CorpusError(

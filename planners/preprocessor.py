@@ -29,6 +29,7 @@ from nnunet_ssl.planners.plans_check import require_complete
 from nnunet_ssl.planners.preprocessing.case import preprocess_case, reason_against
 from nnunet_ssl.planners.preprocessing.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
+from nnunet_ssl.planners.sharing.claims import Participant
 from nnunet_ssl.planners.sharing.distribution import (
     Distribution,
     left_out_here,
@@ -41,7 +42,6 @@ from nnunet_ssl.planners.sharing.distribution import (
 from nnunet_ssl.planners.sharing.finished import finished_cases, put_in_place, relevant_settings
 from nnunet_ssl.planners.sharing.follow import follow_dataset_json, planning_lock
 from nnunet_ssl.planners.sharing.labels import copy_labels
-from nnunet_ssl.planners.sharing.shards import Shard
 from nnunet_ssl.planners.sharing.start import settle, start_or_continue
 from nnunet_ssl.planners.sharing.workers import Died, work_off
 
@@ -215,9 +215,9 @@ class SSLPreprocessor(DefaultPreprocessor):
         if bad:
             again = f"nnUNetv2_pretrain_corpus -d {dataset_id(name)} --forget CASE"
             print(f"{len(bad)} cases are left out as before. To try one again: {again}")
-        with Shard(state_folder(output)) as shard:
-            shard.forget_claims(but=set(todo))
-            distribution = Distribution(shard, output, folder, cases, todo, step, changes.before)
+        with Participant(state_folder(output)) as participant:
+            participant.forget_claims(but=set(todo))
+            distribution = Distribution(participant, output, folder, cases, todo, step, changes.before)
             shared = (plans_manager, configuration, dataset_json, output)
             self._work_off(distribution, len(todo), num_processes, shared)
         settle(output)
@@ -240,7 +240,7 @@ class SSLPreprocessor(DefaultPreprocessor):
                     if isinstance(result, Made):
                         bad_labels |= {case: result.bad_label} if result.bad_label else {}
                         distribution.origins.finish(case, result.digest)
-                        distribution.shard.release(case)
+                        distribution.participant.release(case)
                     else:
                         distribution.refuse(case, result.reason if isinstance(result, Died) else result)
                     bar.n = len(examined) + distribution.by_others

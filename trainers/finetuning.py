@@ -170,7 +170,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         phase = self.schedule.phase(self.current_epoch)
         if phase is not self._announced:
             self._announced = phase
-            self.print_to_log_file(f"Phase: {self.lr_scheduler.describe(self.current_epoch)}")
+            self.print_to_log_file(f"Phase: {self.lr_scheduler.phase_at(self.current_epoch)}")
         lr = self.optimizer.param_groups[0]["lr"]
         if abs(round(lr, 5) - lr) > 0.01 * lr:  # nnU-Net's line rounds to five decimals
             self.print_to_log_file(f"Exact learning rate: {lr:.4g}")

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from nnunet_ssl.backbones.attention import attend_by_products_when_short, attend_deterministically
+from nnunet_ssl.backbones.bfloat16_conv3d import avoid_bfloat16_conv3d_bug
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
-from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
@@ -37,7 +37,7 @@ from nnunet_ssl.trainers.device.determinism import deterministic
 from nnunet_ssl.trainers.device.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.device.out_of_memory import say_what_helps
 from nnunet_ssl.trainers.device.precision import autocast_dtype
-from nnunet_ssl.trainers.distributed.processes import Together, place, start_beside_the_first
+from nnunet_ssl.trainers.distributed.processes import Consensus, place
 from nnunet_ssl.trainers.distributed.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.loop import epochs, state, stepping
 from nnunet_ssl.trainers.loop.building import build_method
@@ -151,7 +151,7 @@ class SSLTrainer(nnUNetTrainer):
         )
         self.drop_paths = drop_by_image(method)
         if self.device.type == "cpu":
-            keep_thin_in_float32(method)
+            avoid_bfloat16_conv3d_bug(method)
             attend_by_products_when_short(method)
         if self.wants_determinism:
             attend_deterministically(method)
@@ -170,8 +170,8 @@ class SSLTrainer(nnUNetTrainer):
             self.compiler = Compiler(compiles, self.print_to_log_file, self.settings.recompute)
         self.network, self.encode, self.compare = place(method, self.device, self.compiler, self.is_ddp, shard)
         self.optimizer, self.lr_scheduler = self.configure_optimizers()
-        self.together = Together(self.is_ddp)
-        if not self.together.all_fine(not compiles) and not compiles:
+        self.consensus = Consensus(self.is_ddp)
+        if not self.consensus.all_fine(not compiles) and not compiles:
             self.compiler.join_trial()
         self.watch = Watch(self.print_to_log_file if is_first() else print, self.grad_scaler is not None)
         self.was_initialized = True
@@ -260,16 +260,20 @@ class SSLTrainer(nnUNetTrainer):
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
             self.initialize()
-        self.together.check_start(self)
+        self.consensus.check_start(self.current_epoch, len(self.position.replayed), self.output_folder)
         with whole_files(self.print_to_log_file):
-            super().on_train_start() if is_first() else start_beside_the_first(self)
+            if is_first():
+                super().on_train_start()
+            else:  # what nnU-Net does there, without the files, which the first process alone writes
+                self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+                dist.barrier()  # the first process waits in the same place, its files written but for plans.json and the like
         schemes = self.configuration_manager.normalization_schemes
         for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
             self.warn_once(warning)
         precision = autocast_dtype(self.device) or torch.float32
         self.print_to_log_file(
             f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"
-            f"{f' in {self.settings.accumulate} parts per process' if self.settings.accumulate > 1 else ''}, "
+            f"{f' in {self.settings.accumulate} micro-batches per process' if self.settings.accumulate > 1 else ''}, "
             f"{str(precision).removeprefix('torch.')} on {self.device}"
             f"{', with deterministic algorithms and without torch.compile' if self.wants_determinism else ''}.\n"
             f"Please cite: {self.method_class.citation}"
@@ -333,9 +337,9 @@ class SSLTrainer(nnUNetTrainer):
             self.optimizer.zero_grad(set_to_none=True)
             return run(meet)
 
-        alone, together = partial(attempt, self.together.meet), partial(attempt, None)
+        alone, together = partial(attempt, self.consensus.meet), partial(attempt, None)
         settle = partial(stepping.average_gradients, self.method)
-        return self.compiler.attempt(True, alone, together, self.together.all_fine, settle)
+        return self.compiler.attempt(True, alone, together, self.consensus.all_fine, settle)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         if self._bar is not None:
@@ -395,7 +399,7 @@ class SSLTrainer(nnUNetTrainer):
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.print_to_log_file(verdict(self.logger.local_logger.my_fantastic_logging, self.method_class.trivial_answer))
-        self.together.finish()
+        self.consensus.finish()
         if is_first():
             forget_to_finish(self.output_folder)
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")
@@ -443,4 +447,4 @@ class SSLTrainer(nnUNetTrainer):
         """Continue from a checkpoint; a damaged one is replaced by the one before it, with a line in the log."""
         if not self.was_initialized:
             self.initialize()
-        state.unpack(self, filename_or_checkpoint)
+        self.inference_allowed_mirroring_axes = state.unpack(self, filename_or_checkpoint)

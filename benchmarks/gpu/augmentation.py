@@ -30,11 +30,11 @@ from torch import Tensor
 from nnunet_ssl.planners.preprocessing.storage import save_case
 from nnunet_ssl.trainers.data import batches
 from nnunet_ssl.trainers.data.augmentation import Augmentation
-from nnunet_ssl.trainers.data.corpus import Corpus, Source
+from nnunet_ssl.trainers.data.corpus import Corpus, CorpusDataset
 from nnunet_ssl.trainers.data.finishing import Box, finish_box
 from nnunet_ssl.trainers.data.packing import Packed, Packer, unpack
+from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.trainers.data.patches import PatchDataset
-from nnunet_ssl.trainers.data.places import Places
 from nnunet_ssl.views.spec import Views
 
 THIRTY = (-np.pi / 6, np.pi / 6)
@@ -53,10 +53,10 @@ def draw(decide: Augmentation, number: int, dtype: torch.dtype, masks: bool, cha
     """Boxes of noise; every second one with a mask, if any."""
     boxes = []
     for row in range(number):
-        turn = decide.draw()
-        image = torch.randn(channels, *decide.read_size(turn)).to(dtype)
+        affine = decide.draw()
+        image = torch.randn(channels, *decide.read_size(affine)).to(dtype)
         mask = image[:1] > 0.5 if masks and row % 2 else None
-        boxes.append(Box(image, mask, turn, decide.draw_mirrored()))
+        boxes.append(Box(image, mask, affine, decide.draw_mirrored()))
     return boxes
 
 
@@ -123,20 +123,20 @@ def same_batches(device: torch.device, edge: int, workers: int) -> bool:
             labels[:, :edge, :edge, :edge] = 2 * (number == 0)
             dtype = np.dtype("float16" if number == 1 else "float32")
             save_case(image, labels, {}, str(Path(folder) / f"case_{number}"), size, dtype)
-        source = Source("Dataset001_A", folder, anonymised_label=2)
-        corpus = Corpus([source], Corpus.all_identifiers([source]))
+        dataset = CorpusDataset("Dataset001_A", folder, anonymised_label=2)
+        corpus = Corpus([dataset], Corpus.all_identifiers([dataset]))
         settings = {"seed": 0, "stream": 0, "separate_channels": True}
 
         def load(target: torch.device, later: bool) -> Iterator[dict]:
             data = PatchDataset(
-                corpus, Views(size, size), augmentation(size, 0.2), Places(corpus), finish_later=later, **settings
+                corpus, Views(size, size), augmentation(size, 0.2), PatchSampler(corpus), finish_later=later, **settings
             )  # type: ignore[arg-type]  # fmt: skip
             positions = batches.Positions(range(16), 8, 8, 0, repeat=False)
             return batches.load_batches(data, positions, workers, target)  # type: ignore[return-value]
 
         expected = list(load(torch.device("cpu"), False))
         for part_bytes in (1 << 40, 3 * 5 * round(1.6 * edge) ** 3):
-            batches.PART_BYTES = part_bytes
+            batches.CHUNK_BYTES = part_bytes
             busy, rows = torch.randn(2 * (4096 if device.type == "cuda" else 64,), device=device), []
             for batch in load(device, True):
                 for _ in range(10):  # some 20 ms of work, during which the next batch is copied
@@ -175,7 +175,7 @@ def speed(device: torch.device, edge: int, number: int) -> None:
             copied = [measured(lambda part=part: part.to(device), device)[0] for _ in range(3)][-1]
             on_device = {"packed": [part.to(device)]}
             timed = [measured(lambda b=on_device: unpack(b, Views(size, size)), device) for _ in range(4)][-1]
-            turned = sum(place.turn is not None for place in part.places)
+            turned = sum(place.affine is not None for place in part.entries)
             rows.append((turned, part.memory.nbytes / 1e6, copied, *timed))
         names = ("turned", "MB", "copy ms", "finish ms", "host ms")
         row = dict(zip(names, (statistics.mean(column) for column in zip(*rows, strict=True)), strict=True))

@@ -18,7 +18,7 @@ from timm.layers import DropPath
 from timm.models.eva import EvaBlock
 from torch import Tensor, nn
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 
 _compute_dropped = False
@@ -36,7 +36,7 @@ def computing_what_is_dropped() -> Iterator[None]:
 
 
 class ImageDropPath(DropPath):
-    """timm's DropPath, drawn from `keys`, one per image [B] (see `nnunet_ssl.views.draws`), while there are any.
+    """timm's DropPath, drawn from `keys`, one per image [B] (see `nnunet_ssl.views.rng`), while there are any.
 
     What it is given holds the images, or V views of each, in the order of `Method.prepare`.
     """
@@ -57,13 +57,13 @@ class ImageDropPath(DropPath):
         """Rows of a batch that are not dropped, None where this is not for the keys to say."""
         if self.keys is None or not self.training or self.drop_prob == 0:
             return None
-        gone = draws.dropped(self.keys, rows, self.drop_prob, self.number).tolist()
+        gone = rng.dropped(self.keys, rows, self.drop_prob, self.number).tolist()
         return [row for row in range(rows) if not gone[row]]
 
     def forward(self, x: Tensor) -> Tensor:
         if self.device_keys is None or not self.training or self.drop_prob == 0:
             return super().forward(x)
-        kept = ~draws.dropped(self.device_keys, len(x), self.drop_prob, self.number)
+        kept = ~rng.dropped(self.device_keys, len(x), self.drop_prob, self.number)
         return x * (kept.to(x.dtype) * self.scale).view(-1, *(1,) * (x.ndim - 1))
 
 

@@ -44,7 +44,7 @@ DOORS = (
 )
 
 
-def table() -> str:
+def doors_table() -> str:
     """All doors as a table in Markdown, for the documentation."""
     lines = ["| door | command | what names classes | checked by |", "|---|---|---|---|"]
     return "\n".join([*lines, *(f"| {d.name} | `{d.command}` | {d.brings} | {_code(d.checked_by)} |" for d in DOORS)])

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.corpus.environment import environment
     from nnunet_ssl.files.atomic import write_json
     from nnunet_ssl.files.folders import require_writable
-    from nnunet_ssl.report.benchmark_table import draw_benchmark, table
+    from nnunet_ssl.report.benchmark_table import benchmark_table, draw_benchmark
     from nnunet_ssl.trainers.device.devices import require_device
 
     check(args)
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
         environment({} if args.workers is None else {"nnUNet_n_proc_DA": str(args.workers)}),
     ):
         result = measure(args, folder)
-    print(table(result))
+    print(benchmark_table(result))
     if args.json:
         write_json(result.to_json(), args.json)
         print(f"\nAll figures: {args.json}")

@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> None:
 
     from nnunet_ssl.corpus.filters import matching
     from nnunet_ssl.corpus.folders import find_raw_dataset, raw_datasets
+    from nnunet_ssl.corpus.overview.build import build_overview, describe_columns
     from nnunet_ssl.corpus.overview.describe import describe_dataset
     from nnunet_ssl.corpus.overview.drop import drop_duplicates
-    from nnunet_ssl.corpus.overview.look import describe_columns, look_at
     from nnunet_ssl.corpus.overview.sections import as_text
     from nnunet_ssl.corpus.sources.pretrain_data import write_pretrain_data
     from nnunet_ssl.errors import CorpusError
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     if args.sample < 0:
         raise SettingsError(f"--sample wants 0 or more, found {args.sample}.")
     if args.check or args.forget:
-        look_at_preprocessed(args)
+        build_overview_of_preprocessed(args)
         return
     require_writable(*(dirname(path) for path in (args.html, args.export_pretrain_data) if path))
     folder = find_raw_dataset(args.dataset)
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
             print(
                 f"{len(unfit)} are volumes of series or have several channels, which it cannot hold, e.g. {unfit[0]}."
             )
-    sections, samples = look_at(
+    sections, samples = build_overview(
         folder, table, num_samples=args.sample, duplicates=not args.no_duplicates, num_processes=args.num_processes
     )
     print(f"{name}\n\n{as_text(sections)}")
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"\nThe page: {args.html}")
 
 
-def look_at_preprocessed(args: argparse.Namespace) -> None:
+def build_overview_of_preprocessed(args: argparse.Namespace) -> None:
     """--check and --forget; these need no raw images."""
     from nnunet_ssl.corpus.datasets import resolve_datasets
     from nnunet_ssl.planners.sharing.forget import ALL, check, forget

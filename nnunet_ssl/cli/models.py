@@ -74,7 +74,7 @@ def table(models: list[KnownModel]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 
-def describe(model: KnownModel) -> str:
+def known_model_text(model: KnownModel) -> str:
     """Everything about one model, and the commands that use it."""
     from nnunet_ssl.checkpoints.hub.resolve import page
 
@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
         print(json.dumps(found.origin.to_json(), indent=2) if args.json else f"{found.path}\n{found.origin}")
     elif args.model is not None:
         model = get_model(args.model)
-        print(json.dumps(model.to_json(), indent=2) if args.json else describe(model))
+        print(json.dumps(model.to_json(), indent=2) if args.json else known_model_text(model))
     else:
         models = select_models(*filters)
         if not models:

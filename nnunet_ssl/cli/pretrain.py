@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
-    from nnunet_ssl.report.benchmark_table import table
+    from nnunet_ssl.report.benchmark_table import benchmark_table
     from nnunet_ssl.trainers import launch
     from nnunet_ssl.trainers.device.devices import require_device
     from nnunet_ssl.trainers.distributed.processes import first_process_first
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
         plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights, args.stem
     )
     if args.estimate:
-        print(table(benchmark(job, processes=args.num_gpus)))
+        print(benchmark_table(benchmark(job, processes=args.num_gpus)))
         return
     launch.launch(job, 1 if under_torchrun else args.num_gpus)
     if not under_torchrun or dist.get_rank() == 0:

@@ -16,7 +16,7 @@ from nnunet_ssl.files.torn import is_whole
 FILE = "left_out_images.json"
 
 
-def describe(case: Mapping[str, Any], reason: str, step: str) -> dict[str, Any]:
+def left_out_row(case: Mapping[str, Any], reason: str, step: str) -> dict[str, Any]:
     """The entry of a case: its files with size and time of change, the reason, and the step that found it."""
     return {"files": _files(case), "reason": reason, "step": step, "stamps": stamps_of(_files(case))}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nnunet_ssl.errors import CheckpointError
-from nnunet_ssl.finetune.parts import encoder_modules, encoder_parameters, layers
+from nnunet_ssl.finetune.layers import encoder_modules, encoder_parameters, layers
 from nnunet_ssl.finetune.schedules import Schedule
 from nnunet_ssl.recipes import Recipe, build_optimizer
 
@@ -120,7 +120,7 @@ class Phases:
             for module in encoder_modules(self.network):
                 module.training = any(p.requires_grad for p in module.parameters(recurse=False))
 
-    def describe(self, epoch: int) -> str:
+    def phase_at(self, epoch: int) -> str:
         """One sentence on what trains now and how fast."""
         trained = sum(p.numel() for g in self.groups for p in g.parameters)
         everything = sum(p.numel() for p in self.network.parameters())

@@ -93,12 +93,12 @@ def find_registered(group: str, name: str) -> Any:
         return None
     entry = candidates[0]
     if len(candidates) > 1:
-        described = ", ".join(describe(candidate) for candidate in candidates)
+        described = ", ".join(registered_by(candidate) for candidate in candidates)
         print(f"{name} is registered more than once: {described}. Using the first.", file=sys.stderr)
     try:
         return entry.load()
     except Exception:
-        print(f"{name} is registered by {describe(entry)}, which cannot be imported:", file=sys.stderr)
+        print(f"{name} is registered by {registered_by(entry)}, which cannot be imported:", file=sys.stderr)
         raise
 
 
@@ -108,7 +108,7 @@ def registered(group: str, name: str | None = None) -> list[EntryPoint]:
     return sorted({(e.name, e.value): e for e in found}.values(), key=lambda e: (e.name, e.value))
 
 
-def describe(entry: EntryPoint) -> str:
+def registered_by(entry: EntryPoint) -> str:
     """Package and place of an entry point."""
     package = entry.dist.name if entry.dist is not None else "an unknown package"
     return f"{package} ({entry.value})"

@@ -11,10 +11,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.hub.resolve import resolve_source
-from nnunet_ssl.checkpoints.networks.source import network_of
+from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.integration.architecture import build_network
@@ -48,7 +48,7 @@ def load_network(
     """
     source = resolve_source(weights)
     checkpoint = read_checkpoint(source.path)
-    own, info = prepare_source(checkpoint, stem=stem)
+    own, info = canonical_weights(checkpoint, stem=stem)
     channels = input_channels or info["num_input_channels"] or 1
     network: Any
     notes: tuple[str, ...] = ()

@@ -19,7 +19,7 @@ class MethodOutput(NamedTuple):
 
     loss: scalar to minimise. terms: named scalars to log, detached. preview: named images of the batch,
     [B, C, *spatial] each, in the order in which a person wants to see them; bool tensors are masks. statistics: sums over the
-    batch that `Method.after_step` is given, detached; of a batch in parts, means over the parts.
+    batch that `Method.after_step` is given, detached; of a batch in micro-batches, means over them.
     """
 
     loss: Tensor
@@ -85,10 +85,10 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars that the loss divides by and that add up over the parts of a batch, e.g. the number of hidden voxels.
+        """Scalars that the loss divides by and that add up over the micro-batches of a batch, e.g. the number of hidden voxels.
 
-        In training they come back as entries of `inputs`, as means over all parts of the global batch: the mean of the
-        parts' losses is then the loss of the whole, however unevenly the counts are spread.
+        In training they come back as entries of `inputs`, as means over all micro-batches of the global batch: the mean of the
+        micro-batches' losses is then the loss of the whole, however unevenly the counts are spread.
         """
         return {}
 
@@ -99,9 +99,9 @@ class Method(nn.Module):
     def after_step(self, statistics: Mapping[str, Tensor], moved: Tensor) -> None:
         """What follows every step of the optimiser, once: a teacher moves, a running mean takes in the batch.
 
-        `forward` must change nothing: a batch may go through it in parts, again after an error, or be computed anew in the
-        backward pass. statistics: what this process' batch gave as `MethodOutput.statistics`. moved: bool on the device,
-        False where the step was left out because it was not finite; then nothing may change here either. Schedules are
+        `forward` must change nothing: a batch may go through it in micro-batches, again after an error, or be computed
+        anew in the backward pass. statistics: what this process' batch gave as `MethodOutput.statistics`. moved: bool on the
+        device, False where the step was left out because it was not finite; then nothing may change here either. Schedules are
         functions of `progress`, so that a resumed run needs no other state than buffers. Runs without gradients, in all
         processes alike, and must not wait for the device.
         """
@@ -119,7 +119,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
-        """Loss of a batch that was encoded, in one or in several parts."""
+        """Loss of a batch that was encoded, in one or in several micro-batches."""
         raise NotImplementedError
 
     def recomputing(self) -> AbstractContextManager[object]:

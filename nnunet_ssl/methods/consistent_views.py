@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.heads.projector import BatchStandardise, Projector, check_bottleneck, projector_width
 from nnunet_ssl.losses.alignment_loss import alignment_loss
 from nnunet_ssl.losses.embeddings import health, knn_agreement
@@ -70,7 +70,7 @@ class ConsistentViewsConfig(MAEConfig):
 class ConsistentViews(MAE):
     """Consistent views: masked autoencoding of two overlapping crops, and alignment of what they have in common.
 
-    Both crops are changed in intensity, masked and painted exactly as in `MAE`. The features that the network's decoder
+    Both crops are changed in intensity, masked and reconstructed exactly as in `MAE`. The features that the network's decoder
     receives (U-Nets: all stages of the encoder; Primus: the tokens after the light decoder, where hidden ones exist
     again) are pooled on a common grid over the overlap. Those of one view, through projector and predictor, shall point
     where those of the other point, through the projector and without gradient; and the other way round. A light NT-Xent
@@ -107,10 +107,8 @@ class ConsistentViews(MAE):
         self.predictor = nn.Sequential(
             nn.Linear(width, narrow), BatchStandardise(narrow), nn.ReLU(), nn.Linear(narrow, width)
         )
-        network = backbone.network
-        decoder = network.up_projection if isinstance(backbone, PrimusBackbone) else network.decoder
         self._features: list[Tensor] = []
-        decoder.register_forward_pre_hook(self._keep_features)
+        backbone.decoder.register_forward_pre_hook(self._keep_features)
 
     def _keep_features(self, _decoder: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Remember what the decoder is given while the autoencoder runs."""
@@ -145,27 +143,28 @@ class ConsistentViews(MAE):
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         config, crop = self.config, self.backbone.patch_size
-        painted = self.paint(inputs)
+        reconstructed = self.reconstruct(inputs)
         cells = tuple(max(s // VOXELS_PER_CELL, 1) for s in crop)
         maps = [coarsen(f, cells) for f in self._features]
         self._features = []
         grid = tuple(min(config.grid, c) for c in cells)
         boxes = [pool_boxes(m, inputs["start"], inputs["extent"], crop, grid) for m in maps]
-        return {"painted": painted, "local": torch.cat(boxes, dim=1).flatten(2).transpose(1, 2)}  # [2B, cells, F]
+        local = torch.cat(boxes, dim=1).flatten(2).transpose(1, 2)  # [2B, cells, F]
+        return {"reconstructed": reconstructed, "local": local}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         config, local = self.config, encoded["local"]
-        painted = self.score(encoded["painted"], inputs)
+        reconstructed = self.score(encoded["reconstructed"], inputs)
         number = len(inputs["image"]) // 2
         views_usable = mostly_usable(inputs["excluded"])
         projected = self.projector(local, views_usable)
         usable = views_usable.chunk(2)
         both = usable[0] & usable[1]
         aligned = alignment_loss(self.predictor(projected), projected, both, together=self.training)
-        loss = config.reconstruction_weight * painted.loss + config.alignment_weight * aligned.loss
+        loss = config.reconstruction_weight * reconstructed.loss + config.alignment_weight * aligned.loss
         terms = {
-            **painted.terms,
-            "reconstruction": painted.loss.detach(),
+            **reconstructed.terms,
+            "reconstruction": reconstructed.loss.detach(),
             "alignment": aligned.loss.detach(),
             **aligned.terms,
             **health(projected.flatten(0, 1), views_usable.repeat_interleave(projected.shape[1])),
@@ -180,7 +179,7 @@ class ConsistentViews(MAE):
         preview: dict[str, Tensor] = {}
         for half, letter in enumerate("ab"):
             rows = slice(half * number, (half + 1) * number)
-            preview |= {f"{name}_{letter}": image[rows] for name, image in painted.preview.items()}
+            preview |= {f"{name}_{letter}": image[rows] for name, image in reconstructed.preview.items()}
             preview[f"overlap_{letter}"] = box_mask(
                 inputs["start"][rows], inputs["extent"][rows], self.backbone.patch_size
             )
@@ -196,5 +195,7 @@ class ConsistentViews(MAE):
         usable = mostly_usable(inputs["excluded"]).chunk(2)
         images = torch.arange(number, device=inputs["image"].device)
         contrast = equal_embeddings(images, usable[0] & usable[1], config.temperature)
-        painted = super().yardstick(inputs)
-        return config.reconstruction_weight * painted + config.alignment_weight + config.contrast_weight * contrast
+        reconstructed = super().yardstick(inputs)
+        return (
+            config.reconstruction_weight * reconstructed + config.alignment_weight + config.contrast_weight * contrast
+        )

@@ -17,7 +17,7 @@ from torch import Tensor
 from nnunet_ssl.losses.reconstruction import Loss, constant_error, explained_variance, masked_error
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.settings.bounds import Count, PerAxis, Probability
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.bezier import bezier_intensity
 from nnunet_ssl.views.flips import random_flips
 from nnunet_ssl.views.local_shuffle import local_shuffle
@@ -88,7 +88,7 @@ class ModelsGenesis(Method):
 
         def chosen(probability: float) -> np.ndarray:
             """Samples [B] to which a corruption applies."""
-            return draws.Host(generator).rand(number) < probability
+            return rng.Host(generator).rand(number) < probability
 
         share = chosen(config.shuffle_probability) * config.shuffle_share
         corrupted = local_shuffle(image, self._shuffle_widths(size), share, generator)
@@ -97,7 +97,7 @@ class ModelsGenesis(Method):
             number, size, config.inpaint_probability, config.paint_boxes, config.paint_another, generator
         )
         rows = chosen(config.paint_probability).nonzero()[0].tolist()
-        for row, noise in zip(rows, draws.rand(image.shape, generator, rows), strict=True):
+        for row, noise in zip(rows, rng.rand(image.shape, generator, rows), strict=True):
             noise.mul_(high[row] - low[row]).add_(low[row])
             corrupted[row] = torch.where(painted[row], noise, corrupted[row])
         return {"image": image, "excluded": excluded, "corrupted": corrupted}

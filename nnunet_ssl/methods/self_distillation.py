@@ -1,4 +1,4 @@
-"""Self-distillation: paint what is hidden, and say of it what a slower twin says that sees everything.
+"""Self-distillation: reconstruct what is hidden, and say of it what a slower twin says that sees everything.
 
 Jiang et al., "Self-supervised 3D anatomy segmentation using self-distilled masked image transformer (SMIT)" (MICCAI 2022,
 https://arxiv.org/abs/2205.10342), for any encoder, with the losses of iBOT (Zhou et al., ICLR 2022,
@@ -32,7 +32,7 @@ from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Positive, Probability, Width
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.crops import check_crop, crop_within, cut_views, mostly_usable, random_corners
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.intensity import augment_intensity
@@ -50,7 +50,6 @@ from nnunet_ssl.views.spec import Views
 
 Centring = Literal["mean", "sinkhorn"]
 VIEWS = 2  # crops of every image
-UNET_TOKEN = 16  # voxels per axis: SMIT's mask block; less where the network's stride is less
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ class SelfDistillationConfig(SimMIMConfig):
     mask_ratio: MaskRatio = 0.7  # share of hidden blocks, or a pair to draw it from once per batch; SMIT
     # Voxels per axis, a multiple of the token; None: one token, which for U-Nets has 16 voxels (SMIT), at most their stride
     mask_block: MaskBlock | None = None
-    loss: Loss = "l1"  # of the painting; SMIT
-    reconstruction_weight: Positive = 1.0  # of the painting; SMIT. Without it the decoder is not used
+    loss: Loss = "l1"  # of the reconstruction; SMIT
+    reconstruction_weight: Positive = 1.0  # of the reconstruction; SMIT. Without it the decoder is not used
     token_weight: NotNegative = 0.1  # of the distillation of hidden tokens; SMIT
     image_weight: NotNegative = 0.1  # of the distillation of whole views, each from the other one; SMIT
     prototypes: Width | None = None  # None: 8192 (SMIT, iBOT), at most 8 times the features of tiny networks
@@ -92,7 +91,7 @@ class SelfDistillationConfig(SimMIMConfig):
 class SelfDistillation(SimMIM):
     """A student that sees two masked crops of an image, and a teacher that sees them whole.
 
-    The student paints what is hidden as in `SimMIM`. Heads on the encoder's features say for every token, and for the
+    The student reconstructs what is hidden as in `SimMIM`. Heads on the encoder's features say for every token, and for the
     view as a whole, to which of many prototypes it belongs. The student's answer at hidden tokens shall be the teacher's at
     the same token of the same crop; its answer for a whole crop the teacher's for the other crop (cross entropy). The teacher,
     network and heads, is the exponential moving average of the student, moved after every step, and gets no gradients. Its
@@ -122,7 +121,8 @@ class SelfDistillation(SimMIM):
     )
 
     def __init__(self, backbone: Backbone, config: SelfDistillationConfig) -> None:
-        token = backbone.stride if backbone.kind == "primus" else tuple(gcd(UNET_TOKEN, s) for s in backbone.stride)
+        # A U-Net has no tokens: its cells are as large as the blocks that are hidden, or as its stride where that is less.
+        token = tuple(gcd(b, s) for b, s in zip(backbone.mask_block, backbone.stride, strict=True))
         block = aligned_block(config.mask_block, token, "a token, which is hidden as a whole")
         super().__init__(backbone, replace(config, mask_block=block))
         check_bottleneck(backbone)
@@ -166,7 +166,7 @@ class SelfDistillation(SimMIM):
         hidden = upsample_blocks(coarse, width, self.grid)  # [2B, *grid]
         flat = hidden.reshape(len(image), -1)
         # As many places in every step, hidden ones first: where fewer are hidden, the rest does not count.
-        order = (draws.Host(generator).rand(*flat.shape) + ~flat).argsort(axis=1)
+        order = (rng.Host(generator).rand(*flat.shape) + ~flat).argsort(axis=1)
         places = order[:, : min(config.compared_tokens, prod(self.grid))]
         compared = to_device(np.take_along_axis(flat, places, axis=1), image.device)
         on_device = to_device(places, image.device)
@@ -193,11 +193,11 @@ class SelfDistillation(SimMIM):
         return self.compare(self.encode(inputs), inputs)
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = self.masked_features(inputs["image"], inputs["hidden"])
+        features = self.masked_features(inputs)
         with torch.no_grad():
             seen = self._described(self.teacher.features(inputs["image"]), inputs["places"])
         own = self._described(features, inputs["places"])
-        return {"painted": self.backbone.decode(features), **own, **{f"teacher_{k}": v for k, v in seen.items()}}
+        return {"reconstructed": self.backbone.decode(features), **own, **{f"teacher_{k}": v for k, v in seen.items()}}
 
     def _described(self, maps: Sequence[Tensor], places: Tensor) -> dict[str, Tensor]:
         """Features of the tokens at `places`, [2B, T, F], and of whole views, [2B, F]."""
@@ -206,9 +206,9 @@ class SelfDistillation(SimMIM):
         return {"token": chosen, "image": tokens.mean(dim=1)}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
-        painted = self.score(encoded["painted"], inputs)
-        loss = self.config.reconstruction_weight * painted.loss
-        terms = {**painted.terms, "reconstruction": painted.loss.detach()}
+        reconstructed = self.score(encoded["reconstructed"], inputs)
+        loss = self.config.reconstruction_weight * reconstructed.loss
+        terms = {**reconstructed.terms, "reconstruction": reconstructed.loss.detach()}
         statistics: dict[str, Tensor] = {}
         for name, head in self.head.items():
             usable = inputs[f"{name}_usable"].flatten()
@@ -232,7 +232,7 @@ class SelfDistillation(SimMIM):
                 first, second = embedding.chunk(VIEWS)
                 terms["knn_agreement"] = knn_agreement(first, second, usable.chunk(VIEWS)[0])
         images = len(inputs["image"]) // VIEWS
-        return MethodOutput(loss, terms, {k: v[:images] for k, v in painted.preview.items()}, statistics)
+        return MethodOutput(loss, terms, {k: v[:images] for k, v in reconstructed.preview.items()}, statistics)
 
     def _assign(self, name: str, scores: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
         """The teacher's assignments [N, K] of its scores [N, K]."""
@@ -260,6 +260,6 @@ class SelfDistillation(SimMIM):
         centre has it do. What it says is known only while it is there, and changes: a teacher that uses few of them makes
         constant answers cheap. That is what `diversity`, spread and rank are logged for.
         """
-        painted = super().yardstick(inputs)
+        reconstructed = super().yardstick(inputs)
         distilled = sum(self.weights.values()) * log(self.prototypes)
-        return None if painted is None else self.config.reconstruction_weight * painted + distilled
+        return None if reconstructed is None else self.config.reconstruction_weight * reconstructed + distilled

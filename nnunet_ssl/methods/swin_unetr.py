@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.errors import BackboneError
-from nnunet_ssl.heads.projector import check_bottleneck, train_encoder_only
+from nnunet_ssl.heads.projector import check_bottleneck
 from nnunet_ssl.losses.embeddings import health, knn_agreement
 from nnunet_ssl.losses.gather import check_images, global_mean, processes
 from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
@@ -27,7 +27,7 @@ from nnunet_ssl.losses.reconstruction import constant_error, explained_variance
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import NotNegative, Positive, Rate, Share, Width
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.crops import mostly_usable
 from nnunet_ssl.views.cutout import random_cutout
 from nnunet_ssl.views.host import to_device
@@ -72,7 +72,7 @@ class ReconstructionHead(nn.Module):
         if backbone.patch_size == backbone.stride:
             enough = tuple(2 * s for s in backbone.stride)
             raise BackboneError(
-                f"A patch of {backbone.patch_size} voxels is a single feature at the network's stride, too few to paint "
+                f"A patch of {backbone.patch_size} voxels is a single feature at the network's stride, too few to reconstruct "
                 f"an image from. Use at least {enough}: {backbone.how_to_set(enough)}"
             )
         self.size = backbone.patch_size
@@ -139,7 +139,7 @@ class SwinUNETR(Method):
     def __init__(self, backbone: Backbone, config: SwinUNETRConfig) -> None:
         super().__init__(backbone, config)
         check_bottleneck(backbone)
-        train_encoder_only(backbone)
+        backbone.freeze_decoder()
         self.images_needed = 2 if config.contrast_weight else 1
         width = backbone.feature_channels[-1]
         if config.rotation_weight:
@@ -156,14 +156,14 @@ class SwinUNETR(Method):
 
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         image, config = batch["image"], self.config
-        number, size, host = len(image), image.shape[2:], draws.Host(generator)
+        number, size, host = len(image), image.shape[2:], rng.Host(generator)
         if self.training and config.contrast_weight:
             check_images("SwinUNETR's contrast", number, ENOUGH, RECIPE_BATCH, together=True)
         turns = host.randint(0, 4, 2 * number)
         turned = turn([*image, *image], turns)
         box = (config.min_box, config.max_box)
         hidden = random_cutout(2 * number, size, config.max_cutout, box, generator)
-        noise = draws.randn(turned.shape, generator)
+        noise = rng.randn(turned.shape, generator)
         axes = tuple(range(1, noise.ndim))
         low, high = noise.amin(axes, keepdim=True), noise.amax(axes, keepdim=True)
         cut = torch.where(hidden, noise.sub_(low).div_(high - low), turned)
@@ -192,7 +192,7 @@ class SwinUNETR(Method):
         if self.config.rotation_weight:
             encoded["halves"] = average_halves(bottleneck)
         if self.config.inpainting_weight:
-            encoded["painted"] = self.reconstruction_head(bottleneck)
+            encoded["reconstructed"] = self.reconstruction_head(bottleneck)
         return encoded
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
@@ -220,22 +220,26 @@ class SwinUNETR(Method):
             terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings, views_usable)}
             terms["knn_agreement"] = knn_agreement(first, second, both)
         if config.inpainting_weight:
-            painted = encoded["painted"]
+            reconstructed = encoded["reconstructed"]
             counts = (~excluded).float().expand_as(turned)
-            inpainting = global_mean((painted.float() - turned).abs(), counts, together=self.training)
+            inpainting = global_mean((reconstructed.float() - turned).abs(), counts, together=self.training)
             loss = loss + config.inpainting_weight * inpainting
             terms["inpainting"] = inpainting.detach()
             with torch.no_grad():
                 everywhere = torch.ones_like(excluded)
-                terms["explained_variance"] = explained_variance(painted, turned, everywhere, excluded)
-            preview["reconstruction"] = painted.detach()
+                terms["explained_variance"] = explained_variance(reconstructed, turned, everywhere, excluded)
+            preview["reconstruction"] = reconstructed.detach()
         return MethodOutput(loss, terms, {k: v[:number] for k, v in preview.items()})
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
-        """The turn guessed, all embeddings equal, the median grey value painted."""
+        """The turn guessed, all embeddings equal, the median grey value reconstructed."""
         config, turned, excluded = self.config, inputs["turned"], inputs["excluded"]
         usable = mostly_usable(excluded).chunk(2)
         images = torch.arange(len(turned) // 2, device=turned.device)
         contrast = equal_embeddings(images, usable[0] & usable[1], config.temperature)
-        painted = constant_error(turned, ~excluded, "l1")
-        return config.rotation_weight * log(4) + config.contrast_weight * contrast + config.inpainting_weight * painted
+        reconstructed = constant_error(turned, ~excluded, "l1")
+        return (
+            config.rotation_weight * log(4)
+            + config.contrast_weight * contrast
+            + config.inpainting_weight * reconstructed
+        )

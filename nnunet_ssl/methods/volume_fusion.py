@@ -18,7 +18,7 @@ from nnunet_ssl.losses.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Bounds, Count, NotNegative, Share
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.fusion import fuse, random_levels
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.spec import Views
@@ -84,7 +84,7 @@ class VolumeFusion(Method):
     def prepare(self, batch: Mapping[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         config, image = self.config, batch["image"]
         if self.training:
-            both = draws.by_image(generator, image.shape[1])
+            both = rng.by_image(generator, image.shape[1])
             image = augment_intensity(
                 image.flatten(0, 1), both, config.augmentation, low_resolution=LOW_RESOLUTION
             ).view_as(image)

@@ -79,8 +79,8 @@ class Flops:
 
     per_iteration: int | None
     achieved: float | None
-    matmul_ceiling: float
-    conv_ceiling: float
+    matmul_peak_flops: float
+    conv_peak_flops: float
     share_of_matmul: float | None
     share_of_conv: float | None
 

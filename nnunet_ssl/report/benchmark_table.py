@@ -25,10 +25,10 @@ MEANING = {
 GIB = 2**30
 
 
-def table(result: Benchmark) -> str:
+def benchmark_table(result: Benchmark) -> str:
     """Everything a person wants to know, as text."""
     setting, speed = result.setting, result.speed
-    batch = f"{setting.batch_size}{f' in {setting.accumulate} parts' if setting.accumulate > 1 else ''}"
+    batch = f"{setting.batch_size}{f' in {setting.accumulate} micro-batches' if setting.accumulate > 1 else ''}"
     head = (
         f"{setting.method}, {setting.network} ({setting.parameters / 1e6:.1f} M parameters), {setting.data}, patch "
         f"{shape_text(setting.patch_size)}, batch {batch}\n{setting.device}, {setting.precision}"
@@ -82,8 +82,8 @@ def _flops(flops: Flops) -> Section:
     if flops.achieved is not None:
         rows = [("achieved, end to end", f"{flops.achieved / 1e12:.3g}", "")]
     for name, ceiling, share in (
-        ("matrix product, at best", flops.matmul_ceiling, flops.share_of_matmul),
-        ("convolution, at best", flops.conv_ceiling, flops.share_of_conv),
+        ("matrix product, at best", flops.matmul_peak_flops, flops.share_of_matmul),
+        ("convolution, at best", flops.conv_peak_flops, flops.share_of_conv),
     ):
         rows.append((name, f"{ceiling / 1e12:.3g}", "" if share is None else f"{share:.0%}"))
     step = "" if flops.per_iteration is None else f"A step takes {flops.per_iteration / 1e12:.3g} TFLOP. "
@@ -132,8 +132,8 @@ def draw_benchmark(result: Benchmark, path: str | os.PathLike[str]) -> None:
     upper.legend(fontsize=8, frameon=False, ncol=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), labelcolor="black")
     flops = result.flops
     bars = {
-        "matrix product": flops.matmul_ceiling,
-        "convolution": flops.conv_ceiling,
+        "matrix product": flops.matmul_peak_flops,
+        "convolution": flops.conv_peak_flops,
         "achieved": flops.achieved or 0.0,
     }
     drawn = lower.barh(list(bars), [value / 1e12 for value in bars.values()], color=["#BBBBBB", "#BBBBBB", COLOURS[0]])

@@ -16,14 +16,14 @@ FACTOR, CONTEXT = 1.1, 1.5 * GIB
 
 @dataclass(frozen=True)
 class Count:
-    """Bytes of a training step of one process with `images` images, which go through the network in `parts`.
+    """Bytes of a training step of one process with `images` images, which go through the network in `micro_batches`.
 
     peak: of all tensors at once. states: weights and optimiser. gradients: of all parameters; gradients_at_peak: those of
     them that are within the peak.
     """
 
     images: int
-    parts: int
+    micro_batches: int
     peak: int
     states: int
     gradients: int
@@ -55,14 +55,14 @@ class Fit:
     """What fits, with or without recomputing activations.
 
     held: bytes of `batch` images per process at once. largest: the largest batch per process that fits each card, None where
-    none does. parts: into how many equal parts `batch` has to be taken to fit, None where it never does.
+    none does. micro_batches: into how many equal micro-batches `batch` has to be taken to fit, None where it never does.
     """
 
     recompute: bool
     batch: int
     held: int
     largest: dict[str, int | None]
-    parts: dict[str, int | None]
+    micro_batches: dict[str, int | None]
 
 
 def fit_section(found: Sequence[Fit], processes: int, shard: bool) -> Section:
@@ -71,19 +71,25 @@ def fit_section(found: Sequence[Fit], processes: int, shard: bool) -> Section:
     def label(first: str, fit: Fit) -> str:
         return "  with --recompute" if fit.recompute else first
 
-    def in_parts(parts: int | None) -> str:
-        return "does not fit" if parts is None else "fits" if parts == 1 else f"--accumulate {parts}"
+    def accumulated(micro_batches: int | None) -> str:
+        return (
+            "does not fit"
+            if micro_batches is None
+            else "fits"
+            if micro_batches == 1
+            else f"--accumulate {micro_batches}"
+        )
 
     batch = found[0].batch
     rows = [(label("largest batch per GPU", f), *(_number(n) for n in f.largest.values())) for f in found]
-    rows += [(label(f"this run, {batch} per GPU", f), *map(in_parts, f.parts.values())) for f in found]
+    rows += [(label(f"this run, {batch} per GPU", f), *map(accumulated, f.micro_batches.values())) for f in found]
     counted = ", ".join(f"{f.held / GIB:.1f} GiB{' with --recompute' * f.recompute}" for f in found)
     caption = (
         f"Tensors of {batch} images, bfloat16: {counted}. A GPU is asked for {FACTOR} x that + {CONTEXT / GIB:g} GiB."
     )
     if shard:
         caption += (
-            f"\n  Assumed: {processes} processes hold equal parts of weights, gradients and optimiser; blocks that are put "
+            f"\n  Assumed: {processes} processes hold equal shares of weights, gradients and optimiser; blocks that are put "
             "together while they compute come on top."
         )
     elif processes > 1:

@@ -79,7 +79,7 @@ class PretrainSettings(ScheduleSettings):
     """The `ssl` block without the methods' own blocks."""
 
     batch_size: Count | None = None  # global, over all processes; None: the plans' batch size
-    # Parts in which a process' share of the batch goes through the network; less memory, same result
+    # Micro-batches in which a process' share of the batch goes through the network; less memory, same result
     accumulate: Count = 1
     # Forget activations, compute them again in the backward pass: less memory, a third more time
     recompute: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 
 CELLS = 2**16  # of the table that a voxel is looked up in; between its entries values are interpolated
@@ -21,7 +21,7 @@ def random_curves(batch: int, generator: torch.Generator, points: int = 1024) ->
     Two control points are drawn uniformly from the unit square. With probability 0.5 the curve rises (x and y sorted),
     else it falls from (0, 1) to (1, 0) (x sorted, y as it comes from the curve's end).
     """
-    host = draws.Host(generator)
+    host = rng.Host(generator)
     control = host.rand(batch, 4, 1)
     falls = host.rand(batch, 1) < 0.5
     t = np.linspace(0, 1, points)
@@ -51,7 +51,7 @@ def bezier_intensity(
     low, high [B, C, 1, ...]: the range. Values outside of it take the value at its ends.
     """
     curves = random_curves(len(image), generator)
-    chosen = draws.Host(generator).rand(len(image)) < probability
+    chosen = rng.Host(generator).rand(len(image)) < probability
     out = image.clone()
     for row, x, y in zip(chosen.nonzero()[0].tolist(), *(table[chosen] for table in curves), strict=True):
         width = high[row] - low[row]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.intensity import augment_intensity
 from nnunet_ssl.views.orientation import mirrored_and_turned
 
@@ -17,7 +17,7 @@ def augment_crops(x: Tensor, generator: torch.Generator, strength: float = 1.0) 
     the first two axes with p = 0.3. `strength` multiplies the probabilities; 0 changes nothing.
     """
     x = augment_intensity(x, generator, strength)
-    host, number, ndim = draws.Host(generator), len(x), x.ndim - 2
+    host, number, ndim = rng.Host(generator), len(x), x.ndim - 2
     flips = host.rand(number, ndim) < min(0.5 * strength, 0.5)
     turned = host.rand(number) < 0.3 * strength
     quarters = host.randint(1, 4, number)

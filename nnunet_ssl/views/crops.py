@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 
 
 def crop_within(size: int, lowest: float, highest: float) -> int:
@@ -40,7 +40,7 @@ def random_corners(
     """First voxels [batch, count, D] (int64) of crops that lie anywhere in the region with equal probability."""
     check_crop(crop, region)
     places = np.array([r - c + 1 for r, c in zip(region, crop, strict=True)])
-    drawn = draws.Host(generator).rand(batch, count, len(region)) * places
+    drawn = rng.Host(generator).rand(batch, count, len(region)) * places
     return np.minimum(drawn.astype(np.int64), places - 1)
 
 
@@ -58,7 +58,7 @@ def overlapping_corners(
     less than drawn; it is more where the region has no room for the shift, or because voxels are whole.
     """
     check_crop(crop, region)
-    host, shape = draws.Host(generator), (batch, count, len(region))
+    host, shape = rng.Host(generator), (batch, count, len(region))
     size = np.array(crop)
     room = np.array(region) - size
     # In logarithms the shares of the axes add up. No axis may take more than its room or the whole crop allows.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 
 
@@ -21,7 +21,7 @@ def random_boxes(
     extent: shortest and longest edge as shares of the axis, rounded down to voxels but never to none. The first voxel
     lies anywhere that leaves room for the shortest edge, so boxes at the border are cut short.
     """
-    host, length = draws.Host(generator), np.array(size)
+    host, length = rng.Host(generator), np.array(size)
     shortest = (length * extent[0]).astype(np.int64).clip(min=1)
     longest = np.maximum((length * extent[1]).astype(np.int64), shortest)
 
@@ -90,7 +90,7 @@ def random_cutout(
     mean = [max(s * (extent[0] + extent[1]) / 2, 1) / s * 0.9 for s in size]  # 0.9: cut short at the border
     count = max(ceil(1.4 * max_share / prod(mean)), 4)  # 1.4: three standard deviations more than needed
     start, stop = random_boxes(batch, size, count, extent, generator)
-    share = draws.Host(generator).rand(batch) * max_share
+    share = rng.Host(generator).rand(batch) * max_share
     used = first_boxes(start, stop, share * prod(size))
     if kept is not None:
         used &= ~kept[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.painting import uniform_integers
 
 
@@ -22,7 +22,7 @@ def random_boxes(
 
     Every width is drawn uniformly from `narrowest` voxels, but at most an eighth of the axis, to `widest` times the axis.
     """
-    host = draws.Host(generator)
+    host = rng.Host(generator)
     length = np.broadcast_to(np.array(tuple(size)), (*shape, len(size)))
     low = (length // 8).clip(min=1, max=narrowest)
     widths = uniform_integers(low, np.maximum((length * widest).astype(np.int64), low), host)
@@ -56,7 +56,7 @@ def random_levels(
 
     boxes: fewest and most per image; box sizes as in `random_boxes`.
     """
-    host, (fewest, most) = draws.Host(generator), boxes
+    host, (fewest, most) = rng.Host(generator), boxes
     starts, widths = random_boxes((batch, most), size, narrowest, widest, generator)
     number = host.randint(fewest, most + 1, batch, 1)[:, 0]
     colours = host.randint(0, levels, batch, most + 1)[:, 1:]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 
 BLUR_SIGMA = (0.5, 1.0)  # voxels
@@ -137,7 +137,7 @@ def augment_intensity(
     """
     number, channels = x.shape[:2]
     out = x.clone(memory_format=torch.contiguous_format)
-    flat, host = out.view(number * channels, *x.shape[2:]), draws.Host(generator)
+    flat, host = out.view(number * channels, *x.shape[2:]), rng.Host(generator)
 
     def uniform(each: int, bounds: tuple[float, float]) -> np.ndarray:
         """Parameters [N * each]."""
@@ -157,7 +157,7 @@ def augment_intensity(
     seeds, sigma = host.randint(0, 2**31, number, channels).ravel(), uniform(1, NOISE_SIGMA).repeat(channels)
 
     def add_noise(rows: Tensor, row: np.ndarray) -> Tensor:
-        noise = draws.noise(seeds[row].tolist(), rows.shape[1:], rows.device).to(x.dtype)
+        noise = rng.noise(seeds[row].tolist(), rows.shape[1:], rows.device).to(x.dtype)
         return noise.mul_(_column(sigma[row], rows)).add_(rows)
 
     apply(add_noise, np.arange(number * channels), 0.1)

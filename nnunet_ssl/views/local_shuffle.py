@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 
 
@@ -21,7 +21,7 @@ def random_starts(batch: int, length: int, max_width: int, generator: torch.Gene
 
     Pieces are 1 to `max_width` voxels wide, uniformly; the first and the last piece are cut by the patch.
     """
-    host = draws.Host(generator)
+    host = rng.Host(generator)
     widths = host.randint(1, max_width + 1, batch, length + max_width)
     offset = host.randint(0, max_width, batch, 1)
     edges = np.concatenate([np.zeros_like(offset), widths.cumsum(axis=1)], axis=1) - offset
@@ -82,8 +82,8 @@ def local_shuffle(image: Tensor, max_width: Sequence[int], share: np.ndarray, ge
     batch, _, *size = image.shape
     starts = random_cuts(batch, size, max_width, generator)
     rows = share.nonzero()[0].tolist()
-    draw = draws.rand((batch, prod(size)), generator, rows)
-    key = draws.randint(0, 2**24, (batch, prod(size)), generator, rows)
+    draw = rng.rand((batch, prod(size)), generator, rows)
+    key = rng.randint(0, 2**24, (batch, prod(size)), generator, rows)
     out = image.clone()
     for number, row in enumerate(rows):
         own = [axis[row] for axis in starts]

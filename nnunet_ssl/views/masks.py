@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.settings.bounds import Count, InnerShare, PerAxis
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 
 # What a method's settings may say of its mask.
@@ -45,7 +45,7 @@ def draw_ratio(ratio: float | Sequence[float], generator: torch.Generator) -> fl
     if isinstance(ratio, (int, float)):
         return ratio
     low, high = ratio[0], ratio[-1]
-    return low + (high - low) * draws.Host(draws.whole(generator)).rand(1).item()
+    return low + (high - low) * rng.Host(rng.whole(generator)).rand(1).item()
 
 
 def aligned_block(block: int | Sequence[int] | None, unit: Sequence[int], what: str) -> tuple[int, ...]:
@@ -77,7 +77,7 @@ def hidden_count(num_blocks: int, ratio: float) -> int:
 
 def random_hidden(batch: int, num_blocks: int, ratio: float, generator: torch.Generator) -> np.ndarray:
     """Independent random masks [batch, num_blocks] of bool, each with exactly `hidden_count` True entries."""
-    order = draws.Host(generator).rand(batch, num_blocks).argsort(axis=1)
+    order = rng.Host(generator).rand(batch, num_blocks).argsort(axis=1)
     hidden = np.zeros((batch, num_blocks), dtype=bool)
     np.put_along_axis(hidden, order[:, : hidden_count(num_blocks, ratio)], True, axis=1)
     return hidden
@@ -92,7 +92,7 @@ def random_blocks(
     grid; the ratio is rounded to eighths (quarters in 2D). "slices": whole slabs across one axis, which is drawn once per
     batch among those with several blocks; the slabs are drawn per sample. Raises SettingsError for a grid of one block.
     """
-    common = draws.Host(draws.whole(generator))
+    common = rng.Host(rng.whole(generator))
     if style == "grid":
         cell = tuple(min(2, n) for n in grid)
         hidden_count(prod(cell), ratio)

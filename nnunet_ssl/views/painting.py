@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 
 MARGIN = 3  # voxels between a box and the border of the patch, as far as there is room
 
 
-def uniform_integers(low: np.ndarray, high: np.ndarray, host: draws.Host) -> np.ndarray:
+def uniform_integers(low: np.ndarray, high: np.ndarray, host: rng.Host) -> np.ndarray:
     """Whole numbers drawn uniformly from low..high, both included, one per element."""
     drawn = host.rand(*low.shape)
     return low + np.minimum((drawn * (high - low + 1)).astype(np.int64), high - low)
@@ -50,7 +50,7 @@ def random_painting(
     Small boxes are a sixth to a third of the patch wide, windows three to four sevenths narrower than it. Every next box
     comes with probability `another`; the first window always comes.
     """
-    host = draws.Host(generator)
+    host = rng.Host(generator)
     length = np.broadcast_to(np.array(tuple(size)), (batch, boxes, len(size)))
     is_inner = host.rand(batch, 1) < inner
     small = uniform_integers(length // 6, length // 3, host)

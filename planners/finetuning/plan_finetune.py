@@ -18,13 +18,13 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
 from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.hub.resolve import Origin, resolve_source
-from nnunet_ssl.checkpoints.networks.source import network_of, training_configuration
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
+from nnunet_ssl.checkpoints.networks.stated import network_of, training_configuration
 from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.datasets import plans_file, require_raw, resolve_datasets
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
@@ -48,7 +48,7 @@ PLANS = "nnUNetFinetunePlans"
 
 
 @dataclass(frozen=True)
-class Source:
+class Pretrained:
     """A checkpoint, opened: its weights in canonical form and all that planning needs to know about it."""
 
     checkpoint: Mapping[str, Any]
@@ -59,15 +59,15 @@ class Source:
     origin: Origin
 
 
-def open_source(text: str, stem: str | None = None, channel_names: Sequence[str] | None = None) -> Source:
+def open_pretrained(text: str, stem: str | None = None, channel_names: Sequence[str] | None = None) -> Pretrained:
     """The checkpoint a user named (path, hub address or known model); raises CheckpointError.
 
     stem, and the target's channel_names: see `choose_stem`.
     """
     local = resolve_source(text)
     checkpoint = read_checkpoint(local.path)
-    weights, info = prepare_source(checkpoint, stem=stem, target_channel_names=channel_names)
-    return Source(
+    weights, info = canonical_weights(checkpoint, stem=stem, target_channel_names=channel_names)
+    return Pretrained(
         checkpoint, weights, info, network_of(checkpoint, weights), read_conventions(checkpoint), local.origin
     )
 
@@ -87,23 +87,23 @@ def plan_finetuning(
     labelled = require_labels(name)
     require_writable(join(nnUNet_preprocessed, name))
     channels = read_dataset_json(require_raw(name, "planning a fine-tuning")).get("channel_names")
-    source = open_source(text, wishes.stem, channels_of_dataset(channels))
-    adapt_by = wishes.resolved_adapt(source.conventions)
-    plans_name = checked_name(plans_name) if plans_name else default_name(source, adapt_by, wishes)
-    print(f"{source.origin}\n{source.spec}, according to {source.spec.source}")
-    for note in (*source.info["notes"], *source.spec.notes):
+    pretrained = open_pretrained(text, wishes.stem, channels_of_dataset(channels))
+    adapt_by = wishes.resolved_adapt(pretrained.conventions)
+    plans_name = checked_name(plans_name) if plans_name else default_name(pretrained, adapt_by, wishes)
+    print(f"{pretrained.origin}\n{pretrained.spec}, according to {pretrained.spec.source}")
+    for note in (*pretrained.info["notes"], *pretrained.spec.notes):
         print(f"- {note}")
     ensure_fingerprint(name, num_processes)
-    planner = FinetunePlanner(name, plans_name, source.spec, source.conventions, wishes)
+    planner = FinetunePlanner(name, plans_name, pretrained.spec, pretrained.conventions, wishes)
     plans = planner.plan()
-    plans["configurations"][planner.configuration]["finetune"] = finetune_block(source, wishes)
+    plans["configurations"][planner.configuration]["finetune"] = finetune_block(pretrained, wishes)
     channel_names = [str(c) for c in planner.dataset_json["channel_names"].values()]
-    before = source.info["num_input_channels"]
-    told = differences(source.conventions, before, plans, planner.configuration, channel_names)
-    plans["pretraining"] = record(source, planner.adapt, told)
-    print(f"\n{comparison(source.conventions, before, plans, planner.configuration)}")
+    before = pretrained.info["num_input_channels"]
+    told = differences(pretrained.conventions, before, plans, planner.configuration, channel_names)
+    plans["pretraining"] = record(pretrained, planner.adapt, told)
+    print(f"\n{comparison(pretrained.conventions, before, plans, planner.configuration)}")
     print("\n".join(f"NOTE: {sentence}" for sentence in told))
-    print(f"\n{check_transfer(source, plans, planner.configuration, planner.dataset_json)}\n")
+    print(f"\n{check_transfer(pretrained, plans, planner.configuration, planner.dataset_json)}\n")
     write_plans(plans, planner.dataset_json)
     if preprocess:
         preprocess_for(name, plans_name, planner.configuration, labelled, num_processes)
@@ -132,17 +132,17 @@ def require_labels(name: str) -> dict[str, str]:
     return labelled
 
 
-def default_name(source: Source, adapt_by: str, wishes: Wishes) -> str:
+def default_name(pretrained: Pretrained, adapt_by: str, wishes: Wishes) -> str:
     """A plans name that tells checkpoints, and ways to adapt to them, apart."""
-    if source.origin.repo_id:
-        what = source.origin.repo_id.rpartition("/")[2]
+    if pretrained.origin.repo_id:
+        what = pretrained.origin.repo_id.rpartition("/")[2]
     else:
-        what = f"{source.info['method'] or 'weights'}_{source.info['backbone']}"
-    parts = [PLANS, what, source.origin.sha256[:6], adapt_by]
+        what = f"{pretrained.info['method'] or 'weights'}_{pretrained.info['backbone']}"
+    parts = [PLANS, what, pretrained.origin.sha256[:6], adapt_by]
     if wishes.spacing is not None:
         parts.append("x".join(f"{s:g}" for s in wishes.spacing) + "mm")
     if wishes.stem is not None:
-        parts.append(f"stem{source.info['stem']}")
+        parts.append(f"stem{pretrained.info['stem']}")
     if wishes.patch_size is not None:
         parts.append("patch" + "x".join(map(str, wishes.patch_size)))
     # nnU-Net takes result folders apart at double underscores.
@@ -164,36 +164,38 @@ def checked_name(name: str) -> str:
     return name
 
 
-def finetune_block(source: Source, wishes: Wishes) -> dict[str, Any]:
+def finetune_block(pretrained: Pretrained, wishes: Wishes) -> dict[str, Any]:
     """The `finetune` block: that of our own pre-training plans, the method's transfer, and the user's epochs.
 
     Of a network that was trained on labels the decoder is worth keeping too, as nnU-Net's own -pretrained_weights does.
     """
-    own = training_configuration(source.checkpoint).get("finetune", {}) if "ssl" in source.checkpoint else {}
-    block = {"transfer": "encoder+decoder" if source.conventions.segments else source.info["transfer"], **own}
+    own = training_configuration(pretrained.checkpoint).get("finetune", {}) if "ssl" in pretrained.checkpoint else {}
+    block = {"transfer": "encoder+decoder" if pretrained.conventions.segments else pretrained.info["transfer"], **own}
     if wishes.epochs is not None:
         block["num_epochs"] = wishes.epochs
-    if source.info["stem"] is not None:
-        block["stem"] = source.info["stem"]
+    if pretrained.info["stem"] is not None:
+        block["stem"] = pretrained.info["stem"]
     read_config(FinetuneSettings, block, "the finetune block of the checkpoint's plans")
     return block
 
 
-def record(source: Source, adapt_by: str, told: list[str]) -> dict[str, Any]:
+def record(pretrained: Pretrained, adapt_by: str, told: list[str]) -> dict[str, Any]:
     """What the plans keep about the pre-training; no path of this machine, so that plans can be passed on."""
-    origin = {k: v for k, v in source.origin.to_json().items() if k != "path"}
-    what = {key: source.info[key] for key in ("method", "backbone", "num_input_channels")}
+    origin = {k: v for k, v in pretrained.origin.to_json().items() if k != "path"}
+    what = {key: pretrained.info[key] for key in ("method", "backbone", "num_input_channels")}
     return {
         **origin,
         **what,
-        "dataset": source.conventions.dataset,
-        "network_from": source.spec.source,
+        "dataset": pretrained.conventions.dataset,
+        "network_from": pretrained.spec.source,
         "adapt": adapt_by,
         "differences": told,
     }
 
 
-def check_transfer(source: Source, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]) -> str:
+def check_transfer(
+    pretrained: Pretrained, plans: dict[str, Any], configuration: str, dataset_json: dict[str, Any]
+) -> str:
     """Build the network of the plans, adapt the weights to it and return the table; raises CheckpointError when poor."""
     from nnunet_ssl.integration.architecture import build_network
 
@@ -208,14 +210,14 @@ def check_transfer(source: Source, plans: dict[str, Any], configuration: str, da
             deep_supervision=False,
         )
     _, report = adapt(
-        source.weights,
+        pretrained.weights,
         network,
         transfer=plans["configurations"][configuration]["finetune"]["transfer"],
         channels=plans["configurations"][configuration]["finetune"].get("channels", "repeat"),
-        source_patch_size=source.info["patch_size"],
+        source_patch_size=pretrained.info["patch_size"],
         target_patch_size=settings.patch_size,
         target_channel_names=[str(c) for c in dataset_json["channel_names"].values()],
-        source_info=source.info,
+        source_info=pretrained.info,
     )
     report.raise_if_poor()
     return f"What the network of the plans takes from the checkpoint:\n{report.table()}"

@@ -9,13 +9,20 @@ from os.path import isfile, join
 from typing import Any
 
 from nnunet_ssl.corpus.images import shortened
-from nnunet_ssl.corpus.left_out import FILE, clear_left_out, describe, read_left_out, still_left_out, update_left_out
+from nnunet_ssl.corpus.left_out import (
+    FILE,
+    clear_left_out,
+    left_out_row,
+    read_left_out,
+    still_left_out,
+    update_left_out,
+)
 from nnunet_ssl.corpus.unusable_labels import FILE as LABELS
 from nnunet_ssl.corpus.unusable_labels import note_unusable
 from nnunet_ssl.files.locks import Lock
+from nnunet_ssl.planners.sharing.claims import MAX_DEATHS, Participant
 from nnunet_ssl.planners.sharing.finished import STATE, is_finished
 from nnunet_ssl.planners.sharing.made_from import Origin, Part
-from nnunet_ssl.planners.sharing.shards import MAX_DEATHS, Shard
 from nnunet_ssl.planners.sharing.workers import Task
 
 LOCK = f"{FILE}.lock"
@@ -71,7 +78,7 @@ class Distribution:
 
     def __init__(
         self,
-        shard: Shard,
+        participant: Participant,
         output: str,
         base: str,
         cases: Mapping[str, Mapping[str, Any]],
@@ -79,12 +86,12 @@ class Distribution:
         step: str,
         known: Mapping[str, Origin] | None = None,
     ) -> None:
-        self.origins = Part(state_folder(output), shard.name, known or {})
-        self.shard, self.output, self.base, self.cases, self.step = shard, output, base, cases, step
+        self.origins = Part(state_folder(output), participant.name, known or {})
+        self.participant, self.output, self.base, self.cases, self.step = participant, output, base, cases, step
         self.left_out: dict[str, dict[str, Any]] = {}  # found by this process
         self.by_others = 0
         self._queue = list(todo)
-        if shard.others() and todo:
+        if participant.others() and todo:
             start = int.from_bytes(os.urandom(4), "big") % len(todo)
             self._queue = todo[start:] + todo[:start]  # or all would compete for the same cases
         self._waiting: list[str] = []
@@ -106,13 +113,13 @@ class Distribution:
         if self._done(case):
             self.by_others += 1
             return None
-        deaths = self.shard.claim(case)
+        deaths = self.participant.claim(case)
         if deaths is None:
             self._waiting.append(case)
             return None
         if self._done(case):  # between the look and the claim
             self.by_others += 1
-            self.shard.release(case)
+            self.participant.release(case)
             return None
         if deaths >= MAX_DEATHS:
             self.refuse(case, f"{deaths} processes died while they worked on it")
@@ -123,13 +130,13 @@ class Distribution:
         """A case with the arguments it is preprocessed with; what it is made from is written down."""
         files = self.cases[case]
         self.origins.begin(case, files)
-        return Task(case, (join(self.shard.work, case), files["images"], files["label"], files.get("modality")))
+        return Task(case, (join(self.participant.work, case), files["images"], files["label"], files.get("modality")))
 
     def refuse(self, case: str, reason: str) -> None:
         """Leave a case out, so that every process knows."""
-        self.left_out[case] = describe(self.cases[case], reason, self.step)
+        self.left_out[case] = left_out_row(self.cases[case], reason, self.step)
         record(self.base, {case}, {case: self.left_out[case]})
-        self.shard.release(case)
+        self.participant.release(case)
 
     def _done(self, case: str) -> bool:
         return is_finished(self.output, case) or case in self._bad()

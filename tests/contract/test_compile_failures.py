@@ -11,7 +11,7 @@ import torch
 
 from nnunet_ssl.methods.mae import MAE
 from nnunet_ssl.trainers.device.compiling import TRIALS, Compiler, Elsewhere
-from nnunet_ssl.trainers.distributed.processes import Together
+from nnunet_ssl.trainers.distributed.processes import Consensus
 from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.loop import stepping
 
@@ -169,7 +169,7 @@ def test_after_a_failure_nobody_waits_for_a_word():
 
 def test_where_others_wait_nothing_is_done_again():
     """An error between two exchanges, which nothing compiles: the process ends with it, and so do the others."""
-    together = Together(several=False)
+    together = Consensus(several=False)
     compiler = Compiler(True, lambda _: None)
 
     def step():
@@ -190,7 +190,7 @@ def test_what_fails_while_batches_are_prepared_is_not_part_of_the_attempt(make_t
     with compiling("none"):
         trainer.initialize()
         trainer.is_ddp = True
-        trainer.together.all_fine = pytest.fail
+        trainer.consensus.all_fine = pytest.fail
         monkeypatch.setattr(stepping, "prepare_batch", lambda *_: fails(MemoryError("no memory for views")))
         with pytest.raises(MemoryError, match=r"^no memory for views$"):
             trainer._step({}, 0)

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from nnunet_ssl.cli.pretrain import main
-from nnunet_ssl.trainers.profiling import ceiling
+from nnunet_ssl.trainers.profiling import peak_flops
 
 
 @pytest.mark.parametrize("kind", ["unet", "primus"])
 def test_counted_and_measured(kind, preprocessed_dataset, plans_for, capsys, monkeypatch):
-    monkeypatch.setitem(ceiling.MATRIX, "cpu", 256)
-    monkeypatch.setitem(ceiling.CONVOLUTIONS, "cpu", ((2, 32, 16),))
+    monkeypatch.setitem(peak_flops.MATRIX, "cpu", 256)
+    monkeypatch.setitem(peak_flops.CONVOLUTIONS, "cpu", ((2, 32, 16),))
     dataset = preprocessed_dataset / "preprocessed" / "Dataset777_Tiny"
     plans = plans_for(kind, {"mae": {"mask_block": 4}} if kind == "unet" else {})
     (dataset / f"{plans['plans_name']}.json").write_text(json.dumps(plans))

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nnunet_ssl.files.mounts import VARIABLE
-from nnunet_ssl.planners.sharing.shards import CLAIMS, PRESENT, WORK, Shard
+from nnunet_ssl.planners.sharing.claims import CLAIMS, PRESENT, WORK, Participant
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,17 +42,17 @@ def main(arguments: list[str] | None = None) -> int:
 
 def work(folder: Path, number: int) -> None:
     """Make the cases that nobody has made, and wait for those that others make."""
-    with Shard(str(folder / "state")) as shard:
+    with Participant(str(folder / "state")) as participant:
         todo = [f"case{i:04d}" for i in range(number)]
         random.shuffle(todo)
-        shard.forget_claims(but={case for case in todo if not (folder / "made" / case).exists()})
+        participant.forget_claims(but={case for case in todo if not (folder / "made" / case).exists()})
         while todo := [case for case in todo if not (folder / "made" / case).exists()]:
             for case in todo:
-                if shard.claim(case) is None:
+                if participant.claim(case) is None:
                     continue
                 if not (folder / "made" / case).exists():
-                    make(folder, case, Path(shard.work))
-                shard.release(case)
+                    make(folder, case, Path(participant.work))
+                participant.release(case)
             time.sleep(0.01)
 
 

@@ -30,7 +30,7 @@ from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
 from nnunet_ssl.planners.preprocessing.foreground import AIR, LOCATIONS, SHARE
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
-from nnunet_ssl.planners.sharing.shards import Shard
+from nnunet_ssl.planners.sharing.claims import Participant
 from nnunet_ssl.planners.ssl_planner import SSLPlannerPrimusTiny, SSLPlannerResEncTiny
 
 PLANS, DATA = "nnUNetSSLResEncTinyPlans", "nnUNetSSLResEncTinyPlans_3d_fullres"
@@ -437,7 +437,7 @@ def test_several_runs_share_the_cases(raw: Path, monkeypatch: pytest.MonkeyPatch
         return case(self, files, *args, **kwargs)
 
     monkeypatch.setattr(SSLPreprocessor, "run_case", noted)
-    with ThreadPool(3) as machines:  # each with a shard of its own
+    with ThreadPool(3) as machines:  # each with a participant of its own
         machines.map(lambda _: SSLPreprocessor(False).run(920, "3d_fullres", PLANS, num_processes=0), range(3))
     assert len(done) == len(set(done)) == 13
     assert set(nnUNetDatasetBlosc2.get_identifiers(str(folder / DATA))) == images.keys() - {"zeros"}
@@ -452,7 +452,7 @@ def test_another_run_with_other_settings_is_not_disturbed(raw: Path) -> None:
     SSLPlannerResEncTiny(921, overwrite_target_spacing=[2.0, 2.0, 2.0]).plan_experiment()
     before = snapshot(folder)
     with (
-        Shard(str(folder / "preprocessing")),
+        Participant(str(folder / "preprocessing")),
         pytest.raises(CorpusError, match=r"preprocessing into .* with other settings \(spacing\)"),
     ):
         SSLPreprocessor(verbose=False).run(921, "3d_fullres", PLANS, num_processes=0)

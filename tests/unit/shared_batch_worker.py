@@ -24,8 +24,8 @@ from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.planners.presets import PRIMUS_M
 from nnunet_ssl.trainers.loop import stepping
-from nnunet_ssl.trainers.loop.parts import split_inputs
-from nnunet_ssl.views.draws import image_seeds
+from nnunet_ssl.trainers.loop.micro_batches import split_inputs
+from nnunet_ssl.views.rng import image_seeds
 
 IMAGES = 4
 KEYS = torch.from_numpy(image_seeds(5, range(IMAGES)))  # which image has which paths

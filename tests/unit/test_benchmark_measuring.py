@@ -27,10 +27,10 @@ def _no_workers(monkeypatch, tmp_path):
 @pytest.fixture
 def small_ceilings(monkeypatch):
     """Ceilings from small matrices: they are slower than those of large ones, and enough for tiny networks."""
-    from nnunet_ssl.trainers.profiling import ceiling
+    from nnunet_ssl.trainers.profiling import peak_flops
 
-    monkeypatch.setitem(ceiling.MATRIX, "cpu", 512)
-    monkeypatch.setitem(ceiling.CONVOLUTIONS, "cpu", ((2, 64, 16),))
+    monkeypatch.setitem(peak_flops.MATRIX, "cpu", 512)
+    monkeypatch.setitem(peak_flops.CONVOLUTIONS, "cpu", ((2, 64, 16),))
 
 
 @pytest.fixture
@@ -75,9 +75,9 @@ def test_figures_add_up(measured, tmp_path):
     assert figures["memory"]["process"] > 100 * 2**20
 
     flops = figures["flops"]
-    assert 0 < flops["achieved"] < max(flops["matmul_ceiling"], flops["conv_ceiling"])
+    assert 0 < flops["achieved"] < max(flops["matmul_peak_flops"], flops["conv_peak_flops"])
     assert flops["achieved"] == pytest.approx(flops["per_iteration"] / speed["mean"])
-    assert flops["share_of_matmul"] == pytest.approx(flops["achieved"] / flops["matmul_ceiling"])
+    assert flops["share_of_matmul"] == pytest.approx(flops["achieved"] / flops["matmul_peak_flops"])
     for text in ("samples/s", *PARTS, "GiB", "TFLOP/s", "hours"):
         assert text in table
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -105,21 +105,21 @@ def test_real_data_and_loss_in_parts(measured, tmp_path, monkeypatch):
 def test_regions_cost_nothing_unasked_and_tell_apart():
     from time import sleep
 
-    from nnunet_ssl.trainers.loop.regions import RegionTimer, region
+    from nnunet_ssl.trainers.profiling.spans import SpanTimer, span
 
-    timer = RegionTimer(torch.device("cpu"))
-    with region("forward"):
+    timer = SpanTimer(torch.device("cpu"))
+    with span("forward"):
         pass
     assert timer.steps == []
     with timer.step():
-        with region("forward"):
+        with span("forward"):
             sleep(0.03)
-        with region("backward"):
+        with span("backward"):
             sleep(0.01)
-        with region("forward"):
+        with span("forward"):
             sleep(0.03)
         sleep(0.02)
-    with timer.step(), region("forward"):
+    with timer.step(), span("forward"):
         pass
     first, second = timer.steps
     assert first["forward"] == pytest.approx(0.06, rel=0.5)
@@ -127,7 +127,7 @@ def test_regions_cost_nothing_unasked_and_tell_apart():
     assert set(second) == {"forward", "rest"}
     with pytest.raises(KeyError), timer.step():
         raise KeyError  # a step that fails is not counted, and stops the watch
-    with region("forward"):
+    with span("forward"):
         pass
     assert len(timer.steps) == 2
 
@@ -162,7 +162,7 @@ class _Step:
 
 
 def test_flops_of_a_known_network():
-    from nnunet_ssl.trainers.profiling.ceiling import count_flops
+    from nnunet_ssl.trainers.profiling.peak_flops import count_flops
 
     step = _Step()
     forward = 2 * 27 * 8 * 8 * 8**3
@@ -180,7 +180,7 @@ class _TokenStep:
 
         from nnunet_ssl.backbones.drop_path import drop_by_image, use_keys
         from nnunet_ssl.trainers.device.compiling import Compiler
-        from nnunet_ssl.views.draws import ImageGenerator
+        from nnunet_ssl.views.rng import ImageGenerator
 
         self.block = EvaBlock(24, 2, swiglu_mlp=True, scale_mlp=True, num_prefix_tokens=0, drop_path=0.5)
         paths = drop_by_image(self.block)
@@ -202,7 +202,7 @@ class _TokenStep:
 
 def test_dropped_paths_count_where_they_are_computed():
     """Compiled code computes them, the same network without torch.compile leaves them out."""
-    from nnunet_ssl.trainers.profiling.ceiling import count_flops
+    from nnunet_ssl.trainers.profiling.peak_flops import count_flops
 
     tokens = {"image": torch.randn(4, 5, 24, requires_grad=True)}
     assert count_flops(_TokenStep(compiled=True), tokens) == 2 * count_flops(_TokenStep(compiled=False), tokens)
@@ -224,13 +224,13 @@ def test_the_network_is_gone_before_the_device_is_measured(measured, tmp_path, m
         return 1e12
 
     monkeypatch.setattr(benchmark, "started", remembered)
-    monkeypatch.setattr(benchmark, "matmul_ceiling", ceiling)
+    monkeypatch.setattr(benchmark, "matmul_peak_flops", ceiling)
     figures, _, _ = measured(tmp_path, "--backbone", "primus_tiny")
-    assert figures["flops"]["matmul_ceiling"] == 1e12
+    assert figures["flops"]["matmul_peak_flops"] == 1e12
 
 
 def test_attention_is_counted_on_this_device():
-    from nnunet_ssl.trainers.profiling.ceiling import flop_counter
+    from nnunet_ssl.trainers.profiling.peak_flops import flop_counter
 
     product = 2 * 2 * 16 * 16 * 6
     q = torch.randn(1, 2, 16, 6, requires_grad=True)
@@ -257,4 +257,4 @@ def test_out_of_memory_names_the_batch_that_fits(measured, tmp_path, monkeypatch
         measured(tmp_path, "--backbone", "primus_tiny", "--batch-size", "8")
     message = capsys.readouterr().err
     assert "Out of memory with a batch of 8 at 32 x 32 x 32 voxels" in message
-    assert "The largest that ran has 2: --batch-size 2, or 8 in parts of 2: --set accumulate=4" in message
+    assert "The largest that ran has 2: --batch-size 2, or 8 in micro-batches of 2: --set accumulate=4" in message

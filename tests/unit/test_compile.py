@@ -14,7 +14,7 @@ from nnunet_ssl.backbones.drop_path import ImageDropPath, drop_by_image, use_key
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.trainers.device.compiling import Compiler
-from nnunet_ssl.views.draws import ImageGenerator
+from nnunet_ssl.views.rng import ImageGenerator
 
 PATCH = (16, 24, 32)
 OWN = [get_method(m) for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]

@@ -120,8 +120,8 @@ def test_left_out_cases_are_merged_and_forgotten(tmp_path: Path) -> None:
     folder = str(tmp_path)
     left_out.update_left_out(folder, [], {})
     assert not (tmp_path / left_out.FILE).exists()
-    left_out.update_left_out(folder, "abc", {n: left_out.describe(cases[n], "why", "fingerprint") for n in "ab"})
-    left_out.update_left_out(folder, "bc", {"c": left_out.describe(cases["c"], "too", "preprocessing")})
+    left_out.update_left_out(folder, "abc", {n: left_out.left_out_row(cases[n], "why", "fingerprint") for n in "ab"})
+    left_out.update_left_out(folder, "bc", {"c": left_out.left_out_row(cases["c"], "too", "preprocessing")})
     written = json.loads((tmp_path / left_out.FILE).read_text())
     assert {name: entry["reason"] for name, entry in written.items()} == {"a": "why", "c": "too"}
     assert written["a"]["files"] == [str(image)]

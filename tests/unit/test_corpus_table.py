@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from nnunet_ssl.cli.corpus import main
+from nnunet_ssl.corpus.overview.build import build_overview, describe_columns
 from nnunet_ssl.corpus.overview.describe import add_slices, describe_dataset
 from nnunet_ssl.corpus.overview.duplicates import find_duplicates
-from nnunet_ssl.corpus.overview.look import describe_columns, look_at
 from nnunet_ssl.corpus.overview.samples import thumbnail
 from nnunet_ssl.corpus.overview.sections import as_text
 from nnunet_ssl.corpus.sampling import sampling_weights
@@ -147,7 +147,7 @@ def test_a_dataset_that_was_not_imported(tmp_path, tiny_dataset):
     assert table["problem"].notna().tolist() == [False, True, False]
     assert table.loc[0, ["depth", "height", "width", "spacing_z", "channels"]].tolist() == [20, 24, 28, 1.0, 2]
     assert table["modality"].tolist() == ["MR+MR"] * 3
-    sections, samples = look_at(str(folder), table, num_samples=5, duplicates=True, num_processes=1)
+    sections, samples = build_overview(str(folder), table, num_samples=5, duplicates=True, num_processes=1)
     text = as_text(sections)
     assert "not a gzip file" in text
     assert [s.case for s in samples] == ["tiny_00", "tiny_02"]
@@ -180,7 +180,7 @@ def test_thumbnails_are_upright_and_keep_the_shape_of_the_body():
 def test_pictures_of_a_corpus_have_every_image(tmp_path, tiny_dataset):
     folder = tiny_dataset(tmp_path, num_cases=12)
     table = describe_dataset(str(folder), 2, show_progress=False)
-    _, samples = look_at(str(folder), table, num_samples=11, duplicates=False, num_processes=1)
+    _, samples = build_overview(str(folder), table, num_samples=11, duplicates=False, num_processes=1)
     assert len(samples) == 11
     sheet = contact_sheet(samples, table)
     assert len(sheet.axes) == 11

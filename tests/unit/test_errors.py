@@ -45,17 +45,19 @@ PLAIN = {
     "finetune/schedules.py": {"make_schedule": MISUSE},
     "integration/ext_trainers/nnunet_ssl_trainers.py": {"__getattr__": "Python's protocol of modules"},
     "methods/models_genesis.py": {"ModelsGenesis._shuffle_widths": MISUSE},
-    "trainers/loop/parts.py": {"_views": "a task of others that prepares what cannot be split is its author's mistake"},
+    "trainers/loop/micro_batches.py": {
+        "_views": "a task of others that prepares what cannot be split is its author's mistake"
+    },
     "report/compare.py": {"compare": MISUSE, "_interval": MISUSE},
     "report/page.py": {"Page.table": MISUSE, "Page.figure": MISUSE},
     "report/pictures.py": dict.fromkeys(("draw_preview", "draw_overlay", "_first_channel", "_checked_spacing"), MISUSE),
     "settings/blocks.py": {"require": "for `__post_init__` of configs, see the test below"},
-    "trainers/data/batches.py": {"Parts.join": MISUSE},
+    "trainers/data/batches.py": {"Chunks.join": MISUSE},
     "trainers/launch.py": {"wait_for": "a bug in one of several processes, with its traceback"},
     "trainers/data/patches.py": {"PatchDataset.__init__": MISUSE},
     "trainers/ssl_trainer.py": {"SSLTrainer.initialize": MISUSE},
     "views/crops.py": {"check_crop": "called by `views`"},
-    "views/draws.py": {"dropped": MISUSE, "_views": MISUSE},
+    "views/rng.py": {"dropped": MISUSE, "_views": MISUSE},
     "views/masks.py": {"check_ratio": "for `__post_init__`"},
 }
 # Functions of configs and tasks whose ValueError becomes a SettingsError that names the block: `read_config`, `views_of`.

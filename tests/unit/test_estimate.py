@@ -53,9 +53,9 @@ def test_the_largest_batch_is_the_largest_that_fits(per_image, images_needed):
 
 def test_the_fewest_parts_that_fit():
     curve = Curve(Steps(), 1, False)
-    assert [curve.parts(8, card) for card in CARDS] == [4, 2, 1]
-    assert [curve.parts(7, card) for card in CARDS] == [7, 7, 1]  # equal parts
-    assert [Curve(Steps(80.0), 1, False).parts(8, card) for card in CARDS] == [None, None, None]
+    assert [curve.micro_batches(8, card) for card in CARDS] == [4, 2, 1]
+    assert [curve.micro_batches(7, card) for card in CARDS] == [7, 7, 1]  # equal parts
+    assert [Curve(Steps(80.0), 1, False).micro_batches(8, card) for card in CARDS] == [None, None, None]
 
 
 def test_room_is_asked_for_beside_the_tensors():

@@ -16,12 +16,12 @@ from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.export.downstream import check_loads_downstream, empty_network, load_like_downstream
 from nnunet_ssl.checkpoints.export.formats import export_nnssl, export_safetensors
 from nnunet_ssl.checkpoints.export.portable import ExportOptions, portable
 from nnunet_ssl.checkpoints.export.private import PATH, Scrubber
 from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.errors import CheckpointError
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "fixtures"
@@ -280,7 +280,7 @@ def test_crops_smaller_than_the_recommended_patch(backbone: str, stated: list[in
         checkpoint["nnssl_adaptation_plan"]["recommended_downstream_patchsize"] = [32, 32, 32]
     made = portable(checkpoint).checkpoint
     assert made["nnssl_adaptation_plan"].get("pretrain_patch_size") == stated
-    assert prepare_source(made)[1]["patch_size"] == checkpoint["ssl"]["patch_size"]
+    assert canonical_weights(made)[1]["patch_size"] == checkpoint["ssl"]["patch_size"]
     check_loads_downstream(made)
 
 
@@ -293,7 +293,7 @@ def test_swapped_token_order_is_the_exact_inverse() -> None:
     swapped = portable(checkpoint, ExportOptions(token_order="swapped")).checkpoint
     assert swapped["ssl"]["token_order"] == "swapped"
     assert not same(swapped["network_weights"], cubic)
-    weights, info = prepare_source(swapped)
+    weights, info = canonical_weights(swapped)
     assert same(weights, cubic)
     assert "converted to natural order" in info["notes"][0]
     with pytest.raises(ValueError, match="natural, swapped, found 'other'"):
@@ -323,8 +323,8 @@ def test_nnssls_own_checkpoints_come_out_in_natural_order_and_usable(trainer: st
     made = export_nnssl(theirs, tmp_path / "out").checkpoint
     plan = made["nnssl_adaptation_plan"]
     assert plan["key_to_encoder"] == ("eva" if "Eva" in trainer else "encoder.stages")
-    again, info = prepare_source(read_checkpoint(tmp_path / "out" / "checkpoint_final.pth"))
-    expected, original = prepare_source(theirs)
+    again, info = canonical_weights(read_checkpoint(tmp_path / "out" / "checkpoint_final.pth"))
+    expected, original = canonical_weights(theirs)
     assert same(again, expected)
     assert info["notes"] == []
     assert {k: v for k, v in info.items() if k != "notes"} == {k: v for k, v in original.items() if k != "notes"}

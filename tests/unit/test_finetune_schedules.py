@@ -15,7 +15,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet, Resi
 from torch import Tensor, nn
 
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.finetune.parts import encoder_parameters, layers
+from nnunet_ssl.finetune.layers import encoder_parameters, layers
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import SCHEDULE_NAMES, USED, make_schedule
 from nnunet_ssl.recipes import FINETUNING, resolve
@@ -247,7 +247,7 @@ def test_what_is_fresh_in_the_encoder_trains_with_the_decoder(backbone):
     assert resumed.fresh == (stem,)
     resumed.optimizer.load_state_dict(state)
     assert resumed.network.get_parameter(stem).requires_grad
-    assert "1 tensors of the encoder" in resumed.describe(1)
+    assert "1 tensors of the encoder" in resumed.phase_at(1)
 
 
 def test_changed_phases_are_told_on_resume():
@@ -276,7 +276,7 @@ def test_layer_decay_slows_down_towards_the_image():
     phases = make("primus", "layer_decay", settings)
     phases.step(2)
     assert [g["lr"] for g in phases.optimizer.param_groups] == pytest.approx([1e-2 * 0.5**i for i in range(5)])
-    assert "0.0625 for stem" in phases.describe(2)
+    assert "0.0625 for stem" in phases.phase_at(2)
 
 
 @pytest.fixture

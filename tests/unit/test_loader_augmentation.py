@@ -8,7 +8,7 @@ import torch
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert2DTo3DTransform, Convert3DTo2DTransform
 
-from nnunet_ssl.trainers.data.augmentation import SCALING, Augmentation, Turn, matrix
+from nnunet_ssl.trainers.data.augmentation import SCALING, AffineParams, Augmentation, matrix
 from nnunet_ssl.trainers.data.finishing import Box, finish_box
 
 THIRTY = (-np.pi / 6, np.pi / 6)
@@ -26,16 +26,18 @@ def cut(volume: torch.Tensor, size: tuple[int, ...]) -> torch.Tensor:
     return volume[(slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))]
 
 
-def nnunets_own(size, in_plane, turn: Turn, mirrored: tuple[int, ...], image: torch.Tensor, mask: torch.Tensor):
+def nnunets_own(
+    size, in_plane, affine: AffineParams, mirrored: tuple[int, ...], image: torch.Tensor, mask: torch.Tensor
+):
     """What batchgeneratorsv2's transforms make of the largest box."""
     spatial = SpatialTransform(
         size[1:] if in_plane else size,
         patch_center_dist_from_border=0,
         random_crop=False,
         p_rotation=1,
-        rotation=lambda dim, **_: turn.angles[dim],
+        rotation=lambda dim, **_: affine.angles[dim],
         p_scaling=1,
-        scaling=turn.scale,
+        scaling=affine.scale,
         p_synchronize_scaling_across_axes=1,
         border_mode_seg="zeros",
     )
@@ -61,25 +63,25 @@ def test_same_as_nnunet_on_the_largest_box(geometry, by_products, half):
     for seed in range(24):
         np.random.seed(seed)
         torch.manual_seed(seed)
-        turn, mirrored = augmentation.draw(), augmentation.draw_mirrored()
-        read = augmentation.read_size(turn)
+        affine, mirrored = augmentation.draw(), augmentation.draw_mirrored()
+        read = augmentation.read_size(affine)
         assert all(r <= most for r, most in zip(read, augmentation.largest_read(), strict=True))
-        box = Box(cut(volume, read), cut(mask, read), turn, mirrored)
+        box = Box(cut(volume, read), cut(mask, read), affine, mirrored)
         ours, excluded = finish_box(box, size, by_products)
         assert ours.shape[1:] == excluded.shape[1:] == size
         assert excluded.dtype is torch.bool
-        kinds.add((turn is not None and any(turn.angles), turn is not None and turn.scale != 1))
+        kinds.add((affine is not None and any(affine.angles), affine is not None and affine.scale != 1))
         mirrorings.add(mirrored)
-        if turn is None:
+        if affine is None:
             assert torch.equal(ours, cut(volume, size).flip([a + 1 for a in mirrored]))
             assert torch.equal(excluded, cut(mask, size).flip([a + 1 for a in mirrored]))
             continue
         smaller += np.prod(read) < np.prod(largest)
-        image, hidden = nnunets_own(size, in_plane, turn, mirrored, cut(volume, largest).float(), cut(mask, largest))
+        image, hidden = nnunets_own(size, in_plane, affine, mirrored, cut(volume, largest).float(), cut(mask, largest))
         assert ours.dtype is torch.float32
         torch.testing.assert_close(ours, image, atol=2e-4, rtol=0)
         # Where both labels weigh the same, the smaller box may decide otherwise. Nobody knows what lies beyond the largest.
-        alone, outside = finish_box(Box(box.image, None, turn, mirrored), size, by_products)
+        alone, outside = finish_box(Box(box.image, None, affine, mirrored), size, by_products)
         assert torch.equal(alone, ours)
         outside = torch.zeros_like(hidden) if outside is None else outside
         assert (excluded != (hidden | outside)).float().mean() < 0.01
@@ -99,24 +101,26 @@ def test_masks_are_exactly_nnunets_on_the_same_box(geometry, threshold):
     for number, seed in enumerate(range(12)):
         np.random.seed(seed)
         drawn = augmentation.draw()
-        turn = Turn((0.0,) * len(drawn.angles), 0.75) if number % 4 == 0 else drawn  # a quarter of a voxel: many ties
-        read = augmentation.read_size(turn)
+        affine = (
+            AffineParams((0.0,) * len(drawn.angles), 0.75) if number % 4 == 0 else drawn
+        )  # a quarter of a voxel: many ties
+        read = augmentation.read_size(affine)
         image = torch.randn(1, *read, generator=generator)
         mask = image > threshold
-        _, ours = finish_box(Box(image, mask, turn, (0,)), size)
-        _, theirs = nnunets_own(size, in_plane, turn, (0,), image, mask)
-        outside, border = looked_beyond(size, turn, (0,), read, tuple((0, n) for n in read))
+        _, ours = finish_box(Box(image, mask, affine, (0,)), size)
+        _, theirs = nnunets_own(size, in_plane, affine, (0,), image, mask)
+        outside, border = looked_beyond(size, affine, (0,), read, tuple((0, n) for n in read))
         assert torch.equal(ours | border, theirs | outside | border)
 
 
-def looked_beyond(size, turn, mirrored, read, extent):
+def looked_beyond(size, affine, mirrored, read, extent):
     """Whether the nearest voxel lies outside of the extent, in double precision, and where rounding decides that: [1, *size]."""
-    still = len(size) - len(turn.angles)
+    still = len(size) - len(affine.angles)
     voxels = np.stack(np.meshgrid(*(np.arange(n) for n in size), indexing="ij"), axis=-1).astype(float)
     for axis in mirrored:
         voxels[..., axis] = size[axis] - 1 - voxels[..., axis]
     looked = voxels - (np.array(size) - 1) / 2
-    looked[..., still:] = looked[..., still:] @ matrix(turn).T
+    looked[..., still:] = looked[..., still:] @ matrix(affine).T
     looked += (np.array(read) - 1) / 2
     first, last = np.array(extent).T
     distance = np.minimum(looked - (first - 0.5), (last - 0.5) - looked).min(axis=-1)
@@ -133,26 +137,26 @@ def test_what_lies_outside_of_the_image_is_excluded(geometry, by_products):
     found = set()
     for seed in range(40):
         np.random.seed(seed)
-        turn, mirrored = augmentation.draw(), (0, len(size) - 1) if seed % 3 else ()
-        read = augmentation.read_size(turn)
+        affine, mirrored = augmentation.draw(), (0, len(size) - 1) if seed % 3 else ()
+        read = augmentation.read_size(affine)
         extent = tuple((int(generator.integers(0, n // 2 + 1)), n - int(generator.integers(0, n // 2))) for n in read)
         if generator.random() < 0.3:
             extent = None
         whole = extent or tuple((0, n) for n in read)
-        still = Turn((0.0,) * len(size), 1.0)
-        outside, border = looked_beyond(size, turn or still, mirrored, read, whole)
+        still = AffineParams((0.0,) * len(size), 1.0)
+        outside, border = looked_beyond(size, affine or still, mirrored, read, whole)
         mask = (
             torch.rand(1, *read, generator=torch.Generator().manual_seed(seed)) > 0.5
             if generator.random() < 0.5
             else None
         )
         image = torch.ones(1, *read)
-        _, without = finish_box(Box(image, mask, turn, mirrored), size, by_products)
-        _, ours = finish_box(Box(image, mask, turn, mirrored, extent), size, by_products)
+        _, without = finish_box(Box(image, mask, affine, mirrored), size, by_products)
+        _, ours = finish_box(Box(image, mask, affine, mirrored, extent), size, by_products)
         ours = torch.zeros_like(outside) if ours is None else ours
         expected = outside if without is None else outside | without
-        assert torch.equal(ours | border, expected | border), (seed, turn)
-        found.add((turn is None, extent is None, mask is None))
+        assert torch.equal(ours | border, expected | border), (seed, affine)
+        found.add((affine is None, extent is None, mask is None))
     assert len(found) >= 7
 
 
@@ -176,6 +180,6 @@ def test_decisions_have_nnunets_probabilities_and_ranges():
 def test_nothing_more_is_read_for_a_patch_that_stays_as_it_is():
     augmentation = Augmentation((8, 10, 12), p=0.2, rotation=THIRTY, largest=(20, 20, 20))
     assert augmentation.read_size(None) == (8, 10, 12)
-    assert augmentation.read_size(Turn((0.0, 0.0, 0.0), 1.0)) == (8, 10, 12)
-    assert augmentation.read_size(Turn((0.0, 0.0, 0.0), 0.7)) == (6, 8, 10)
+    assert augmentation.read_size(AffineParams((0.0, 0.0, 0.0), 1.0)) == (8, 10, 12)
+    assert augmentation.read_size(AffineParams((0.0, 0.0, 0.0), 0.7)) == (6, 8, 10)
     assert Augmentation((8, 8)).draw() is None

@@ -14,11 +14,11 @@ from scipy.ndimage import gaussian_filter
 from nnunet_ssl.trainers.data import batches, packing
 from nnunet_ssl.trainers.data.augmentation import Augmentation
 from nnunet_ssl.trainers.data.batches import Positions, load_batches
-from nnunet_ssl.trainers.data.corpus import Corpus, Source
+from nnunet_ssl.trainers.data.corpus import Corpus, CorpusDataset
 from nnunet_ssl.trainers.data.finishing import Box
 from nnunet_ssl.trainers.data.packing import Packer, tensors_of, unpack
+from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.trainers.data.patches import PatchDataset
-from nnunet_ssl.trainers.data.places import Places
 from nnunet_ssl.trainers.data.recycling import FREE, SharedMemory, give_back
 from nnunet_ssl.views.spec import Views
 
@@ -32,7 +32,7 @@ GEOMETRIES = {
 }
 
 
-def write(folder: Path, dtype: type, channels: int, anonymised: bool, seed: int) -> Source:
+def write(folder: Path, dtype: type, channels: int, anonymised: bool, seed: int) -> CorpusDataset:
     """Three smooth volumes; in two of them a corner is anonymised, if any."""
     folder.mkdir()
     for number in range(3):
@@ -42,25 +42,25 @@ def write(folder: Path, dtype: type, channels: int, anonymised: bool, seed: int)
         labels[:, :13, :20, :20] = 2 * (number < 2)
         parts = ((1, 26, 30, 28), (1, 26, 30, 28))
         nnUNetDatasetBlosc2.save_case(image.astype(dtype), labels, {}, str(folder / f"case_{number}"), *parts)
-    return Source(folder.name, str(folder), anonymised_label=2 if anonymised else None)
+    return CorpusDataset(folder.name, str(folder), anonymised_label=2 if anonymised else None)
 
 
 @pytest.fixture
 def dataset(tmp_path):
-    """Function (geometry, dtypes and whether there are anonymised voxels of each source, channels, regions) -> patches."""
+    """Function (geometry, dtypes and whether there are anonymised voxels of each dataset, channels, regions) -> patches."""
 
     def make(geometry: str, kinds: list[tuple[type, bool]], channels: int = 1, regions: int = 1) -> PatchDataset:
         size, in_plane, largest = GEOMETRIES[geometry]
-        sources = [
+        datasets = [
             write(tmp_path / f"Dataset{n:03d}_A", dtype, channels, anonymised, n)
             for n, (dtype, anonymised) in enumerate(kinds)
         ]
-        corpus = Corpus(sources, Corpus.all_identifiers(sources))
+        corpus = Corpus(datasets, Corpus.all_identifiers(datasets))
         axes = tuple(range(len(size)))
         augmentation = Augmentation(size, 0.4, THIRTY, in_plane=in_plane, largest=largest, mirror_axes=axes)
         views = replace(Views(size, size), regions=regions)
         return PatchDataset(
-            corpus, views, augmentation, Places(corpus), seed=1, stream=0, separate_channels=channels == 1,
+            corpus, views, augmentation, PatchSampler(corpus), seed=1, stream=0, separate_channels=channels == 1,
             finish_later=True,
         )  # fmt: skip
 
@@ -70,7 +70,7 @@ def dataset(tmp_path):
 def in_worker(data: PatchDataset) -> PatchDataset:
     """The same patches, finished where they are read."""
     settings = {"seed": data.seed, "stream": data.stream, "separate_channels": data.separate_channels}
-    return PatchDataset(data.corpus, data.views, data.augmentation, data.places, **settings)
+    return PatchDataset(data.corpus, data.views, data.augmentation, data.sampler, **settings)
 
 
 def load(data: PatchDataset, workers: int = 0, total: int = 8, local: int = 8, offset: int = 0) -> list[dict]:
@@ -95,7 +95,7 @@ def test_finished_on_the_device_as_in_a_reading_process(case, workers, dataset, 
     data = dataset(*CASES[case])
     expected, excluded = load(in_worker(data)), 0
     for part in (8, 3):  # in one piece, and 3, 3 and 2
-        monkeypatch.setattr(batches, "PART_BYTES", part * data.bytes_per_sample())
+        monkeypatch.setattr(batches, "CHUNK_BYTES", part * data.bytes_per_sample())
         for batch, other in zip(load(data, workers), expected, strict=True):
             found = unpack(batch, data.views)
             assert batch["key"] == other["key"]
@@ -106,7 +106,7 @@ def test_finished_on_the_device_as_in_a_reading_process(case, workers, dataset, 
             assert torch.equal(found["excluded"], other["excluded"])
             excluded += int(found["excluded"].any())
     assert excluded  # where there are no masks, what turning brought in from beyond the image
-    turned = [b.turn for batch in load(data) for p in batch["packed"] for b in p.boxes()]
+    turned = [b.affine for batch in load(data) for p in batch["packed"] for b in p.boxes()]
     assert len({(t is not None and any(t.angles), t is not None and t.scale != 1) for t in turned}) == 4
 
 
@@ -190,7 +190,7 @@ def test_memory_of_a_reading_process_is_given_back_as_soon_as_it_was_copied(move
 def test_samples_with_other_channels_are_no_batch(dataset, tmp_path):
     data = dataset("volumes", [(np.float32, False)], 2)
     other = write(tmp_path / "Dataset009_B", np.float32, 3, False, 9)
-    sources = [*data.corpus.sources.values(), other]
-    data.corpus = Corpus(sources, Corpus.all_identifiers(sources))
+    datasets = [*data.corpus.datasets.values(), other]
+    data.corpus = Corpus(datasets, Corpus.all_identifiers(datasets))
     with pytest.raises(ValueError, match=r"differ in channels: [23] \(Dataset00\d.*\) and [23] \(Data"):
         load(data)

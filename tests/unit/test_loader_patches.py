@@ -17,10 +17,10 @@ from nnunet_ssl.planners.preprocessing.foreground import LOCATIONS, SHARE
 from nnunet_ssl.planners.sharing.finished import discard
 from nnunet_ssl.trainers.data import batches
 from nnunet_ssl.trainers.data.augmentation import Augmentation
-from nnunet_ssl.trainers.data.batches import Parts, Positions, load_batches
-from nnunet_ssl.trainers.data.corpus import Corpus, Source, read_box, storage_and_cases
+from nnunet_ssl.trainers.data.batches import Chunks, Positions, load_batches
+from nnunet_ssl.trainers.data.corpus import Corpus, CorpusDataset, read_box, storage_and_cases
+from nnunet_ssl.trainers.data.patch_sampler import AROUND_ANATOMY, PatchSampler, around
 from nnunet_ssl.trainers.data.patches import PatchDataset
-from nnunet_ssl.trainers.data.places import AROUND_ANATOMY, Places, around
 from nnunet_ssl.trainers.data.sampling_locations import SamplingLocations
 from nnunet_ssl.views.spec import Views
 
@@ -40,10 +40,10 @@ def numbered(channels: int = 1) -> np.ndarray:
     return np.stack([place + 1_000_000 * c for c in range(channels)])
 
 
-def dataset(sources, size=(8, 8, 8), *, min_foreground=0.0, weights=None, views=None, **kwargs) -> PatchDataset:
-    sources = sources if isinstance(sources, list) else [sources]
-    corpus = Corpus(sources, Corpus.all_identifiers(sources))
-    places = Places(corpus, min_foreground)
+def dataset(datasets, size=(8, 8, 8), *, min_foreground=0.0, weights=None, views=None, **kwargs) -> PatchDataset:
+    datasets = datasets if isinstance(datasets, list) else [datasets]
+    corpus = Corpus(datasets, Corpus.all_identifiers(datasets))
+    places = PatchSampler(corpus, min_foreground)
     kwargs = {"seed": 0, "stream": 0, "separate_channels": True, **kwargs}
     return PatchDataset(corpus, views or Views(size, size), Augmentation(size), places, weights=weights, **kwargs)
 
@@ -64,7 +64,7 @@ def test_box_is_cut_as_nnunet_does(start):
 def test_what_lies_beyond_the_image_is_excluded(tmp_path):
     """In patches and in the centres of held-out cases; every voxel of the image is above 0, padding is 0."""
     save(tmp_path / "A", "case", numbered() + 1.0)
-    source = Source("A", str(tmp_path / "A"))
+    source = CorpusDataset("A", str(tmp_path / "A"))
     for size in ((8, 8, 8), (8, 30, 25), (40, 40, 40)):
         patch = dataset(source, size)[0]
         assert torch.equal(patch["excluded"], patch["image"] == 0)
@@ -83,7 +83,7 @@ def test_half_precision_stays_half_and_whole_numbers_become_float32(start):
 
 def test_patches_lie_everywhere_alike(tmp_path):
     save(tmp_path / "d", "a", numbered())
-    data = dataset(Source("Dataset001_A", str(tmp_path / "d")), (8, 24, 22))
+    data = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), (8, 24, 22))
     starts = np.array([corner_of_padded(data[i]) for i in range(1500)])
     assert set(starts[:, 0]) == set(range(SHAPE[0] - 8 + 1))
     counts = np.bincount(starts[:, 0])
@@ -110,19 +110,19 @@ def test_only_what_is_needed_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(
         blosc2.NDArray, "__getitem__", lambda a, k: sizes.append(original(a, k).shape) or original(a, k)
     )
-    data = dataset(Source("Dataset001_A", str(tmp_path / "d")))
+    data = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")))
     patches = [data[i] for i in range(30)]
     assert set(sizes) == {(1, 8, 8, 8)}
     assert len(sizes) == 30
     assert {int(p["image"][0, 0, 0, 0]) // 1_000_000 for p in patches} == {0, 1, 2}
     assert not any(p["excluded"].any() for p in patches)
-    together = dataset(Source("Dataset001_A", str(tmp_path / "d")), separate_channels=False)[0]["image"]
+    together = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), separate_channels=False)[0]["image"]
     assert together.shape == (3, 8, 8, 8)
 
 
 def test_flat_patches_are_slices(tmp_path):
     save(tmp_path / "d", "a", numbered())
-    patches = [dataset(Source("Dataset001_A", str(tmp_path / "d")), (8, 8))[i] for i in range(40)]
+    patches = [dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), (8, 8))[i] for i in range(40)]
     assert patches[0]["image"].shape == (1, 8, 8)
     assert patches[0]["excluded"].shape == (1, 8, 8)
     assert len({corner(p)[0] for p in patches}) > 10
@@ -131,11 +131,11 @@ def test_flat_patches_are_slices(tmp_path):
 def test_weights_say_how_often_an_image_is_drawn(tmp_path):
     for number, name in enumerate("abc"):
         save(tmp_path / "d", name, np.full((1, 8, 8, 8), number))
-    data = dataset(Source("Dataset001_A", str(tmp_path / "d")), weights=[0.7, 0.0, 0.3])
+    data = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), weights=[0.7, 0.0, 0.3])
     drawn = [int(data[i]["image"][0, 0, 0, 0]) for i in range(500)]
     assert np.bincount(drawn, minlength=3) / 500 == pytest.approx([0.7, 0, 0.3], abs=0.05)
     with pytest.raises(ValueError, match="2 weights for 3 images"):
-        dataset(Source("Dataset001_A", str(tmp_path / "d")), weights=[0.5, 0.5])
+        dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), weights=[0.5, 0.5])
 
 
 def write_store(folder: Path, cases: dict[str, dict[int, list]], version: int = 1) -> None:
@@ -170,7 +170,7 @@ def test_patches_around_the_anatomy(tmp_path, noted_in):
         save(tmp_path / "d", "a", numbered(), present_labels=[0, 1, 2])
         others = {"another": {2: [[5, 5, 5]] * 3}, "b": {1: [[9, 9, 9]] * 3, 2: [[3, 3, 3]]}}
         write_store(tmp_path / "d", {**others, "a": {1: [[28, 22, 18]], 2: [[1, 1, 1]]}})
-    source = Source("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
+    source = CorpusDataset("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
     starts = [corner(dataset(source)[i]) for i in range(400)]
     assert all(all(0 <= s <= full - 8 for s, full in zip(start, SHAPE, strict=True)) for start in starts)
     last = tuple(full - 8 for full in SHAPE)
@@ -211,7 +211,7 @@ def test_patches_of_an_image_that_is_mostly_air(tmp_path):
     assert foreground.mean() == pytest.approx(0.1, abs=0.01)
     shares = {}
     for name, limit in (("noted", 0.3), ("noted", 0.0), ("silent", 0.3)):
-        data = dataset(Source("Dataset001_A", str(tmp_path / name)), (12, 12, 12), min_foreground=limit)
+        data = dataset(CorpusDataset("Dataset001_A", str(tmp_path / name)), (12, 12, 12), min_foreground=limit)
         shares[name, limit] = np.array([data[i]["image"].mean().item() for i in range(200)])
         again = data[7]["image"]
         assert torch.equal(again, data[7]["image"])
@@ -225,7 +225,7 @@ def test_patches_of_an_image_that_is_mostly_air(tmp_path):
 
 def test_an_image_no_larger_than_the_patch_is_taken_as_it_is(tmp_path):
     save(tmp_path / "d", "a", np.ones((1, 6, 6, 6)))
-    patch = dataset(Source("Dataset001_A", str(tmp_path / "d")), min_foreground=0.9)[0]["image"]
+    patch = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), min_foreground=0.9)[0]["image"]
     assert patch.sum() == 6**3
     assert around(np.array([[9, 9, 9]]), (10, 10, 10), (4, 4, 4)) == [6, 6, 6]
 
@@ -246,7 +246,7 @@ def test_numpy_storage_of_older_nnunets_is_read(tmp_path):
     np.save(tmp_path / "d" / "a.npy", numbered().astype(np.float32))
     np.save(tmp_path / "d" / "a_seg.npy", np.full((1, *SHAPE), 2))
     (tmp_path / "d" / "a.pkl").write_bytes(b"\x80\x04}\x94.")
-    patch = dataset(Source("Dataset001_A", str(tmp_path / "d"), anonymised_label=2))[0]
+    patch = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d"), anonymised_label=2))[0]
     assert patch["excluded"].all()
     assert corner(patch) != (0, 0, 0)
 
@@ -254,7 +254,7 @@ def test_numpy_storage_of_older_nnunets_is_read(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_error_arrives_with_its_own_traceback(tmp_path, workers):
     save(tmp_path / "d", "broken", numbered())
-    data = dataset(Source("Dataset001_A", str(tmp_path / "d")))
+    data = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")))
     (tmp_path / "d" / "broken.b2nd").unlink()
     upcoming = load_batches(data, Positions(range(2), 1, 1, 0, repeat=False), workers, torch.device("cpu"))
     with pytest.raises(FileNotFoundError) as caught:
@@ -268,12 +268,12 @@ def test_an_error_arrives_with_its_own_traceback(tmp_path, workers):
 def test_batches_are_the_same_in_one_piece_and_in_uneven_parts(tmp_path, workers, monkeypatch):
     save(tmp_path / "d", "a", numbered())
     save(tmp_path / "d", "b", numbered() + 0.5)
-    data = dataset(Source("Dataset001_A", str(tmp_path / "d"), anonymised_label=2))
+    data = dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d"), anonymised_label=2))
     positions = Positions(range(3), 10, 5, 5, repeat=False)  # the second of two processes
 
     def load(part: int) -> list:
-        monkeypatch.setattr(batches, "PART_BYTES", part * data.bytes_per_sample())
-        assert Parts.of(5, data.bytes_per_sample()).size == part
+        monkeypatch.setattr(batches, "CHUNK_BYTES", part * data.bytes_per_sample())
+        assert Chunks.of(5, data.bytes_per_sample()).size == part
         return list(load_batches(data, positions, workers, torch.device("cpu")))
 
     whole = load(5)
@@ -288,16 +288,16 @@ def test_batches_are_the_same_in_one_piece_and_in_uneven_parts(tmp_path, workers
 
 def test_large_batches_are_shared_by_the_workers_and_few_are_on_their_way():
     large, small = 160**3 * 5, 64**3 * 5
-    assert Parts.of(8, large).size == 1
-    assert Parts.of(8, 4 * large).size == 1  # larger than a part may be
-    assert Parts.of(8, small).size == 8
-    assert Parts.of(8, 96**3 * 5).size == 4  # not 7 and 1
-    assert Parts.of(8, large).prefetched(8, 4) * 8 == 4 * 8  # samples: four batches
-    assert Parts.of(8, small).prefetched(8, 4) == 2  # batches of each worker
-    assert list(Parts(5, 2).split([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]))[2:4] == [[4], [5, 6]]
+    assert Chunks.of(8, large).size == 1
+    assert Chunks.of(8, 4 * large).size == 1  # larger than a part may be
+    assert Chunks.of(8, small).size == 8
+    assert Chunks.of(8, 96**3 * 5).size == 4  # not 7 and 1
+    assert Chunks.of(8, large).prefetched(8, 4) * 8 == 4 * 8  # samples: four batches
+    assert Chunks.of(8, small).prefetched(8, 4) == 2  # batches of each worker
+    assert list(Chunks(5, 2).split([[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]))[2:4] == [[4], [5, 6]]
 
 
 def test_samples_of_different_shapes_are_no_batch():
     parts = [{"image": torch.zeros(1, 2, 4), "key": ["a"]}, {"image": torch.zeros(1, 1, 4), "key": ["b"]}]
     with pytest.raises(ValueError, match=r"\(1, 4\) \(b\) and \(2, 4\) \(a\)"):
-        list(Parts(2, 1).join(parts, torch.device("cpu")))
+        list(Chunks(2, 1).join(parts, torch.device("cpu")))

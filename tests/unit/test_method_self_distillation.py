@@ -79,7 +79,7 @@ def test_the_teacher_sees_what_is_hidden_and_the_student_does_not(kind, make, ba
     inputs = prepared(method, batch_of(PATCH))
     other = {**inputs, "image": torch.where(inputs["hidden"], torch.randn_like(inputs["image"]), inputs["image"])}
     first, second = method.encode(inputs), method.encode(other)
-    for name in ("token", "image", "painted"):
+    for name in ("token", "image", "reconstructed"):
         torch.testing.assert_close(first[name], second[name])
     for name in ("teacher_token", "teacher_image"):
         assert (first[name] - second[name]).abs().max() > 1e-3
@@ -95,8 +95,8 @@ def test_loss_is_painting_and_both_distillations(kind, make, batch_of, prepared)
         centre.value.uniform_(-0.1, 0.1)
     encoded = method.encode(inputs)
     output = method.compare(encoded, inputs)
-    painted = masked_error(encoded["painted"], inputs["image"], inputs["hidden"], "l1")
-    expected = 2.0 * painted
+    reconstructed = masked_error(encoded["reconstructed"], inputs["image"], inputs["hidden"], "l1")
+    expected = 2.0 * reconstructed
     for name, weight in (("token", 0.3), ("image", 0.7)):
         counts = inputs[f"{name}_usable"].flatten()
         seen = encoded[f"teacher_{name}"]
@@ -169,7 +169,7 @@ def test_yardstick_is_what_equal_prototypes_and_the_mean_cost(make, batch_of, pr
             head.prototypes.copy_(head.prototypes[:1].expand_as(head.prototypes))
     encoded = method.encode(inputs)
     counted = inputs["image"][inputs["hidden"]]
-    encoded["painted"] = counted.mean().expand_as(inputs["image"])
+    encoded["reconstructed"] = counted.mean().expand_as(inputs["image"])
     loss = method.compare(encoded, inputs).loss
     assert method.yardstick(inputs).item() == pytest.approx(loss.item(), rel=1e-4)
     assert method.yardstick(inputs).item() == pytest.approx(counted.var(correction=0).item() + 0.2 * log(48), rel=1e-4)

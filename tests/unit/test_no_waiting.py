@@ -27,12 +27,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.trainers.data.augmentation import Turn
-from nnunet_ssl.trainers.data.batches import Parts
+from nnunet_ssl.trainers.data.augmentation import AffineParams
+from nnunet_ssl.trainers.data.batches import Chunks
 from nnunet_ssl.trainers.data.finishing import Box
 from nnunet_ssl.trainers.data.packing import Packer, unpack
 from nnunet_ssl.trainers.loop import stepping
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.spec import Views
 
@@ -119,7 +119,7 @@ def on_host(place: Any) -> Any:
     return torch.as_tensor(place) if isinstance(place, (Sequence, np.ndarray)) else place
 
 
-class OnGPU(draws.ImageGenerator):
+class OnGPU(rng.ImageGenerator):
     """An image generator whose numbers are wanted on a GPU; a real one would need the GPU."""
 
     device = torch.device(GPU)  # type: ignore[assignment]
@@ -162,8 +162,8 @@ def step(make: Any, batch_of: Any, monkeypatch: pytest.MonkeyPatch, kind: str, p
     batch = batch_of(patch, 2, 4, **options)
     generator = OnGPU(GPU, 3, range(4))
     real = torch.Generator
-    monkeypatch.setattr(draws, "ImageGenerator", OnGPU)
-    monkeypatch.setattr(draws.torch, "Generator", lambda device=None: real())
+    monkeypatch.setattr(rng, "ImageGenerator", OnGPU)
+    monkeypatch.setattr(rng.torch, "Generator", lambda device=None: real())
     for module in (torch, stepping):  # a GPU of this kind knows no autocast
         monkeypatch.setattr(module, "autocast", lambda *_args, **_options: nullcontext())
     paths = drop_by_image(method)
@@ -208,10 +208,10 @@ def test_parts_of_a_batch_do_not_wait(method_class, kind, make, batch_of, monkey
 BOXES = {
     "as they are": ((1, 8, 8, 8), None, ()),
     "mirrored": ((1, 8, 8, 8), None, (0, 2)),
-    "scaled": ((1, 10, 10, 10), Turn((0.0, 0.0, 0.0), 1.3), (1,)),
-    "rotated": ((1, 12, 13, 11), Turn((0.3, -0.2, 0.1), 1.0), (0,)),
-    "both": ((1, 12, 13, 11), Turn((0.3, -0.2, 0.1), 1.2), (1, 2)),
-    "in plane": ((1, 8, 13, 11), Turn((0.3, -0.2), 1.2), (0, 2)),
+    "scaled": ((1, 10, 10, 10), AffineParams((0.0, 0.0, 0.0), 1.3), (1,)),
+    "rotated": ((1, 12, 13, 11), AffineParams((0.3, -0.2, 0.1), 1.0), (0,)),
+    "both": ((1, 12, 13, 11), AffineParams((0.3, -0.2, 0.1), 1.2), (1, 2)),
+    "in plane": ((1, 8, 13, 11), AffineParams((0.3, -0.2), 1.2), (0, 2)),
 }
 
 
@@ -226,7 +226,7 @@ def test_finishing_a_batch_does_not_wait(regions, dtype):
     keys = [{"boxes": boxes[i : i + regions], "key": str(i)} for i in range(0, len(boxes), regions)]
     half = len(keys) // 2
     with RefusingConstants(), Refusing():
-        (batch,) = Parts(len(keys), half).gather([Packer()(keys[:half]), Packer()(keys[half:])], torch.device(GPU))
+        (batch,) = Chunks(len(keys), half).gather([Packer()(keys[:half]), Packer()(keys[half:])], torch.device(GPU))
         found = unpack(batch, Views((8, 8, 8), (8, 8, 8), regions))
     first = (len(keys), 2) if regions == 2 else (len(keys),)
     assert {k: (v.device.type, v.dtype, tuple(v.shape)) for k, v in found.items()} == {

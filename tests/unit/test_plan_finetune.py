@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
-from nnunet_ssl.checkpoints.networks.source import network_of
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
+from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.cli.plan_finetune import main
 from nnunet_ssl.errors import CheckpointError, CorpusError
 from nnunet_ssl.planners.finetuning.finetune_geometry import patch_like, patch_within_budget, require_fitting_patch
@@ -155,7 +155,7 @@ def plan(dataset: Path, checkpoint: dict[str, Any] | Path, *flags: str) -> tuple
 @pytest.mark.parametrize("backbone", ["unet", "unet2d", "primus"])
 def test_network_is_read_from_the_plans_or_from_the_shapes(backbone: str) -> None:
     checkpoint = nnunet_checkpoint(backbone)
-    weights, _ = prepare_source(checkpoint)
+    weights, _ = canonical_weights(checkpoint)
     stated = network_of(checkpoint, weights)
     assert stated.source == "the plans in the file"
     assert stated.stride == {"unet": (2, 4, 4), "unet2d": (4, 4), "primus": (8, 8, 8)}[backbone]
@@ -178,7 +178,7 @@ def test_published_networks_are_the_presets(folder: str) -> None:
         "trainer_name": content["trainer"],
         "nnssl_adaptation_plan": content["adaptation_plan"],
     }
-    weights, _ = prepare_source(checkpoint)
+    weights, _ = canonical_weights(checkpoint)
     network = network_of(checkpoint, weights)
     assert network.source == "its nnssl_adaptation_plan"
     bare = network_of({}, weights)
@@ -192,7 +192,7 @@ def test_published_networks_are_the_presets(folder: str) -> None:
 @pytest.mark.parametrize("file", sorted(FIXTURES.glob("*/checkpoint_tiny.pth")), ids=lambda f: f.parent.name)
 def test_a_plan_that_the_weights_contradict_is_not_believed(file: Path) -> None:
     checkpoint = read_checkpoint(file)
-    weights, _ = prepare_source(checkpoint)
+    weights, _ = canonical_weights(checkpoint)
     network = network_of(checkpoint, weights)
     assert network.source == "the shapes of the weights"
     assert network.kwargs.get("embed_dim", 72) == 72
@@ -229,7 +229,7 @@ def test_classes_named_by_files_are_looked_up_not_imported(name: str) -> None:
     architecture = {"network_class_name": name, "arch_kwargs": unet(), "_kw_requires_import": ["conv_op"]}
     checkpoint = nnunet_checkpoint("unet", architecture=architecture)
     with pytest.raises(CheckpointError, match="never imported"):
-        network_of(checkpoint, prepare_source(checkpoint)[0])
+        network_of(checkpoint, canonical_weights(checkpoint)[0])
 
 
 def test_networks_of_other_programs_are_named_as_such() -> None:

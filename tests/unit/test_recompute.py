@@ -13,14 +13,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointError
 
+from nnunet_ssl.backbones.bfloat16_conv3d import avoid_bfloat16_conv3d_bug
 from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.backbones.drop_path import ImageDropPath, drop_by_image
 from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.backbones.recompute import recompute
-from nnunet_ssl.backbones.thin import keep_thin_in_float32
 from nnunet_ssl.methods import get_method
 from nnunet_ssl.trainers.loop import stepping
-from nnunet_ssl.views.draws import ImageGenerator
+from nnunet_ssl.views.rng import ImageGenerator
 
 IMAGES = 4
 PAIRS = [  # method, network, parts, peak of memory against that without, at most
@@ -94,7 +94,7 @@ def pair(make):
         compute_by_product(method)
         keep_layout(method)
         drop_by_image(method)
-        keep_thin_in_float32(method)
+        avoid_bfloat16_conv3d_bug(method)
         frugal = copy.deepcopy(method)
         recompute(frugal, frugal.recomputing)
         return method, frugal

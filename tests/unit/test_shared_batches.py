@@ -11,9 +11,9 @@ import torch
 
 from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.trainers.loop.parts import merge_encoded, split_inputs
-from nnunet_ssl.trainers.loop.stepping import mean_of_parts
-from nnunet_ssl.views.draws import dropped
+from nnunet_ssl.trainers.loop.micro_batches import merge_encoded, split_inputs
+from nnunet_ssl.trainers.loop.stepping import mean_of_micro_batches
+from nnunet_ssl.views.rng import dropped
 
 WORKER = Path(__file__).with_name("shared_batch_worker.py")
 MODULE = runpy.run_path(str(WORKER))
@@ -85,7 +85,7 @@ def test_statistics_of_parts_give_the_mean_of_the_whole():
     """As `after_step` is given them: sums and numbers of rows, which are divided there."""
     rows = torch.arange(12.0).view(4, 3)
     parts = [{"sum": part.sum(dim=0), "rows": torch.tensor(len(part))} for part in (rows[:1], rows[1:])]
-    found = mean_of_parts(parts)
+    found = mean_of_micro_batches(parts)
     torch.testing.assert_close(found["sum"] / found["rows"], rows.mean(dim=0))
-    alone = mean_of_parts(parts[:1])
+    alone = mean_of_micro_batches(parts[:1])
     assert alone["sum"].data_ptr() != parts[0]["sum"].data_ptr()  # compiled code may write over that

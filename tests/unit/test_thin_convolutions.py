@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from nnunet_ssl.backbones.thin import keep_thin_in_float32
+from nnunet_ssl.backbones.bfloat16_conv3d import avoid_bfloat16_conv3d_bug
 
 
 def weight_gradient(depth: int, kernel: int, half: bool, guarded: bool, rubbish: int = 1) -> torch.Tensor:
     torch.manual_seed(0)
     conv = nn.Conv3d(16, 16, kernel, padding=kernel // 2)
     if guarded:
-        keep_thin_in_float32(conv)
+        avoid_bfloat16_conv3d_bug(conv)
     x, target = torch.randn(4, 16, depth, 4, 4), torch.randn(4, 16, depth, 4, 4)
     for _ in range(5):  # memory that is free again and full of numbers nobody could miss
         torch.full((rubbish,), 1e30)
@@ -31,7 +31,7 @@ def test_gradients_are_those_of_float32(depth, kernel):
 
 def test_thick_maps_stay_in_half_precision_and_autocast_is_back_afterwards():
     conv = nn.Conv3d(1, 4, 3, padding=1)
-    keep_thin_in_float32(conv)
+    avoid_bfloat16_conv3d_bug(conv)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert conv(torch.randn(1, 1, 4, 4, 4)).dtype == torch.bfloat16
         assert conv(torch.randn(1, 1, 2, 4, 4)).dtype == torch.float32

@@ -11,7 +11,7 @@ from torch import nn
 
 from nnunet_ssl.backbones.attention import SHORT, attend_by_products_when_short
 from nnunet_ssl.backbones.drop_path import ImageEvaBlock, drop_by_image, use_keys
-from nnunet_ssl.views.draws import ImageGenerator
+from nnunet_ssl.views.rng import ImageGenerator
 
 IMAGES, TOKENS, WIDTH = 6, 5, 24
 

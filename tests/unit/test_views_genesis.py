@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from nnunet_ssl.views.bezier import apply_curve, bezier_intensity, random_curves
-from nnunet_ssl.views.draws import Host
 from nnunet_ssl.views.flips import random_flips
 from nnunet_ssl.views.local_shuffle import box_corners, local_shuffle, places_by_box, random_cuts, random_starts
 from nnunet_ssl.views.painting import boxes_to_mask, random_painting, uniform_integers
+from nnunet_ssl.views.rng import Host
 from nnunet_ssl.views.value_range import value_range
 
 

@@ -8,32 +8,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
 import numpy as np
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import create_affine_matrix_2d, create_affine_matrix_3d
 
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.context import LoaderContext
 
 SCALING = (0.7, 1.4)  # nnU-Net's; larger numbers make objects smaller
 
 
 @dataclass(frozen=True)
-class Turn:
+class AffineParams:
     """One sample's rotation (angles in radians, one per axis) and scaling; both at once, as nnU-Net applies them."""
 
     angles: tuple[float, ...]
     scale: float
 
 
-def matrix(turn: Turn) -> np.ndarray:
+def matrix(affine: AffineParams) -> np.ndarray:
     """nnU-Net's matrix [D, D], from voxels of the region to voxels of what is read, both counted from the centre."""
-    axes = len(turn.angles)
+    axes = len(affine.angles)
     if axes == 3:
-        return create_affine_matrix_3d(turn.angles, [turn.scale] * 3)
-    return create_affine_matrix_2d(turn.angles[-1], [turn.scale] * 2)
+        return create_affine_matrix_3d(affine.angles, [affine.scale] * 3)
+    return create_affine_matrix_2d(affine.angles[-1], [affine.scale] * 2)
 
 
 @dataclass
@@ -52,26 +50,28 @@ class Augmentation:
     largest: tuple[int, ...] = ()
     mirror_axes: tuple[int, ...] = ()
 
-    def draw(self) -> Turn | None:
+    def draw(self) -> AffineParams | None:
         """A sample's rotation and scaling from numpy's global generator; None for neither, as for most samples."""
         rotate, scale = (np.random.uniform() < self.p for _ in range(2))
         if not (rotate or scale):
             return None
         axes = len(self._turned_size())
         angles = tuple(np.random.uniform(*self.rotation) if rotate else 0.0 for _ in range(axes))
-        return Turn(angles, np.random.uniform(*SCALING) if scale else 1.0)
+        return AffineParams(angles, np.random.uniform(*SCALING) if scale else 1.0)
 
     def draw_mirrored(self) -> tuple[int, ...]:
         """The axes along which a sample is mirrored, from torch's global generator."""
         return tuple(MirrorTransform(self.mirror_axes).get_parameters()["axes"])
 
-    def read_size(self, turn: Turn | None) -> tuple[int, ...]:
+    def read_size(self, affine: AffineParams | None) -> tuple[int, ...]:
         """Voxels to read per axis, around the same centre as the region, so that every one that is needed is there."""
-        if turn is None:
+        if affine is None:
             return self.size
-        axes = len(turn.angles)
+        axes = len(affine.angles)
         size, largest = self.size[-axes:], self.largest[-axes:]
-        reach = np.abs(matrix(turn)) @ (np.array(size) - 1)  # distance between the outermost voxels that are looked at
+        reach = np.abs(matrix(affine)) @ (
+            np.array(size) - 1
+        )  # distance between the outermost voxels that are looked at
         grown = [s + 2 * ceil((min(r + 1, most) - s) / 2) for s, r, most in zip(size, reach, largest, strict=True)]
         return (*self.size[:-axes], *(max(g, 1) for g in grown))
 
@@ -87,14 +87,14 @@ class Augmentation:
         return self.size[1:] if self.in_plane else self.size
 
 
-def augmentation(trainer: SSLTrainer) -> Augmentation:
+def augmentation(context: LoaderContext) -> Augmentation:
     """nnU-Net's augmentation as far as the method wants it: its ranges, its probabilities times the method's factor.
 
     Interpolation is linear, batchgeneratorsv2's way; nnssl's is cubic.
     """
-    views = trainer.views
-    rotation, in_plane, read_size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    patch: Sequence[int] = trainer.configuration_manager.patch_size
+    views = context.views
+    rotation, in_plane, read_size, axes = context.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    patch: Sequence[int] = context.configuration_manager.patch_size
     # A region may be larger than the patch it is planned for.
     largest = [ceil(s * max(float(r) / p, 1)) for s, r, p in zip(views.region_size, read_size, patch, strict=True)]
     return Augmentation(

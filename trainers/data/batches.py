@@ -18,7 +18,7 @@ from nnunet_ssl.trainers.data.packing import Packer, require_same_channels, tens
 from nnunet_ssl.trainers.data.patches import PatchDataset
 
 AHEAD = 4  # large batches that are ready or being made; of small ones, each worker has two
-PART_BYTES = 32 << 20  # sending a part takes about a millisecond, however small it is
+CHUNK_BYTES = 32 << 20  # sending a chunk takes about a millisecond, however small it is
 
 
 class Positions:
@@ -37,7 +37,7 @@ class Positions:
 
 
 @dataclass(frozen=True)
-class Parts:
+class Chunks:
     """How the samples of a process' batch are shared among the reading processes: each makes `size` of them at a time.
 
     A small batch is made in one piece. A large one is made by several processes, so that none of them ever holds all of it, and
@@ -48,54 +48,54 @@ class Parts:
     size: int
 
     @classmethod
-    def of(cls, samples: int, bytes_per_sample: int) -> Parts:
-        """As even as possible, none above `PART_BYTES` unless a sample is."""
-        number = -(-samples // max(1, PART_BYTES // bytes_per_sample))
+    def of(cls, samples: int, bytes_per_sample: int) -> Chunks:
+        """As even as possible, none above `CHUNK_BYTES` unless a sample is."""
+        number = -(-samples // max(1, CHUNK_BYTES // bytes_per_sample))
         return cls(samples, -(-samples // number))
 
     def prefetched(self, workers: int, batches: int) -> int:
-        """Parts that each of the workers has ready: enough for so many batches, and no fewer than two."""
+        """Chunks that each of the workers has ready: enough for so many batches, and no fewer than two."""
         return max(2, -(-batches * -(-self.samples // self.size) // workers))
 
     def split(self, positions: Iterable[list[int]]) -> Iterator[list[int]]:
-        """The positions of every part, batch by batch."""
+        """The positions of every chunk, batch by batch."""
         for batch in positions:
             yield from (batch[i : i + self.size] for i in range(0, len(batch), self.size))
 
-    def join(self, parts: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-        """Batches on the device, every part written to its place; raises ValueError when samples differ in shape."""
+    def join(self, chunks: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+        """Batches on the device, every chunk written to its place; raises ValueError when samples differ in shape."""
         batch: dict[str, Tensor] = {}
         keys: list[str] = []
-        for part in parts:
-            tensors = {k: v for k, v in part.items() if isinstance(v, Tensor)}
+        for chunk in chunks:
+            tensors = {k: v for k, v in chunk.items() if isinstance(v, Tensor)}
             if self.size == self.samples:
-                yield {**part, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()}}
+                yield {**chunk, **{k: v.to(device, non_blocking=True) for k, v in tensors.items()}}
                 continue
             if not keys:
                 batch = {k: v.new_empty((self.samples, *v.shape[1:]), device=device) for k, v in tensors.items()}
             for name, whole in batch.items():
                 if tensors[name].shape[1:] != whole.shape[1:]:  # copying would repeat a single channel
                     raise ValueError(
-                        f"The samples of a batch differ in shape: {tuple(tensors[name].shape[1:])} ({part['key'][0]}) and "
+                        f"The samples of a batch differ in shape: {tuple(tensors[name].shape[1:])} ({chunk['key'][0]}) and "
                         f"{tuple(whole.shape[1:])} ({keys[0]})."
                     )
-                whole[len(keys) :][: len(part["key"])].copy_(tensors[name], non_blocking=True)
-            keys += part["key"]
+                whole[len(keys) :][: len(chunk["key"])].copy_(tensors[name], non_blocking=True)
+            keys += chunk["key"]
             if len(keys) == self.samples:
                 ready: list[dict[str, Any]] = [{**batch, "key": keys}]
                 batch, keys, tensors = {}, [], {}
                 del whole
                 yield ready.pop()  # whoever gets it is the only one who keeps it
 
-    def gather(self, parts: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
-        """Batches of boxes on the device: "packed" holds the parts as they come, "key" the keys of all their samples.
+    def gather(self, chunks: Iterable[Mapping[str, Any]], device: torch.device) -> Iterator[dict[str, Any]]:
+        """Batches of boxes on the device: "packed" holds the chunks as they come, "key" the keys of all their samples.
 
         Raises SettingsError when samples differ in their number of channels.
         """
         batch: dict[str, list[Any]] = {"packed": [], "key": []}
-        for part in parts:
-            batch["packed"].append(part["packed"].to(device))
-            batch["key"] += part["key"]
+        for chunk in chunks:
+            batch["packed"].append(chunk["packed"].to(device))
+            batch["key"] += chunk["key"]
             if len(batch["key"]) == self.samples:
                 require_same_channels(batch["packed"], batch["key"])
                 ready, batch = [batch], {"packed": [], "key": []}
@@ -109,18 +109,18 @@ def load_batches(
 
     ahead: as `AHEAD`.
     """
-    parts = Parts.of(positions.local, dataset.bytes_per_sample())
-    prefetched = parts.prefetched(num_workers, ahead) if num_workers else None
+    chunks = Chunks.of(positions.local, dataset.bytes_per_sample())
+    prefetched = chunks.prefetched(num_workers, ahead) if num_workers else None
     loader = DataLoader(
         dataset,
-        batch_sampler=parts.split(positions),
+        batch_sampler=chunks.split(positions),
         collate_fn=Packer(prefetched or 0) if dataset.finish_later else None,
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         prefetch_factor=prefetched,
         worker_init_fn=partial(begin_to_read, os.getpid()) if num_workers else None,
     )
-    join = parts.gather if dataset.finish_later else parts.join
+    join = chunks.gather if dataset.finish_later else chunks.join
     with guarded_forks():
         batches = join(iter(loader), device)  # the workers begin now, not with the first batch
     return copy_ahead(batches, device) if device.type == "cuda" else batches

@@ -38,7 +38,7 @@ def seed_everything(seed: int) -> None:
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusDataset:
     """One preprocessed data set of a corpus.
 
     Labels are those of its masks: `anonymised_label` of voxels no loss may ask for, `anatomy_label` of what patches are to
@@ -72,25 +72,25 @@ def storage_and_cases(folder: str) -> tuple[str | None, list[str]]:
 class Corpus:
     """Cases of one or several preprocessed nnU-Net data sets, named `<data set>/<case>`."""
 
-    def __init__(self, sources: Sequence[Source], identifiers: Sequence[str]) -> None:
-        self.sources = {s.name: s for s in sources}
+    def __init__(self, datasets: Sequence[CorpusDataset], identifiers: Sequence[str]) -> None:
+        self.datasets = {s.name: s for s in datasets}
         self.identifiers = sorted(identifiers)
-        self._datasets: dict[str, Any] = {}
-        self._sampling = {s.name: SamplingLocations(s.folder) for s in sources}
-        for source in sources:
-            storage, _ = storage_and_cases(source.folder)
+        self._stored: dict[str, Any] = {}
+        self._sampling = {s.name: SamplingLocations(s.folder) for s in datasets}
+        for dataset in datasets:
+            storage, _ = storage_and_cases(dataset.folder)
             if storage is not None:
-                self._datasets[source.name] = file_ending_dataset_mapping[storage](source.folder, [])
+                self._stored[dataset.name] = file_ending_dataset_mapping[storage](dataset.folder, [])
 
     @staticmethod
-    def all_identifiers(sources: Sequence[Source]) -> list[str]:
+    def all_identifiers(datasets: Sequence[CorpusDataset]) -> list[str]:
         """`<data set>/<case>` of every preprocessed case."""
-        return sorted(f"{s.name}/{case}" for s in sources for case in storage_and_cases(s.folder)[1])
+        return sorted(f"{s.name}/{case}" for s in datasets for case in storage_and_cases(s.folder)[1])
 
-    def split(self, identifier: str) -> tuple[Source, str]:
+    def split(self, identifier: str) -> tuple[CorpusDataset, str]:
         """Data set and case of an identifier."""
         name, case = identifier.split("/", 1)
-        return self.sources[name], case
+        return self.datasets[name], case
 
     def image(self, identifier: str) -> Any:
         """The image [C, D, H, W] of a case, readable box by box: nothing is read yet."""
@@ -102,29 +102,29 @@ class Corpus:
 
     def properties(self, identifier: str) -> dict[str, Any]:
         """What preprocessing noted about a case, with the places of the anatomy wherever they are noted."""
-        source, case = self.split(identifier)
-        noted, label, places = load_pickle(join(source.folder, f"{case}.pkl")), source.anatomy_label, None
-        if label is not None and LOCATIONS not in noted and self._sampling[source.name].is_there:
-            places = self._sampling[source.name].of(case, label)
+        dataset, case = self.split(identifier)
+        noted, label, places = load_pickle(join(dataset.folder, f"{case}.pkl")), dataset.anatomy_label, None
+        if label is not None and LOCATIONS not in noted and self._sampling[dataset.name].is_there:
+            places = self._sampling[dataset.name].of(case, label)
         return noted if places is None else {**noted, LOCATIONS: places}
 
     def _array(self, identifier: str, seg: bool) -> Any:
-        source, case = self.split(identifier)
-        dataset = self._datasets[source.name]
-        if isinstance(dataset, nnUNetDatasetBlosc2):
-            return blosc2.open(urlpath=join(source.folder, f"{case}{'_seg' * seg}.b2nd"), **READ)
-        return dataset.load_case(case)[int(seg)]
+        dataset, case = self.split(identifier)
+        stored = self._stored[dataset.name]
+        if isinstance(stored, nnUNetDatasetBlosc2):
+            return blosc2.open(urlpath=join(dataset.folder, f"{case}{'_seg' * seg}.b2nd"), **READ)
+        return stored.load_case(case)[int(seg)]
 
     def centre_crop(self, identifier: str, size: Sequence[int]) -> dict[str, Tensor]:
         """The centre of a case: "image" [C, *size] and "excluded" [1, *size]; what lies beyond a smaller case is excluded."""
-        source, _ = self.split(identifier)
+        dataset, _ = self.split(identifier)
         data, flat = self.image(identifier), len(size) == 2
         wanted = (1, *size) if flat else tuple(size)
         start = [(s - w) // 2 for s, w in zip(data.shape[1:], wanted, strict=True)]
         image = read_box(data, start, wanted).float()
         excluded = beyond(image_extent(data.shape[1:], start, wanted), wanted)
-        if source.anonymised_label is not None:
-            excluded |= read_box(self.labels(identifier), start, wanted, dtype=np.int16) == source.anonymised_label
+        if dataset.anonymised_label is not None:
+            excluded |= read_box(self.labels(identifier), start, wanted, dtype=np.int16) == dataset.anonymised_label
         return {"image": image[:, 0] if flat else image, "excluded": excluded[:, 0] if flat else excluded}
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from nnunet_ssl.trainers.data.augmentation import Turn, matrix
+from nnunet_ssl.trainers.data.augmentation import AffineParams, matrix
 from nnunet_ssl.trainers.data.corpus import beyond
 from nnunet_ssl.views.host import to_device
 
@@ -24,14 +24,14 @@ from nnunet_ssl.views.host import to_device
 class Box:
     """What was read for one region, and what is still to be done to it.
 
-    image [C, *read], of the type it is stored in; excluded, bool [1, *read], or None where no voxel is; turn: rotation and
+    image [C, *read], of the type it is stored in; excluded, bool [1, *read], or None where no voxel is; affine: rotation and
     scaling, None for neither, and then the box is the region; mirrored: axes of the region; extent: what of the box lies in the
     image, (first, behind the last) voxel per axis, None for all of it.
     """
 
     image: Tensor
     excluded: Tensor | None
-    turn: Turn | None
+    affine: AffineParams | None
     mirrored: tuple[int, ...]
     extent: tuple[tuple[int, int], ...] | None = None
 
@@ -66,20 +66,20 @@ def finish_box(box: Box, size: Sequence[int], by_products: bool = False) -> tupl
     by_products: scale images, where they are not rotated, by products of matrices: axis by axis, much faster than looking up
     every voxel on a CPU, but in another order of rounding.
     """
-    turn, excluded, leaves = box.turn, box.excluded, leaves_image(box, size)
-    if turn is None:
+    affine, excluded, leaves = box.affine, box.excluded, leaves_image(box, size)
+    if affine is None:
         if leaves:
             outside = beyond(box.covered, size, box.image.device)
             excluded = outside if excluded is None else excluded | outside
         return _mirror(box.image, box.mirrored), None if excluded is None else _mirror(excluded, box.mirrored)
-    image, still = box.image.float(), len(size) - len(turn.angles)  # so many axes in front are not turned
-    products = by_products and not any(turn.angles)
+    image, still = box.image.float(), len(size) - len(affine.angles)  # so many axes in front are not turned
+    products = by_products and not any(affine.angles)
     if products:
-        image = _mirror(_scale(image, size[still:], turn.scale), box.mirrored)
+        image = _mirror(_scale(image, size[still:], affine.scale), box.mirrored)
     if not products or leaves or excluded is not None:
         # Looking at the places in the opposite order mirrors the turned axes for nothing.
         read = box.image.shape[1:]
-        grid = places(turn, size[still:], read[still:], [a - still for a in box.mirrored], image.device)
+        grid = places(affine, size[still:], read[still:], [a - still for a in box.mirrored], image.device)
         rest = [a for a in box.mirrored if a < still]
         image = image if products else _mirror(_look_up(image, grid), rest)
         excluded = None if excluded is None else _look_up_mask(excluded, grid)
@@ -92,27 +92,27 @@ def finish_box(box: Box, size: Sequence[int], by_products: bool = False) -> tupl
 
 def leaves_image(box: Box, size: Sequence[int]) -> bool:
     """Whether any voxel of the region of `size` may lie outside of the image, or of what was read of it."""
-    if box.turn is None:
+    if box.affine is None:
         return box.extent is not None
     read, extent = box.image.shape[1:], box.covered
-    still = len(read) - len(box.turn.angles)
+    still = len(read) - len(box.affine.angles)
     if any(e != (0, n) for e, n in zip(extent[:still], read[:still], strict=True)):
         return True
-    reach = np.abs(matrix(box.turn)) @ (np.array(size[still:]) - 1) / 2  # of the outermost voxels, from the centre
+    reach = np.abs(matrix(box.affine)) @ (np.array(size[still:]) - 1) / 2  # of the outermost voxels, from the centre
     first, last = np.array(extent[still:]).T
     centre = (np.array(read[still:]) - 1) / 2
     return bool((centre - reach < first - 0.5).any() or (centre + reach > last - 0.5).any())
 
 
 def places(
-    turn: Turn, size: Sequence[int], read: Sequence[int], mirrored: Sequence[int], device: torch.device
+    affine: AffineParams, size: Sequence[int], read: Sequence[int], mirrored: Sequence[int], device: torch.device
 ) -> Tensor:
     """Where to look, [*size, D], on `grid_sample`'s axes: x, y and z from -1 to 1 between the outer borders of what was read.
 
     The host sends one vector per axis and coordinate; what differs from voxel to voxel is added up on the device.
     """
     # Coordinates come in the opposite order of axes.
-    directions, half = matrix(turn)[::-1].astype(np.float32), np.array(read[::-1], np.float32)[:, None] / 2
+    directions, half = matrix(affine)[::-1].astype(np.float32), np.array(read[::-1], np.float32)[:, None] / 2
     along = []
     for axis, n in enumerate(size):
         voxels = np.arange(n, dtype=np.float32) - np.float32((n - 1) / 2)  # counted from the centre

@@ -1,4 +1,4 @@
-"""From a trainer's plans to its batches: where the data lie, how they are augmented, which process gets what."""
+"""From a run's plans to its batches: where the data lie, how they are augmented, which process gets what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from os.path import isdir, isfile, join
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
@@ -25,27 +25,25 @@ from nnunet_ssl.errors import CorpusError, NotPreprocessed, SettingsError
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.planners.preprocessing.foreground import mask_labels
 from nnunet_ssl.planners.sharing.labels import FOLDER as LABELS
+from nnunet_ssl.trainers.context import LoaderContext
 from nnunet_ssl.trainers.data.augmentation import Augmentation, augmentation
 from nnunet_ssl.trainers.data.batches import Positions, load_batches
-from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION, Corpus, Source
+from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION, Corpus, CorpusDataset
+from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.trainers.data.patches import PatchDataset
-from nnunet_ssl.trainers.data.places import Places
-from nnunet_ssl.trainers.data.selection import apply_filter, corpus_table, people, weights_for
-
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.data.selection import apply_filter, corpus_table, subject_of_image, weights_for
 
 
-def corpus_sources(trainer: SSLTrainer) -> list[Source]:
+def corpus_datasets(context: LoaderContext) -> list[CorpusDataset]:
     """The preprocessed data sets of a run; raises NotPreprocessed saying how to make the missing ones."""
-    sources = []
-    for name in (trainer.plans_manager.dataset_name, *trainer.settings.datasets):
-        folder = join(nnUNet_preprocessed, name, trainer.configuration_manager.data_identifier)
+    datasets = []
+    for name in (context.plans_manager.dataset_name, *context.settings.datasets):
+        folder = join(nnUNet_preprocessed, name, context.configuration_manager.data_identifier)
         dataset_json = join(nnUNet_preprocessed, name, "dataset.json")
         if not isdir(folder) or not isfile(dataset_json):
             raise NotPreprocessed(
                 f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {dataset_id(name)} "
-                f"-plans_name {shlex.quote(trainer.plans_manager.plans_name)} -c {shlex.quote(trainer.configuration_name)}, or "
+                f"-plans_name {shlex.quote(context.plans_manager.plans_name)} -c {shlex.quote(context.configuration_name)}, or "
                 "let nnUNetv2_pretrain do what is missing."
             )
         labels, channels = _labels_and_channels(dataset_json, os.stat(dataset_json).st_mtime_ns)
@@ -53,8 +51,8 @@ def corpus_sources(trainer: SSLTrainer) -> list[Source]:
         # The table lies with the raw data; a copy beside the preprocessed ones serves machines without these.
         folders = (raw_folder(name), join(nnUNet_preprocessed, name))
         table_folder = next((f for f in folders if f is not None and has_table(f)), None)
-        sources.append(Source(name, folder, anonymised, anatomy, channels, table_folder))
-    return sources
+        datasets.append(CorpusDataset(name, folder, anonymised, anatomy, channels, table_folder))
+    return datasets
 
 
 @lru_cache(maxsize=64)
@@ -66,7 +64,7 @@ def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any
 
 
 def split_corpus(
-    trainer: SSLTrainer, of_fold: Callable[[], tuple[list[str], list[str]]]
+    context: LoaderContext, of_fold: Callable[[], tuple[list[str], list[str]]]
 ) -> tuple[list[str], list[str]]:
     """(training, validation) identifiers of a run, see `SSLTrainer.do_split`; `of_fold` is nnU-Net's own split.
 
@@ -74,45 +72,45 @@ def split_corpus(
     out for all, and adding images to the corpus changes nothing about it. Raises CorpusError when there is nothing to train
     on, CorpusError when the filter is wrong or leaves nothing.
     """
-    sources, log = corpus_sources(trainer), trainer.print_to_log_file
-    table = corpus_table(sources)
+    datasets, log = corpus_datasets(context), context.print_to_log_file
+    table = corpus_table(datasets)
     if not len(table):
         raise CorpusError(
-            f"No usable case in {', '.join(s.folder for s in sources)}. left_out_images.json beside it lists the "
+            f"No usable case in {', '.join(s.folder for s in datasets)}. left_out_images.json beside it lists the "
             "images that could not be used, with the reasons."
         )
-    persons, own = people(table), trainer.plans_manager.dataset_name
-    for source in sources:
-        cases = table.loc[table["source"] == source.name, "case"]
+    persons, own = subject_of_image(table), context.plans_manager.dataset_name
+    for dataset in datasets:
+        cases = table.loc[table["source"] == dataset.name, "case"]
         require_case_names(
-            cases, source.folder, f"Remove their files from {source.folder}, or the folder, and preprocess again."
+            cases, dataset.folder, f"Remove their files from {dataset.folder}, or the folder, and preprocess again."
         )
     kept = set(persons)
-    if trainer.settings.filter is not None:
-        kept, sentence = apply_filter(sources, trainer.settings.filter)
+    if context.settings.filter is not None:
+        kept, sentence = apply_filter(datasets, context.settings.filter)
         log(sentence)
-    if trainer.fold == "all":
-        training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(sources)))
+    if context.fold == "all":
+        training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(datasets)))
     else:
         require_splits(join(nnUNet_preprocessed, own, SPLITS))
         with enough_for_folds():
             of_training, of_validation = of_fold()
         validation = [f"{own}/{case}" for case in of_validation]
         tested = {persons[i] for i in validation if i in persons}
-        ending = trainer.dataset_json["file_ending"]
+        ending = context.dataset_json["file_ending"]
         without_label = _in_no_fold(own, ending, persons, [*of_training, *of_validation])
         own_training = {f"{own}/{case}" for case in (*of_training, *without_label)}
         training = [i for i in persons if i in own_training or not i.startswith(f"{own}/")]
         shown = [i for i in training if persons[i] in tested]
         if shown:
             log(
-                f"{len(shown)} training images show people whom fold {trainer.fold} is validated on; they are left out."
+                f"{len(shown)} training images show people whom fold {context.fold} is validated on; they are left out."
             )
             training = [i for i in training if persons[i] not in tested]
     training, validation = ([i for i in side if i in kept] for side in (training, validation))
-    if not training and trainer.fold != "all":
+    if not training and context.fold != "all":
         raise CorpusError(
-            f"No training image of fold {trainer.fold} is left. Use -f all, another fold or another filter."
+            f"No training image of fold {context.fold} is left. Use -f all, another fold or another filter."
         )
     if not training or not validation:
         training, validation = split_by_subject([*training, *validation], persons)
@@ -136,17 +134,19 @@ def _in_no_fold(own: str, ending: str, identifiers: Iterable[str], listed: Itera
     return cases - set(listed) - labelled
 
 
-def _memory(sources: list[Source]) -> str:
+def _memory(datasets: list[CorpusDataset]) -> str:
     """The file that remembers the held-out people of a corpus, in the folder of its first data set."""
-    others = "_".join(str(dataset_id(source.name)) for source in sources[1:])
+    others = "_".join(str(dataset_id(dataset.name)) for dataset in datasets[1:])
     return f"held_out_subjects{f'_with_{others}' if others else ''}.json"
 
 
-def share_of_batch(total: int, processes: int, parts: int) -> int:
-    """Samples of one process' batch, which goes through the network in `parts`; raises SettingsError where it is uneven."""
-    if total % (processes * parts):
-        number = processes * parts
-        sharers = [f"{processes} processes"] * (processes > 1) + [f"{parts} accumulated parts"] * (parts > 1)
+def share_of_batch(total: int, processes: int, micro_batches: int) -> int:
+    """Samples of one process' batch, which goes through the network in micro-batches; raises SettingsError where it is uneven."""
+    if total % (processes * micro_batches):
+        number = processes * micro_batches
+        sharers = [f"{processes} processes"] * (processes > 1) + [f"{micro_batches} micro-batches (accumulate)"] * (
+            micro_batches > 1
+        )
         raise SettingsError(
             f"A batch of {total} cannot be shared evenly by {' of '.join(sharers)}. "
             f"Use a multiple of {number}: --batch-size {-(-total // number) * number}"
@@ -159,27 +159,29 @@ def finishes(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps: range) -> Iterator[Mapping[str, Any]]:
+def build_loader(
+    context: LoaderContext, identifiers: list[str], stream: int, steps: range
+) -> Iterator[Mapping[str, Any]]:
     """Batches of this process for the given steps.
 
     The validation stream repeats its steps for ever, unaugmented, with all images alike.
     """
-    workers, settings, training = get_allowed_n_proc_DA(), trainer.settings, stream == TRAINING
-    sources = corpus_sources(trainer)
-    corpus = Corpus(sources, identifiers)
+    workers, settings, training = get_allowed_n_proc_DA(), context.settings, stream == TRAINING
+    datasets = corpus_datasets(context)
+    corpus = Corpus(datasets, identifiers)
     dataset = PatchDataset(
         corpus,
-        trainer.views,
-        augmentation(trainer) if training else Augmentation(trainer.views.region_size),
-        Places(corpus, settings.min_foreground),
+        context.views,
+        augmentation(context) if training else Augmentation(context.views.region_size),
+        PatchSampler(corpus, settings.min_foreground),
         seed=settings.seed,
         stream=stream,
         separate_channels=settings.channels == "separate",
-        weights=weights_for(sources, corpus.identifiers, settings.sampling) if training else None,
-        finish_later=finishes(trainer.device),
+        weights=weights_for(datasets, corpus.identifiers, settings.sampling) if training else None,
+        finish_later=finishes(context.device),
     )
-    offset = dist.get_rank() * trainer.batch_size if trainer.is_ddp else 0
-    positions = Positions(steps, trainer.total_batch_size, trainer.batch_size, offset, repeat=stream == VALIDATION)
+    offset = dist.get_rank() * context.batch_size if context.is_ddp else 0
+    positions = Positions(steps, context.total_batch_size, context.batch_size, offset, repeat=stream == VALIDATION)
     if training:
-        return load_batches(dataset, positions, workers, trainer.device)
-    return load_batches(dataset, positions, -(-workers // 2), trainer.device, ahead=2)  # ready since the last epoch
+        return load_batches(dataset, positions, workers, context.device)
+    return load_batches(dataset, positions, -(-workers // 2), context.device, ahead=2)  # ready since the last epoch

@@ -13,19 +13,19 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.trainers.data.augmentation import Turn
+from nnunet_ssl.trainers.data.augmentation import AffineParams
 from nnunet_ssl.trainers.data.finishing import Box, finish
 from nnunet_ssl.trainers.data.recycling import SharedMemory, give_back
 from nnunet_ssl.views.spec import Views
 
 
 @dataclass(frozen=True)
-class Place:
+class PackedBox:
     """A box within the memory of a `Packed`, and what is still to be done to it; as in `Box`."""
 
     shape: tuple[int, ...]
     excludes: bool
-    turn: Turn | None
+    affine: AffineParams | None
     mirrored: tuple[int, ...]
     extent: tuple[tuple[int, int], ...] | None
 
@@ -39,7 +39,7 @@ class Packed:
 
     memory: Tensor
     dtype: torch.dtype
-    places: tuple[Place, ...]
+    entries: tuple[PackedBox, ...]
     shared: bool = False
 
     def pin_memory(self) -> Packed:
@@ -53,28 +53,28 @@ class Packed:
     def _moved(self, memory: Tensor) -> Packed:
         if self.shared:
             give_back(self.memory)
-        return Packed(memory, self.dtype, self.places)
+        return Packed(memory, self.dtype, self.entries)
 
     @property
     def bytes(self) -> int:
         """Of all boxes together."""
-        return _bytes(self.places, self.dtype)[1]
+        return _bytes(self.entries, self.dtype)[1]
 
     def boxes(self) -> Iterator[Box]:
         """The boxes, none copied."""
-        end, _ = _bytes(self.places, self.dtype)
+        end, _ = _bytes(self.entries, self.dtype)
         images, masks = self.memory[:end].view(self.dtype), self.memory[end:].view(torch.bool)
-        for place in self.places:
-            channels, *read = place.shape
+        for box in self.entries:
+            channels, *read = box.shape
             image, images = images[: channels * prod(read)], images[channels * prod(read) :]
-            mask, masks = (masks[: prod(read)].view(1, *read), masks[prod(read) :]) if place.excludes else (None, masks)
-            yield Box(image.view(place.shape), mask, place.turn, place.mirrored, place.extent)
+            mask, masks = (masks[: prod(read)].view(1, *read), masks[prod(read) :]) if box.excludes else (None, masks)
+            yield Box(image.view(box.shape), mask, box.affine, box.mirrored, box.extent)
 
 
-def _bytes(places: Sequence[Place], dtype: torch.dtype) -> tuple[int, int]:
+def _bytes(entries: Sequence[PackedBox], dtype: torch.dtype) -> tuple[int, int]:
     """Of all images, and of these and all masks."""
-    images = sum(prod(p.shape) for p in places) * dtype.itemsize
-    return images, images + sum(prod(p.shape[1:]) for p in places if p.excludes)
+    images = sum(prod(p.shape) for p in entries) * dtype.itemsize
+    return images, images + sum(prod(p.shape[1:]) for p in entries if p.excludes)
 
 
 class Packer:
@@ -88,20 +88,22 @@ class Packer:
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         boxes: list[Box] = [box for sample in samples for box in sample["boxes"]]
-        places = tuple(Place(tuple(b.image.shape), b.excluded is not None, b.turn, b.mirrored, b.extent) for b in boxes)
+        entries = tuple(
+            PackedBox(tuple(b.image.shape), b.excluded is not None, b.affine, b.mirrored, b.extent) for b in boxes
+        )
         masks = [b.excluded.flatten() for b in boxes if b.excluded is not None]
         dtype = reduce(torch.promote_types, (b.image.dtype for b in boxes))
-        shared, (middle, end) = get_worker_info() is not None, _bytes(places, dtype)
+        shared, (middle, end) = get_worker_info() is not None, _bytes(entries, dtype)
         memory = self._shared.take(end) if shared else torch.empty(end, dtype=torch.uint8)
         torch.cat([b.image.flatten() for b in boxes], out=memory[:middle].view(dtype))
         if masks:
             torch.cat(masks, out=memory[middle:end].view(torch.bool))
-        return {"packed": Packed(memory, dtype, places, shared), "key": [sample["key"] for sample in samples]}
+        return {"packed": Packed(memory, dtype, entries, shared), "key": [sample["key"] for sample in samples]}
 
 
 def require_same_channels(parts: Sequence[Packed], keys: Sequence[str]) -> None:
     """Raise SettingsError naming two samples of a batch that differ in their number of channels."""
-    channels = [place.shape[0] for part in parts for place in part.places]
+    channels = [box.shape[0] for part in parts for box in part.entries]
     for number, found in enumerate(channels):
         if found != channels[0]:  # copying would repeat a single channel
             key = keys[number * len(keys) // len(channels)]

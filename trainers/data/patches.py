@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from nnunet_ssl.trainers.data.augmentation import Augmentation
 from nnunet_ssl.trainers.data.corpus import Corpus, derive_seed, image_extent, read_box
 from nnunet_ssl.trainers.data.finishing import Box, finish_box
-from nnunet_ssl.trainers.data.places import Places
+from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.views.spec import Views
 
 
@@ -32,7 +32,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         corpus: Corpus,
         views: Views,
         augmentation: Augmentation,
-        places: Places,
+        sampler: PatchSampler,
         *,
         seed: int,
         stream: int,
@@ -40,7 +40,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
         weights: Sequence[float] | np.ndarray | None = None,
         finish_later: bool = False,
     ) -> None:
-        self.corpus, self.views, self.augmentation, self.places = corpus, views, augmentation, places
+        self.corpus, self.views, self.augmentation, self.sampler = corpus, views, augmentation, sampler
         self.seed, self.stream, self.separate_channels = seed, stream, separate_channels
         self.finish_later = finish_later
         self._cumulative = None if weights is None else np.cumsum(np.asarray(weights, dtype=float))
@@ -64,11 +64,11 @@ class PatchDataset(Dataset[dict[str, Any]]):
 
     def bytes_per_sample(self) -> int:
         """Bytes that a sample has at most, as far as that is known before reading: half precision takes half of them."""
-        sources = self.corpus.sources.values()
-        channels = 1 if self.separate_channels else max([1, *(len(s.channels) for s in sources)])
+        datasets = self.corpus.datasets.values()
+        channels = 1 if self.separate_channels else max([1, *(len(s.channels) for s in datasets)])
         size, masks = self.views.region_size, True
         if self.finish_later:
-            size, masks = self.augmentation.largest_read(), any(s.anonymised_label is not None for s in sources)
+            size, masks = self.augmentation.largest_read(), any(s.anonymised_label is not None for s in datasets)
         return self.views.regions * prod(size) * (4 * channels + masks)
 
     def draw_case(self) -> str:
@@ -95,27 +95,27 @@ class PatchDataset(Dataset[dict[str, Any]]):
     def _read(self) -> tuple[str, Box]:
         """Identifier and box of a region that is drawn now."""
         key = self.draw_case()
-        source, _ = self.corpus.split(key)
+        dataset, _ = self.corpus.split(key)
         array = self.corpus.image(key)
         several = self.separate_channels and array.shape[0] > 1
         channel = np.random.randint(array.shape[0]) if several else None
         flat = len(self.views.region_size) == 2
         size = (1, *self.views.region_size) if flat else self.views.region_size
-        corner = self.places.draw(source, array.shape[1:], size, lambda: self.corpus.properties(key))
-        turn = self.augmentation.draw()
-        read = self.augmentation.read_size(turn)
+        corner = self.sampler.draw(dataset, array.shape[1:], size, lambda: self.corpus.properties(key))
+        affine = self.augmentation.draw()
+        read = self.augmentation.read_size(affine)
         read = (1, *read) if flat else read
         start = [c - (r - s) // 2 for c, r, s in zip(corner, read, size, strict=True)]
         image, excluded = read_box(array, start, read, channel), None
         extent = image_extent(array.shape[1:], start, read)
-        if source.anonymised_label is not None:
+        if dataset.anonymised_label is not None:
             labels = read_box(self.corpus.labels(key), start, read, dtype=np.int16)
-            excluded = labels == source.anonymised_label
+            excluded = labels == dataset.anonymised_label
             excluded = excluded if excluded.any() else None  # most patches show no anonymised face
         if flat:
             image, excluded = image[:, 0], None if excluded is None else excluded[:, 0]
             extent = None if extent is None else extent[1:]
-        return key, Box(image, excluded, turn, self.augmentation.draw_mirrored(), extent)
+        return key, Box(image, excluded, affine, self.augmentation.draw_mirrored(), extent)
 
 
 def _as_mask(excluded: Tensor | None, image: Tensor) -> Tensor:

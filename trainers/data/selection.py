@@ -19,22 +19,22 @@ from nnunet_ssl.corpus.sampling import sampling_weights
 from nnunet_ssl.corpus.subjects import subject_of
 from nnunet_ssl.corpus.table import FILE, read_table
 from nnunet_ssl.errors import CorpusError
-from nnunet_ssl.trainers.data.corpus import Source, storage_and_cases
+from nnunet_ssl.trainers.data.corpus import CorpusDataset, storage_and_cases
 
 KNOWN = ("case", "dataset", "subject", "modality", "channels")  # of every image, table or not
 NUM_VALUES = 8  # of a column, named in an error message
 
 
-def corpus_table(sources: Sequence[Source], columns: Iterable[str] = ()) -> pd.DataFrame:
+def corpus_table(datasets: Sequence[CorpusDataset], columns: Iterable[str] = ()) -> pd.DataFrame:
     """A row per preprocessed case: `identifier` (`<data set>/<case>`), `source`, the columns of KNOWN and `columns`.
 
     Columns that no data set has are not there; where only some have them, the images of the others have no value.
     """
-    parts = [_table_of(source, list(dict.fromkeys(columns))) for source in sources]
+    parts = [_table_of(dataset, list(dict.fromkeys(columns))) for dataset in datasets]
     return pd.concat(parts, ignore_index=True).sort_values("identifier", ignore_index=True)
 
 
-def people(table: pd.DataFrame) -> dict[str, str]:
+def subject_of_image(table: pd.DataFrame) -> dict[str, str]:
     """{identifier: the person it shows}; a person of one origin is the same in whatever data set of the corpus."""
     persons = table["dataset"].astype(str) + "/" + table["subject"].astype(str)
     return dict(zip(table["identifier"], persons, strict=True))
@@ -50,16 +50,16 @@ def columns_of(expression: str | None) -> list[str]:
     return sorted({n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in called})
 
 
-def apply_filter(sources: Sequence[Source], expression: str) -> tuple[set[str], str]:
+def apply_filter(datasets: Sequence[CorpusDataset], expression: str) -> tuple[set[str], str]:
     """(identifiers that match, a sentence for the log).
 
     Raises CorpusError for an expression that is wrong, for one that selects nothing, saying which values there are, and when
     a data set is left out as a whole because it lacks a column.
     """
     names = columns_of(expression)
-    table = corpus_table(sources, names)
+    table = corpus_table(datasets, names)
     if set(names) - set(table.columns):
-        empty = {c: pd.Series(dtype=object) for s in sources for c in stored_columns(s)}
+        empty = {c: pd.Series(dtype=object) for s in datasets for c in stored_columns(s)}
         matching(pd.DataFrame({**empty, **{c: pd.Series(dtype=object) for c in KNOWN}}), expression)  # raises
     chosen = matching(table.assign(case=table["identifier"].str.partition("/")[2]), expression)
     if not chosen.any():
@@ -69,23 +69,23 @@ def apply_filter(sources: Sequence[Source], expression: str) -> tuple[set[str], 
         )
     counts = table["source"].value_counts()
     matched = table.loc[chosen, "source"].value_counts()
-    for source in sources:
-        lacking = [n for n in names if n not in (*KNOWN, *stored_columns(source))]
-        if lacking and counts.get(source.name, 0) and not matched.get(source.name, 0):
+    for dataset in datasets:
+        lacking = [n for n in names if n not in (*KNOWN, *stored_columns(dataset))]
+        if lacking and counts.get(dataset.name, 0) and not matched.get(dataset.name, 0):
             raise CorpusError(
-                f"The filter {expression!r} leaves out all {counts[source.name]} images of {source.name}, which knows nothing "
+                f"The filter {expression!r} leaves out all {counts[dataset.name]} images of {dataset.name}, which knows nothing "
                 f"of {', '.join(lacking)}. To keep them: ({expression}) or missing({lacking[0]}); to do without them: train "
-                f"without {source.name}."
+                f"without {dataset.name}."
             )
     shares = ", ".join(f"{matched.get(name, 0)} of {count} of {name}" for name, count in counts.items())
     return set(table.loc[chosen, "identifier"]), f"The filter {expression} keeps {shares}."
 
 
-def weights_for(sources: Sequence[Source], identifiers: Sequence[str], by: str) -> np.ndarray | None:
+def weights_for(datasets: Sequence[CorpusDataset], identifiers: Sequence[str], by: str) -> np.ndarray | None:
     """How often each of `identifiers` is drawn (sum 1) when all images, subjects, modalities or data sets are drawn alike."""
     if by == "images":
         return None
-    table = corpus_table(sources).drop(columns="case").rename(columns={"identifier": "case"})
+    table = corpus_table(datasets).drop(columns="case").rename(columns={"identifier": "case"})
     return sampling_weights(table.set_index("case", drop=False).loc[list(identifiers)], by).to_numpy()
 
 
@@ -102,26 +102,26 @@ def describe_column(table: pd.DataFrame, name: str) -> str:
     return f"{name}: {text}{f'; {missing} images have none' if missing and len(counts) else ''}"
 
 
-def stored_columns(source: Source) -> list[str]:
+def stored_columns(dataset: CorpusDataset) -> list[str]:
     """The columns of a data set's corpus.parquet; none without one."""
-    if source.table_folder is None:
+    if dataset.table_folder is None:
         return []
-    return [str(name) for name in pq.read_schema(join(source.table_folder, FILE)).names]
+    return [str(name) for name in pq.read_schema(join(dataset.table_folder, FILE)).names]
 
 
-def _table_of(source: Source, columns: Sequence[str]) -> pd.DataFrame:
-    _, cases = storage_and_cases(source.folder)
+def _table_of(dataset: CorpusDataset, columns: Sequence[str]) -> pd.DataFrame:
+    _, cases = storage_and_cases(dataset.folder)
     table = pd.DataFrame(index=pd.Index(cases, dtype=object, name="case"))
-    there = stored_columns(source)
+    there = stored_columns(dataset)
     wanted = [c for c in dict.fromkeys([*KNOWN[1:], *columns]) if c in there and c != "case"]
-    if source.table_folder is not None:
-        stored = read_table(source.table_folder, ["case", *wanted], with_problems=True)
+    if dataset.table_folder is not None:
+        stored = read_table(dataset.table_folder, ["case", *wanted], with_problems=True)
         table = stored.set_index("case").reindex(table.index).convert_dtypes()
     known: Mapping[str, object] = {
-        "dataset": source.name,
+        "dataset": dataset.name,
         "subject": pd.Series([subject_of(case) for case in cases], index=table.index, dtype=object),
-        "modality": "+".join(source.channels) or None,
-        "channels": len(source.channels) or None,
+        "modality": "+".join(dataset.channels) or None,
+        "channels": len(dataset.channels) or None,
     }
     for name, value in known.items():
         text = name != "channels"
@@ -131,4 +131,4 @@ def _table_of(source: Source, columns: Sequence[str]) -> pd.DataFrame:
             own if value is None else own.fillna(value.astype("string") if isinstance(value, pd.Series) else value)
         )
     table = table.reset_index()
-    return table.assign(identifier=source.name + "/" + table["case"].astype(str), source=source.name)
+    return table.assign(identifier=dataset.name + "/" + table["case"].astype(str), source=dataset.name)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from nnunet_ssl.backbones.attention import attend_by_products_when_short
+from nnunet_ssl.backbones.bfloat16_conv3d import avoid_bfloat16_conv3d_bug
 from nnunet_ssl.backbones.norms import keep_layout
-from nnunet_ssl.backbones.thin import keep_thin_in_float32
 
 _assumed: torch.dtype | None = None
 
@@ -50,7 +50,7 @@ def run_in_autocast(network: nn.Module, device: torch.device) -> None:
     """
     if device.type != "cpu" or autocast_dtype(device) is None:
         return
-    keep_thin_in_float32(network)
+    avoid_bfloat16_conv3d_bug(network)
     keep_layout(network)
     attend_by_products_when_short(network)
     contexts: list[AbstractContextManager[object]] = []

@@ -57,7 +57,7 @@ def shard(method: Method, device: torch.device, compiler: Compiler) -> tuple[Met
         fsdp.fully_shard(block, mesh=mesh)
     fsdp.fully_shard(method, mesh=mesh)  # what is in no block: stem, heads, output layers, embeddings
     for module in (method, *method.networks):
-        module.register_load_state_dict_pre_hook(_take_own_parts)
+        module.register_load_state_dict_pre_hook(_take_local_shards)
     return method, _as_forward(method, "encode"), _as_forward(method, "compare")
 
 
@@ -86,21 +86,21 @@ def build_sharded_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) 
     return optimizer
 
 
-def own_part(tensor: Tensor, like: Tensor) -> Tensor:
+def local_shard(tensor: Tensor, like: Tensor) -> Tensor:
     """This process' part of a whole tensor, cut as `like` is; the tensor itself where nothing is cut."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor) or tensor.shape != like.shape:
         return tensor  # other shapes: the step counter of an optimiser, or what load_state_dict will complain about
     mesh, local = like.device_mesh, like.to_local()
-    parts, rank = tensor.chunk(mesh.size()), mesh.get_local_rank()  # along the first axis, as FSDP2 does
-    part = parts[rank] if rank < len(parts) else tensor[:0]  # the last processes may get nothing
-    part = part.to(device=local.device, dtype=local.dtype, copy=True)  # not a view, which would keep the whole alive
-    return DTensor.from_local(part, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+    shards, rank = tensor.chunk(mesh.size()), mesh.get_local_rank()  # along the first axis, as FSDP2 does
+    own = shards[rank] if rank < len(shards) else tensor[:0]  # the last processes may get nothing
+    own = own.to(device=local.device, dtype=local.dtype, copy=True)  # not a view, which would keep the whole alive
+    return DTensor.from_local(own, mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
 
 
-def _take_own_parts(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+def _take_local_shards(module: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
     for name, like in module.state_dict(keep_vars=True).items():
         if prefix + name in state:
-            state[prefix + name] = own_part(state[prefix + name], like)
+            state[prefix + name] = local_shard(state[prefix + name], like)
 
 
 def _take_own_states(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _take_own_states(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, A
         groups.append({**saved, "fused": own["fused"], "foreach": own["foreach"]})  # how it computes, not what
         for index, parameter in zip(saved["params"], own["params"], strict=True):
             values = states.get(index, {})
-            states[index] = {k: own_part(v, parameter) if isinstance(v, Tensor) else v for k, v in values.items()}
+            states[index] = {k: local_shard(v, parameter) if isinstance(v, Tensor) else v for k, v in values.items()}
     return {"state": {k: v for k, v in states.items() if v}, "param_groups": groups}
 
 

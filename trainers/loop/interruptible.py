@@ -11,7 +11,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
-from nnunet_ssl.trainers.distributed.processes import Together
+from nnunet_ssl.trainers.distributed.processes import Consensus
 from nnunet_ssl.trainers.loop.interruption import (
     FINISH_EPOCH,
     Interruption,
@@ -43,13 +43,13 @@ class InterruptibleTrainer(nnUNetTrainer):
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.interruption = Interruption()
         self.interruption.loud = is_first()
-        self.together = Together(several=False)
+        self.consensus = Consensus(several=False)
 
     def run_training(self) -> None:
         """nnU-Net's loop."""
         with alone_in_folder_of(self):
             self.interruption.listen()
-            self.together = Together(self.is_ddp)
+            self.consensus = Consensus(self.is_ddp)
             try:
                 super().run_training()
                 stop_validating_if_asked(self)
@@ -83,7 +83,7 @@ class InterruptibleTrainer(nnUNetTrainer):
         if self.current_epoch >= self.num_epochs:
             return
         by_file = is_first() and asked_to_finish(self.output_folder)
-        if self.together.now(bool(self.interruption.finishing or by_file)):
+        if self.consensus.now(bool(self.interruption.finishing or by_file)):
             reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
             done = f"stopped after {self.current_epoch} of {self.num_epochs} epochs"
             self._save_and_leave(f"{reason}: {done}", "goes on with the next", USR2)
@@ -107,7 +107,7 @@ class InterruptibleTrainer(nnUNetTrainer):
             self.interruption.ignore()
 
     def _stop_if_asked(self) -> None:
-        asked = self.together.agreed(self.interruption.requested)
+        asked = self.consensus.agreed(self.interruption.requested)
         if asked is not None:
             begun = f"stopped in epoch {self.current_epoch}"
             self._save_and_leave(

@@ -17,15 +17,15 @@ from nnunet_ssl.trainers.device import memory
 from nnunet_ssl.trainers.device.devices import device_name, require_device, use_threads
 from nnunet_ssl.trainers.device.precision import autocast_dtype
 from nnunet_ssl.trainers.launch import Run
-from nnunet_ssl.trainers.profiling.ceiling import conv_ceiling, count_flops, matmul_ceiling
 from nnunet_ssl.trainers.profiling.measuring import (
     VALIDATION_STEPS,
     estimate_run,
-    measure_parts,
+    measure_spans,
     measure_speed,
     next_batch,
     started,
 )
+from nnunet_ssl.trainers.profiling.peak_flops import conv_peak_flops, count_flops, matmul_peak_flops
 from nnunet_ssl.trainers.profiling.what_fits import what_fits, with_batch
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
@@ -35,7 +35,7 @@ UNEVEN = 1.15  # mean over median seconds per iteration
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure: iterations end to end, half as many more for the parts, and those not counted before."""
+    """How long to measure: iterations end to end, half as many more for the spans, and those not counted before."""
 
     iterations: int = 20
     warmup: int = 3
@@ -76,7 +76,9 @@ def _benchmark(run: Run, effort: Effort, processes: int, say: Callable[[str], No
     memory.give_back(device)
     say("measuring what the device can do")
     dtype = autocast_dtype(device) or torch.float32
-    flops = _flops(measured.operations, measured.speed, matmul_ceiling(device, dtype), conv_ceiling(device, dtype))
+    flops = _flops(
+        measured.operations, measured.speed, matmul_peak_flops(device, dtype), conv_peak_flops(device, dtype)
+    )
     notes = (*_notes(measured.setting, measured.speed, measured.breakdown, flops, processes), *measured.warnings)
     estimate = replace(measured.estimate, samples=measured.estimate.samples * processes)
     return Benchmark(measured.setting, measured.speed, measured.breakdown, measured.memory, flops, estimate, notes)
@@ -97,14 +99,14 @@ def _measure(run: Run, effort: Effort, say: Callable[[str], None]) -> _Measured:
     """Everything that needs the trainer."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     # Batches that were ready before the first step would make the loader look faster than it is.
-    warmup, parts = max(effort.warmup, AHEAD + 1, 2 * get_allowed_n_proc_DA() + 1), max(5, effort.iterations // 2)
+    warmup, spans = max(effort.warmup, AHEAD + 1, 2 * get_allowed_n_proc_DA() + 1), max(5, effort.iterations // 2)
     memory.forget_peaks(torch.device(run.device))
     say("building the network and starting the workers")
-    with started(run, warmup + effort.iterations + parts + 1) as trainer:
+    with started(run, warmup + effort.iterations + spans + 1) as trainer:
         say(f"{warmup} iterations to warm up, {effort.iterations} end to end")
         speed = measure_speed(trainer, effort.iterations, warmup)
-        say(f"{parts} iterations part by part ({speed.mean:.3g} s each end to end)")
-        breakdown, peaks = measure_parts(trainer, parts)
+        say(f"{spans} iterations span by span ({speed.mean:.3g} s each end to end)")
+        breakdown, peaks = measure_spans(trainer, spans)
         say(f"{VALIDATION_STEPS} validation iterations, and checkpoints")
         estimate = estimate_run(trainer, speed.mean)
         say("counting floating-point operations")

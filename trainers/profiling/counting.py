@@ -35,7 +35,7 @@ from nnunet_ssl.trainers.device.precision import assuming
 from nnunet_ssl.trainers.loop import stepping
 from nnunet_ssl.trainers.loop.building import build_method
 from nnunet_ssl.trainers.profiling.like_cuda import LikeCUDA
-from nnunet_ssl.views.draws import ImageGenerator
+from nnunet_ssl.views.rng import ImageGenerator
 
 CPU = torch.device("cpu")  # where fake tensors are without a GPU's driver; `LikeCUDA` gives them a GPU's precision
 
@@ -85,13 +85,13 @@ class CountedStep:
         self.memory.watch(self.method.parameters())
         self._step(self.method.images_needed, 1)  # the optimiser's states come with its first step
 
-    def count(self, images: int, parts: int = 1) -> Count:
-        """Bytes of a step with so many images per process, which go through the network in equal parts."""
-        self._step(images, parts)
+    def count(self, images: int, micro_batches: int = 1) -> Count:
+        """Bytes of a step with so many images per process, which go through the network in equal micro-batches."""
+        self._step(images, micro_batches)
         memory, gradients = self.memory, sum(p.grad.nbytes for p in self.method.parameters() if p.grad is not None)
-        return Count(images, parts, memory.peak, memory.now - gradients, gradients, memory.gradients_at_peak)
+        return Count(images, micro_batches, memory.peak, memory.now - gradients, gradients, memory.gradients_at_peak)
 
-    def _step(self, images: int, parts: int) -> None:
+    def _step(self, images: int, micro_batches: int) -> None:
         """One training step, after which weights, gradients and the optimiser's states are all there is."""
         self.trainer.optimizer.zero_grad(set_to_none=True)
         self.memory.begin()
@@ -101,7 +101,7 @@ class CountedStep:
                 batch, _next = self._batch(images), self._batch(images)  # the next one arrives beside the step
                 with torch.no_grad():
                     inputs = self.method.prepare(batch, ImageGenerator(CPU, 0, range(images)))
-                stepping.run_prepared(self.trainer, inputs, images, parts, seed=0)
+                stepping.run_prepared(self.trainer, inputs, images, micro_batches, seed=0)
                 stepping.optimiser_step(self.trainer)
         except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
             raise CannotCount(

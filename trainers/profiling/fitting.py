@@ -1,4 +1,4 @@
-"""The largest batch that fits a GPU, and the parts in which a wanted one fits, by counting."""
+"""The largest batch that fits a GPU, and the micro-batches in which a wanted one fits, by counting."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def fit(
         held = curve.count(batch)
         curve.reach(max(CARDS.values()) * GIB)
         largest = {card: curve.largest(card) for card in CARDS}
-        parts = {card: curve.parts(batch, card) for card in CARDS}
-        found.append(Fit(recompute, batch, held, largest, parts))
+        micro_batches = {card: curve.micro_batches(batch, card) for card in CARDS}
+        found.append(Fit(recompute, batch, held, largest, micro_batches))
     return found
 
 
@@ -70,27 +70,27 @@ class Curve:
         upper = max(self.points)
         return next((n for n in range(upper, self.smallest - 1, -1) if fits(self.at(n), card)), None)
 
-    def parts(self, images: int, card: str) -> int | None:
-        """The fewest equal parts in which so many images fit a card."""
-        for parts in (n for n in range(1, images + 1) if images % n == 0):
-            if parts == 1:
+    def micro_batches(self, images: int, card: str) -> int | None:
+        """The fewest equal micro-batches in which so many images fit a card."""
+        for micro_batches in (n for n in range(1, images + 1) if images % n == 0):
+            if micro_batches == 1:
                 held: float = self.count(images)
-            elif not fits(self._least(images // parts), card):
+            elif not fits(self._least(images // micro_batches), card):
                 continue  # spares the counting
             else:
-                held = self._divided(images, parts)
+                held = self._divided(images, micro_batches)
             if fits(held, card):
-                return parts
+                return micro_batches
         return None
 
     def _least(self, images: int) -> float:
-        """Bytes that a part of a batch needs at least."""
+        """Bytes that a micro-batch needs at least."""
         return self.at(images) if images >= self.smallest else 0
 
-    def _divided(self, images: int, parts: int) -> int:
-        if (images, parts) not in self.divided:
-            self.divided[images, parts] = self._held(self.step.count(images, parts))
-        return self.divided[images, parts]
+    def _divided(self, images: int, micro_batches: int) -> int:
+        if (images, micro_batches) not in self.divided:
+            self.divided[images, micro_batches] = self._held(self.step.count(images, micro_batches))
+        return self.divided[images, micro_batches]
 
     def _held(self, count: Count) -> int:
         return count.held(self.processes, self.shard)

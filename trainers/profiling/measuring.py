@@ -1,4 +1,4 @@
-"""What can be measured of a trainer that has been started: steps, their parts, validation, checkpoints."""
+"""What can be measured of a trainer that has been started: steps, their spans, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from nnunet_ssl.corpus.environment import environment
 from nnunet_ssl.report.benchmark import PARTS, Breakdown, Estimate, Memory, Speed
 from nnunet_ssl.trainers import launch
 from nnunet_ssl.trainers.device import memory
-from nnunet_ssl.trainers.loop.regions import RegionTimer, region
+from nnunet_ssl.trainers.profiling.spans import SpanTimer, span
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 VALIDATION_STEPS = 5
@@ -100,12 +100,12 @@ def measure_speed(trainer: SSLTrainer, iterations: int, warmup: int) -> Speed:
     return Speed(iterations, warmup, samples, seconds / iterations, median(steps), deciles[0], deciles[-1])
 
 
-def measure_parts(trainer: SSLTrainer, iterations: int) -> tuple[Breakdown, Memory]:
-    """The parts of so many further iterations, and the peaks of memory so far."""
-    timer, workers = RegionTimer(trainer.device), []
+def measure_spans(trainer: SSLTrainer, iterations: int) -> tuple[Breakdown, Memory]:
+    """The spans of so many further iterations, and the peaks of memory so far."""
+    timer, workers = SpanTimer(trainer.device), []
     for _ in range(iterations):
         with timer.step():
-            with region("data"):
+            with span("data"):
                 batch = next_batch(trainer)
             trainer.train_step(batch)
         workers.append(memory.held_by_workers())

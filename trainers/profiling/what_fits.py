@@ -37,21 +37,23 @@ def what_fits(run: Run, device: torch.device, say: Callable[[str], None]) -> str
     """The message for a batch that does not fit: the largest one that runs, by halving, and what to type."""
     configuration = run.plans["configurations"][run.configuration]
     block, size = configuration["ssl"], shape_text(configuration["patch_size"])
-    wanted, parts = block["batch_size"], block.get("accumulate", 1)
+    wanted, micro_batches = block["batch_size"], block.get("accumulate", 1)
     message = f"Out of memory with a batch of {wanted} at {size} voxels on {device_name(device)}."
     if not block.get("recompute", False):
         say("out of memory; trying to recompute activations")
         if _fits(recomputing(run)):
             message += f" {wanted} fit with --set recompute=true, about a third slower."
     fits = wanted // 2
-    while fits and fits % parts == 0:
+    while fits and fits % micro_batches == 0:
         say(f"out of memory; trying a batch of {fits}")
         if _fits(with_batch(run, fits)):
             break
         fits //= 2
-    if not fits or fits % parts:
+    if not fits or fits % micro_batches:
         return f"{message} No smaller batch ran either. Try a smaller patch: --patch-size N"
-    same = f", or {wanted} in parts of {fits // parts}: --set accumulate={wanted * parts // fits}"
+    same = (
+        f", or {wanted} in micro-batches of {fits // micro_batches}: --set accumulate={wanted * micro_batches // fits}"
+    )
     return f"{message} The largest that ran has {fits}: --batch-size {fits}{same if wanted % fits == 0 else ''}"
 
 

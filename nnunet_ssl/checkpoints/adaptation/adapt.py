@@ -12,9 +12,9 @@ from nnunet_ssl.checkpoints.adaptation.fit import DoesNotFitError, Fit
 from nnunet_ssl.checkpoints.adaptation.layout import Layout
 from nnunet_ssl.checkpoints.adaptation.report import TransferReport
 from nnunet_ssl.checkpoints.aliases import align_names, own_name, resolve_aliases
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.networks.architecture import recognise
 from nnunet_ssl.checkpoints.read import network_weights
-from nnunet_ssl.checkpoints.source import prepare_source
 
 TRANSFERS = ("encoder", "encoder+decoder")
 
@@ -34,7 +34,7 @@ def adapt_checkpoint(
 
     stem: which one, of a checkpoint with a stem for every data set (`choose_stem`).
     """
-    weights, info = prepare_source(
+    weights, info = canonical_weights(
         checkpoint, num_heads=_num_heads(target), stem=stem, target_channel_names=target_channel_names
     )
     return adapt(

@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ssl.checkpoints.description.stated import channel_names
 from nnunet_ssl.checkpoints.foreign_values import mapping, text, whole_number
-from nnunet_ssl.checkpoints.networks.source import training_configuration
+from nnunet_ssl.checkpoints.networks.stated import training_configuration
 
 NORMALIZATIONS = (
     "ZScoreNormalization",

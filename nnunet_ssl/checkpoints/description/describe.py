@@ -16,17 +16,17 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation.layout import Layout
 from nnunet_ssl.checkpoints.adaptation.report import GROUPS
 from nnunet_ssl.checkpoints.aliases import own_name
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
 from nnunet_ssl.checkpoints.description.file_format import name_format, naming_notes
-from nnunet_ssl.checkpoints.description.table import table
+from nnunet_ssl.checkpoints.description.printed import printed
 from nnunet_ssl.checkpoints.export.portable import STUDENT, TEACHER, has_teacher
 from nnunet_ssl.checkpoints.foreign_values import mapping, text, whole_number
 from nnunet_ssl.checkpoints.hub.download import sha256_of
 from nnunet_ssl.checkpoints.hub.resolve import Origin
-from nnunet_ssl.checkpoints.networks.source import network_of
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
+from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import network_weights
-from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.checkpoints.token_order import needs_conversion
 from nnunet_ssl.errors import CheckpointError
 
@@ -88,7 +88,7 @@ class Description:
 
     def table(self) -> str:
         """Everything as text for people; what is unknown says so."""
-        return table(self)
+        return printed(self)
 
 
 def describe(
@@ -110,7 +110,7 @@ def describe(
     try:
         weights = network_weights(checkpoint)
         notes += naming_notes(checkpoint)
-        weights, info = prepare_source(checkpoint)
+        weights, info = canonical_weights(checkpoint)
         notes += [note[0].upper() + note[1:] + "." for note in info["notes"]]
         spec = network_of(checkpoint, weights)
         notes += [note[0].upper() + note[1:] + "." for note in spec.notes]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.aliases import NETWORK_ROOT, own_name
+from nnunet_ssl.checkpoints.canonical import NNSSL_METHODS
 from nnunet_ssl.checkpoints.description.stated import text
 from nnunet_ssl.checkpoints.read import WEIGHT_KEYS, network_weights
-from nnunet_ssl.checkpoints.source import NNSSL_METHODS
 
 
 def name_format(checkpoint: Mapping[str, Any]) -> str:

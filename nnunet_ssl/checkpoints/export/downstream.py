@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.position_embedding import grid_of, resize_position_embedding
-from nnunet_ssl.checkpoints.networks.source import stated_network
+from nnunet_ssl.checkpoints.networks.stated import stated_network
 from nnunet_ssl.errors import CheckpointError
 
 

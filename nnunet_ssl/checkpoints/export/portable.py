@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor
 
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
+from nnunet_ssl.checkpoints.canonical import attention_heads, canonical_weights, token_grid
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, INIT_ARGS, Scrubber
 from nnunet_ssl.checkpoints.networks.arguments import DROPPED
-from nnunet_ssl.checkpoints.networks.source import PRIMUS_DEFAULTS, PRIMUSX_NAMES, network_of, training_configuration
-from nnunet_ssl.checkpoints.source import attention_heads, prepare_source, token_grid
+from nnunet_ssl.checkpoints.networks.stated import PRIMUS_DEFAULTS, PRIMUSX_NAMES, network_of, training_configuration
 from nnunet_ssl.checkpoints.stems import IN_PROJECTION
 from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
 from nnunet_ssl.errors import CheckpointError
@@ -47,7 +47,7 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
 
     The network is the trained one, or its teacher: one file never holds both. Weights get the bare names of nnU-Net's
     networks, equal values under every alias, and the token order asked for. All else is what JSON can hold, so that every
-    format carries the same. Raises CheckpointError as `prepare_source` does and for a teacher that is not there, ValueError
+    format carries the same. Raises CheckpointError as `canonical_weights` does and for a teacher that is not there, ValueError
     for an unknown token order.
     """
     options = options or ExportOptions()
@@ -55,7 +55,7 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
         raise ValueError(f"The token order is one of {', '.join(TOKEN_ORDERS)}, found {options.token_order!r}.")
     if options.weights == TEACHER:
         checkpoint = taught_by(checkpoint)
-    weights, info = prepare_source(checkpoint, stem=options.stem)
+    weights, info = canonical_weights(checkpoint, stem=options.stem)
     scrub = Scrubber()
     if info["stems"]:
         scrub.removed.append(f"stems other than {info['stem']} ({len(info['stems'])} in all)")

@@ -110,7 +110,10 @@ def _nnfoundation(kind: str, backbone: str, note: str) -> KnownModel:
 
 
 CUBE = (160, 160, 160)
-SUPERVISED, MIXED = "MultiTalent", "mixed"  # segmentation of many data sets at once, with their labels (arXiv:2303.14444)
+SUPERVISED, MIXED = (
+    "MultiTalent",
+    "mixed",
+)  # segmentation of many data sets at once, with their labels (arXiv:2303.14444)
 LABELLED = "65 public data sets with segmentations"
 STEMS = "One stem per data set, that of CT (351_0) by default: nnUNetv2_pretrain_info lists them, --stem chooses."
 KNOWN_MODELS: tuple[KnownModel, ...] = (

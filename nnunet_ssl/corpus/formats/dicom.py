@@ -62,7 +62,7 @@ def series_in(folder: str) -> dict[str, tuple[Slice, ...]]:
     return _series_in(folder, os.stat(folder).st_mtime_ns)
 
 
-def describe(file: str) -> dict[str, str]:
+def series_tags(file: str) -> dict[str, str]:
     """The tags of a file, such as {"0008|0060": "MR"}; raises what SimpleITK raises."""
     reader = _open(file)
     tags = {key: reader.GetMetaData(key) for key in reader.GetMetaDataKeys() if "|" in key}
@@ -110,7 +110,7 @@ def _series_in(folder: str, _changed: int) -> dict[str, tuple[Slice, ...]]:
         if not os.path.isfile(file) or not is_dicom(file):
             continue
         try:
-            tags = describe(file)
+            tags = series_tags(file)
         except RuntimeError:
             continue  # no image; whoever names it gets the reason
         piece = Slice(file, _numbers(tags.get(POSITION), 3), _numbers(tags.get(ORIENTATION), 6))

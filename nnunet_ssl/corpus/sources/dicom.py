@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from os.path import basename, dirname, relpath
 from typing import Any
 
-from nnunet_ssl.corpus.formats.dicom import MODALITY, describe, series_in
+from nnunet_ssl.corpus.formats.dicom import MODALITY, series_in, series_tags
 from nnunet_ssl.corpus.subjects import MODALITY as MODALITY_NAME
 
 PATIENT, STUDY_DATE, STUDY, NUMBER, DESCRIPTION = "0010|0020", "0008|0020", "0020|000d", "0020|0011", "0008|103e"
@@ -66,7 +66,7 @@ def find_series(files: Sequence[str], root: str) -> tuple[list[dict[str, Any]], 
 
 def _row(first: str, slices: int, root: str) -> tuple[dict[str, Any] | None, str]:
     """What a series says of itself, or why it is no image."""
-    tags = describe(first)
+    tags = series_tags(first)
     kind = tags.get(MODALITY, "OT")
     if kind not in IMAGES:
         return None, f"no images ({kind})"

@@ -39,7 +39,7 @@ PRESET_HEADS = {
 HEAD_KEYS = ("eva_numheads", "encoder_eva_numheads")
 
 
-def prepare_source(
+def canonical_weights(
     checkpoint: Mapping[str, Any],
     *,
     num_heads: int | None = None,

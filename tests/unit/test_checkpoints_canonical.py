@@ -13,8 +13,8 @@ from dynamic_network_architectures.building_blocks.eva import Eva
 from torch import Tensor, nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt, adapt_checkpoint
+from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.read import network_weights, read_checkpoint
-from nnunet_ssl.checkpoints.source import prepare_source
 from nnunet_ssl.errors import CheckpointError
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "fixtures"
@@ -80,7 +80,7 @@ def upsample(mask: Tensor, factor: int) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 2])
 def test_whole_encoder_arrives(trainer: str, channels: int) -> None:
     checkpoint = checkpoint_of(trainer)
-    weights, info = prepare_source(checkpoint)
+    weights, info = canonical_weights(checkpoint)
     assert info["backbone"] == ("primus" if trainer in PRIMUSES else "unet")
     assert info["patch_size"] == (None if trainer == "SparkMAETrainer" else [64, 64, 64])  # SparK has no plan
     assert info["num_input_channels"] == 1
@@ -107,7 +107,7 @@ def test_whole_encoder_arrives(trainer: str, channels: int) -> None:
     ],
 )
 def test_method_is_recognised(trainer: str, method: str, transfer: str) -> None:
-    _, info = prepare_source(checkpoint_of(trainer))
+    _, info = canonical_weights(checkpoint_of(trainer))
     assert (info["method"], info["transfer"]) == (method, transfer)
 
 
@@ -115,7 +115,7 @@ def test_method_is_recognised(trainer: str, method: str, transfer: str) -> None:
 def test_spark_weights_are_the_trained_ones() -> None:
     """SparK's own full module is in the file as well: the dense network must get the tensors it ran."""
     checkpoint = checkpoint_of("SparkMAETrainer")
-    weights, _ = prepare_source(checkpoint)
+    weights, _ = canonical_weights(checkpoint)
     raw = network_weights(checkpoint)
     name = "encoder.stem.convs.0"
     assert not torch.equal(raw[f"{name}.conv.weight"], raw[f"{name}.all_modules.0.weight"])
@@ -132,7 +132,7 @@ def test_spark_weights_are_the_trained_ones() -> None:
 def test_volume_fusion_output_is_nnssls() -> None:
     image, record = input_and_output("VolumeFusionTrainer")
     network = unet(classes=5)
-    network.load_state_dict(prepare_source(checkpoint_of("VolumeFusionTrainer"))[0])
+    network.load_state_dict(canonical_weights(checkpoint_of("VolumeFusionTrainer"))[0])
     with torch.no_grad():
         torch.testing.assert_close(network(image)[..., ::4, ::4, ::4], record["out"], atol=1e-5, rtol=1e-4)
 
@@ -141,7 +141,7 @@ def test_volume_fusion_output_is_nnssls() -> None:
 def test_mae_output_is_nnssls() -> None:
     image, record = input_and_output("BaseMAETrainer")
     network = unet(classes=1)
-    network.load_state_dict(prepare_source(checkpoint_of("BaseMAETrainer"))[0])
+    network.load_state_dict(canonical_weights(checkpoint_of("BaseMAETrainer"))[0])
     visible = upsample(record["mask"].float(), 16)  # nnssl's masks are 1 where visible
     with torch.no_grad():
         torch.testing.assert_close(network(image * visible)[..., ::4, ::4, ::4], record["out"], atol=1e-5, rtol=1e-4)
@@ -150,7 +150,7 @@ def test_mae_output_is_nnssls() -> None:
 @needs_fixtures
 def test_simmim_output_is_nnssls() -> None:
     image, record = input_and_output("SimMIMEvaTrainer")
-    weights, info = prepare_source(checkpoint_of("SimMIMEvaTrainer"))
+    weights, info = canonical_weights(checkpoint_of("SimMIMEvaTrainer"))
     assert not info["notes"], "SimMIM's tokens are in natural order already"
     network = primus(classes=1)
     network.load_state_dict(weights)
@@ -185,7 +185,7 @@ def test_primus_mae_output_is_nnssls_only_after_converting_the_token_order() -> 
     checkpoint = checkpoint_of("BaseEvaMAETrainer")
     natural = torch.arange(512).view(8, 8, 8).transpose(0, 1).flatten()  # natural index of each swapped position
     keep = natural[record["keep_indices"]]
-    weights, info = prepare_source(checkpoint)
+    weights, info = canonical_weights(checkpoint)
     assert any("token order" in note for note in info["notes"])
     out = masked_autoencoder(weights, image, keep)[..., ::4, ::4, ::4]
     torch.testing.assert_close(out, record["out"], atol=1e-5, rtol=1e-4)
@@ -224,10 +224,10 @@ def eva_checkpoint(architecture: dict[str, Any], heads: int = 2, width: int = 24
 def test_number_of_heads_is_found_or_asked_for() -> None:
     unknown = eva_checkpoint({"arch_class_name": "Primus", "arch_kwargs": None})
     with pytest.raises(CheckpointError, match="how many attention heads its Primus of width 24"):
-        prepare_source(unknown)
+        canonical_weights(unknown)
     stated = eva_checkpoint({"arch_class_name": "Primus", "arch_kwargs": {"eva_numheads": 2}})
     stated["network_weights"] = unknown["network_weights"]
-    by_plan, by_argument = prepare_source(stated)[0], prepare_source(unknown, num_heads=2)[0]
+    by_plan, by_argument = canonical_weights(stated)[0], canonical_weights(unknown, num_heads=2)[0]
     assert all(torch.equal(by_plan[name], by_argument[name]) for name in by_plan)
     raw = unknown["network_weights"]["encoder.eva.blocks.0.attn.q_proj.weight"]
     in_heads = by_plan["eva.blocks.0.attn.q_proj.weight"].view(2, 3, 4, 24)
@@ -251,7 +251,7 @@ def test_stock_nnunet_checkpoint_tells_patch_size_and_planner() -> None:
             },
         },
     }
-    _, info = prepare_source(checkpoint)
+    _, info = canonical_weights(checkpoint)
     assert info == {
         "patch_size": [64, 64, 32],
         "num_input_channels": 2,

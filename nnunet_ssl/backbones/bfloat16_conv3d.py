@@ -19,7 +19,7 @@ def is_thin(conv: nn.Conv3d, x: Tensor) -> bool:
     return x.device.type == "cpu" and 1 < x.shape[2] < conv.kernel_size[0]
 
 
-def keep_thin_in_float32(module: nn.Module) -> None:
+def avoid_bfloat16_conv3d_bug(module: nn.Module) -> None:
     """Make every 3D convolution in `module` compute in float32 where its input is too thin for bfloat16 on a CPU."""
     running: list[AbstractContextManager[Any]] = []  # convolutions do not nest: never more than one
 

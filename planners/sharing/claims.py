@@ -23,7 +23,7 @@ MAX_DEATHS = 3  # processes that may die with a case in their hands before the c
 CLAIMS, WORK, PRESENT = "claims", "work", "present"
 
 
-class Shard:
+class Participant:
     """This process among those that work on the cases of a folder; a context manager.
 
     `folder` is the state folder beside the cases. Inside, `work` is a folder of this process' own for unfinished files.
@@ -36,7 +36,7 @@ class Shard:
         self._held: dict[str, Lock] = {}
         self._presence = _presence(folder, self.name)
 
-    def __enter__(self) -> Shard:
+    def __enter__(self) -> Participant:
         for name in (CLAIMS, PRESENT, WORK):
             os.makedirs(join(self.folder, name), exist_ok=True)
         bury_dead(self.folder)

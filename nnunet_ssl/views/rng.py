@@ -186,7 +186,7 @@ def _views(generator: ImageGenerator, shape: Sequence[int]) -> int:
     if not shape or shape[0] % images:
         raise ValueError(
             f"Random numbers {tuple(shape)} cannot belong to {images} images: the first axis is no multiple of them. "
-            "See nnunet_ssl.views.draws; what concerns the batch as a whole is drawn from whole(generator)."
+            "See nnunet_ssl.views.rng; what concerns the batch as a whole is drawn from whole(generator)."
         )
     return shape[0] // images
 

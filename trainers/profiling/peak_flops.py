@@ -60,7 +60,7 @@ def flop_counter() -> FlopCounterMode:
 
 
 @torch.no_grad()
-def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+def matmul_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the product of two large square matrices."""
     edge = MATRIX["cpu" if device.type == "cpu" else "other"]
     a, b = (torch.randn(edge, edge, device=device, dtype=dtype) for _ in range(2))
@@ -68,7 +68,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype) -> float:
 
 
 @torch.no_grad()
-def conv_ceiling(device: torch.device, dtype: torch.dtype) -> float:
+def conv_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of the forward pass of the faster of two 3 x 3 x 3 convolutions."""
     found = []
     for images, channels, edge in CONVOLUTIONS["cpu" if device.type == "cpu" else "other"]:

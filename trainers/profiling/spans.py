@@ -1,6 +1,6 @@
 """Named parts of a training step whose durations somebody may want to know; unasked, they cost nothing.
 
-The parts are marked where the work is done, with `with region("forward"):`, so that what is measured is the training itself
+The parts are marked where the work is done, with `with span("forward"):`, so that what is measured is the training itself
 and no copy of its loop.
 """
 
@@ -13,18 +13,18 @@ from time import perf_counter
 
 import torch
 
-_timer: RegionTimer | None = None  # of the step that is being measured
+_timer: SpanTimer | None = None  # of the step that is being measured
 
 
-def region(name: str) -> AbstractContextManager[None]:
-    """Context of a part of a step; regions do not nest, and the same name may come several times."""
-    return nullcontext() if _timer is None else _timer.region(name)
+def span(name: str) -> AbstractContextManager[None]:
+    """Context of a part of a step; spans do not nest, and the same name may come several times."""
+    return nullcontext() if _timer is None else _timer.span(name)
 
 
-class RegionTimer:
-    """Seconds per region of every step it has watched: `steps`, with "rest" for what lies outside all regions.
+class SpanTimer:
+    """Seconds per span of every step it has watched: `steps`, with "rest" for what lies outside all spans.
 
-    Waits for the device at the borders of regions, so that each one is charged for its own work; steps take longer so.
+    Waits for the device at the borders of spans, so that each one is charged for its own work; steps take longer so.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,7 +37,7 @@ class RegionTimer:
         return perf_counter()
 
     @contextmanager
-    def region(self, name: str) -> Iterator[None]:
+    def span(self, name: str) -> Iterator[None]:
         """Add the time of the context to `name`."""
         start = self._now()
         try:
@@ -47,7 +47,7 @@ class RegionTimer:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Watch the regions of one step."""
+        """Watch the spans of one step."""
         global _timer
         self._seconds.clear()
         start, _timer = self._now(), self

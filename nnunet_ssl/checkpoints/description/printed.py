@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 UNSTATED = "not stated in the file"
 
 
-def table(d: Description) -> str:
+def printed(d: Description) -> str:
     """Aligned rows, then notes, then what to type next."""
     rows = [
         ("file", f"{d.path} ({_size(d.size_bytes)})"),

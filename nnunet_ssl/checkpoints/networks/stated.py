@@ -11,10 +11,10 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation.layout import Layout
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS, RESENC_L
 from nnunet_ssl.checkpoints.aliases import own_name
+from nnunet_ssl.checkpoints.canonical import attention_heads
 from nnunet_ssl.checkpoints.foreign_values import mapping
 from nnunet_ssl.checkpoints.networks.architecture import recognise
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
-from nnunet_ssl.checkpoints.source import attention_heads
 from nnunet_ssl.errors import CheckpointError
 
 DROP_PATH = 0.2  # of nnU-Net's Primus trainers and of nnssl's pre-training
@@ -23,7 +23,7 @@ PRIMUSX_NAMES = {"encoder_eva_depth": "eva_depth", "encoder_eva_numheads": "eva_
 
 
 def network_of(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> NetworkSpec:
-    """The network behind `weights` (canonical, as prepare_source returns them): what the file states where that is true.
+    """The network behind `weights` (canonical, as canonical_weights returns them): what the file states where that is true.
 
     A statement that the weights contradict, and a missing one, are replaced by what can be read from the shapes. Raises
     CheckpointError for networks nnU-Net does not build and for statements outside our allow-list.

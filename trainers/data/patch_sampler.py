@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from nnunet_ssl.planners.preprocessing.foreground import LOCATIONS, SHARE
-from nnunet_ssl.trainers.data.corpus import Corpus, Source
+from nnunet_ssl.trainers.data.corpus import Corpus, CorpusDataset
 
 AROUND_ANATOMY = 0.33  # share of the patches of images with a mask of the anatomy; nnU-Net's oversampling of foreground
 TRIES = 10  # random places before one is taken around a voxel that is no air
 
 
-class Places:
+class PatchSampler:
     """Draws first voxels of patches, from numpy's global generator.
 
     min_foreground: share of a patch's voxels that must not be air. It is judged by the places of foreground voxels that
@@ -30,11 +30,15 @@ class Places:
         self.judged = {
             name
             for name, first in (_first_cases(corpus).items() if min_foreground else ())
-            if corpus.sources[name].anatomy_label is None and SHARE in corpus.properties(first)
+            if corpus.datasets[name].anatomy_label is None and SHARE in corpus.properties(first)
         }
 
     def draw(
-        self, source: Source, shape: Sequence[int], size: Sequence[int], properties: Callable[[], Mapping[str, Any]]
+        self,
+        dataset: CorpusDataset,
+        shape: Sequence[int],
+        size: Sequence[int],
+        properties: Callable[[], Mapping[str, Any]],
     ) -> list[int]:
         """First voxel of a patch of `size` in an image of `shape` voxels; negative where the image is smaller, and centred.
 
@@ -42,10 +46,10 @@ class Places:
         """
         if all(full <= s for full, s in zip(shape, size, strict=True)):
             return [(full - s) // 2 for full, s in zip(shape, size, strict=True)]
-        if source.anatomy_label is not None and np.random.uniform() < AROUND_ANATOMY:
-            return around(anatomy(properties(), source.anatomy_label), shape, size)
+        if dataset.anatomy_label is not None and np.random.uniform() < AROUND_ANATOMY:
+            return around(anatomy(properties(), dataset.anatomy_label), shape, size)
         start = around(None, shape, size)
-        if source.name not in self.judged:
+        if dataset.name not in self.judged:
             return start
         noted = properties()
         if SHARE not in noted:
@@ -98,7 +102,7 @@ def foreground_share(
 def _first_cases(corpus: Corpus) -> dict[str, str]:
     """A case of every data set that has one."""
     found = {}
-    for name in corpus.sources:
+    for name in corpus.datasets:
         row = bisect_left(corpus.identifiers, f"{name}/")
         if row < len(corpus.identifiers) and corpus.identifiers[row].startswith(f"{name}/"):
             found[name] = corpus.identifiers[row]

@@ -15,7 +15,7 @@ from nnunet_ssl.corpus.overview.sections import Section, overview
 MAX_VALUES = 8
 
 
-def look_at(
+def build_overview(
     folder: str, table: pd.DataFrame, *, num_samples: int, duplicates: bool, num_processes: int
 ) -> tuple[list[Section], list[Sample]]:
     """(sections, samples) on the images of a raw data set that are in the table."""

@@ -12,17 +12,17 @@ import pytest
 
 from nnunet_ssl.corpus.left_out import FILE, read_left_out
 from nnunet_ssl.files.mounts import VARIABLE
+from nnunet_ssl.planners.sharing.claims import CLAIMS, MAX_DEATHS, PRESENT, Participant
 from nnunet_ssl.planners.sharing.distribution import Distribution
 from nnunet_ssl.planners.sharing.finished import SUFFIXES
-from nnunet_ssl.planners.sharing.shards import CLAIMS, MAX_DEATHS, PRESENT, Shard
 from nnunet_ssl.planners.sharing.workers import Died, Task, work_off
 
 DIE = """
 import os, sys, time
-from nnunet_ssl.planners.sharing.shards import Shard
-shard = Shard(sys.argv[1]).__enter__()
-print([shard.claim(case) for case in sys.argv[2:]], flush=True)
-open(os.path.join(shard.work, "half"), "w").close()
+from nnunet_ssl.planners.sharing.claims import Participant
+participant = Participant(sys.argv[1]).__enter__()
+print([participant.claim(case) for case in sys.argv[2:]], flush=True)
+open(os.path.join(participant.work, "half"), "w").close()
 time.sleep(60)
 """
 
@@ -46,14 +46,14 @@ def write(path: Path, content: object) -> Path:
 
 
 def test_a_case_is_in_one_pair_of_hands(tmp_path: Path) -> None:
-    with Shard(str(tmp_path)) as one, Shard(str(tmp_path)) as other:
+    with Participant(str(tmp_path)) as one, Participant(str(tmp_path)) as other:
         assert one.others() == [other.name]
         assert one.claim("a") == 0
         assert other.claim("a") is None
         assert other.claim("b") == 0
         one.release("a")
         assert other.claim("a") == 0
-    with Shard(str(tmp_path)) as third:
+    with Participant(str(tmp_path)) as third:
         assert third.claim("a") == third.claim("b") == 0  # given back at the end
 
 
@@ -66,14 +66,14 @@ def test_what_the_dead_held_is_taken_over_and_counted(
     assert die_with(state, "a", "b") == "[0, 0]"
     for deaths in range(1, MAX_DEATHS):
         assert die_with(state, "b", "finished") == f"[{deaths}, {deaths - 1}]"
-    with Shard(str(state)) as shard:
-        assert [p.name for p in (state / "work").iterdir()] == [shard.name]
-        assert shard.others() == []
-        shard.forget_claims(but={"a", "b"})
+    with Participant(str(state)) as participant:
+        assert [p.name for p in (state / "work").iterdir()] == [participant.name]
+        assert participant.others() == []
+        participant.forget_claims(but={"a", "b"})
         assert kind == "heartbeat" or {p.name for p in (state / CLAIMS).iterdir()} == {"a", "b"}
-        assert shard.claim("a") == 1
+        assert participant.claim("a") == 1
         cases = {"b": {"images": [str(write(tmp_path / "b.nii", 0))], "label": None}}
-        distribution = Distribution(shard, str(tmp_path / "out"), str(tmp_path), cases, ["b"], "preprocessing x")
+        distribution = Distribution(participant, str(tmp_path / "out"), str(tmp_path), cases, ["b"], "preprocessing x")
         assert list(distribution) == []
     assert read_left_out(str(tmp_path))["b"]["reason"] == f"{MAX_DEATHS} processes died while they worked on it"
     assert list((state / PRESENT).iterdir()) == list((state / "work").iterdir()) == []
@@ -84,7 +84,7 @@ def test_a_distribution_skips_what_others_did_and_waits_for_what_they_do(tmp_pat
     out = tmp_path / "out"
     out.mkdir()
     cases = {c: {"images": [str(write(tmp_path / f"{c}.nii", 0))], "label": None} for c in "abcd"}
-    with Shard(str(out / "state")) as me, Shard(str(out / "state")) as other:
+    with Participant(str(out / "state")) as me, Participant(str(out / "state")) as other:
         assert other.claim("a") == other.claim("b") == other.claim("c") == 0
         mine = Distribution(me, str(out), str(tmp_path), cases, list("abcd"), "preprocessing x")
         theirs = Distribution(other, str(out), str(tmp_path), cases, [], "preprocessing x")

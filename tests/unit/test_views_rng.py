@@ -11,14 +11,14 @@ from torch import nn
 
 from nnunet_ssl.backbones.drop_path import drop_by_image, use_keys
 from nnunet_ssl.methods import swin_unetr
-from nnunet_ssl.views import draws
+from nnunet_ssl.views import rng
 
 WORKER = runpy.run_path(str(Path(__file__).with_name("shared_batch_worker.py")))
 SEED = 2**32 - 1  # the largest that derive_seed gives
 
 
 def generator(images=range(4), seed=SEED):
-    return draws.ImageGenerator("cpu", seed, images)
+    return rng.ImageGenerator("cpu", seed, images)
 
 
 def rows(tensor, images, total=4):
@@ -28,13 +28,13 @@ def rows(tensor, images, total=4):
 
 LARGE = (16, 24, 32)  # more numbers than are hashed
 KINDS = {
-    "rand": lambda n, g: draws.rand((2 * n, 3), g),
-    "rand, many": lambda n, g: draws.rand((2 * n, *LARGE), g),
-    "randn": lambda n, g: draws.randn((n, 3, 5), g),
-    "randn, many": lambda n, g: draws.randn((n, *LARGE), g),
-    "randint": lambda n, g: draws.randint(2, 9, (3 * n,), g),
-    "randint, many": lambda n, g: draws.randint(2, 9, (n, *LARGE), g),
-    "exponential": lambda n, g: draws.exponential((n, 4), g),
+    "rand": lambda n, g: rng.rand((2 * n, 3), g),
+    "rand, many": lambda n, g: rng.rand((2 * n, *LARGE), g),
+    "randn": lambda n, g: rng.randn((n, 3, 5), g),
+    "randn, many": lambda n, g: rng.randn((n, *LARGE), g),
+    "randint": lambda n, g: rng.randint(2, 9, (3 * n,), g),
+    "randint, many": lambda n, g: rng.randint(2, 9, (n, *LARGE), g),
+    "exponential": lambda n, g: rng.exponential((n, 4), g),
 }
 
 
@@ -47,27 +47,27 @@ def test_share_of_a_process_is_its_rows_of_the_whole(kind, images):
 
 
 def test_rows_of_an_image_may_lie_together():
-    whole, share = draws.by_image(generator(), 3), draws.by_image(generator(range(1, 3)), 3)
-    assert torch.equal(draws.rand((12, 5), whole)[3:9], draws.rand((6, 5), share))
+    whole, share = rng.by_image(generator(), 3), rng.by_image(generator(range(1, 3)), 3)
+    assert torch.equal(rng.rand((12, 5), whole)[3:9], rng.rand((6, 5), share))
     again = generator()
-    assert not torch.equal(draws.rand((12,), draws.by_image(again, 3)), draws.rand((12,), draws.by_image(again, 3)))
+    assert not torch.equal(rng.rand((12,), rng.by_image(again, 3)), rng.rand((12,), rng.by_image(again, 3)))
 
 
 def test_draws_of_the_whole_batch_are_shared_and_those_of_others_are_not():
     first, second = generator(range(0, 2)), generator(range(2, 4))
-    assert torch.rand((), generator=draws.whole(first)) == torch.rand((), generator=draws.whole(second))
+    assert torch.rand((), generator=rng.whole(first)) == torch.rand((), generator=rng.whole(second))
     assert torch.rand((), generator=first) != torch.rand((), generator=second)  # a method that knows only torch
 
 
 def test_another_step_has_other_numbers():
-    assert not torch.equal(draws.rand((4, 3), generator(seed=1)), draws.rand((4, 3), generator(seed=2)))
+    assert not torch.equal(rng.rand((4, 3), generator(seed=1)), rng.rand((4, 3), generator(seed=2)))
 
 
-@pytest.mark.parametrize("count", [draws.MANY // 2, draws.MANY])  # hashed, and from torch's generator
+@pytest.mark.parametrize("count", [rng.MANY // 2, rng.MANY])  # hashed, and from torch's generator
 def test_numbers_are_random(count):
     images = 64
     g = generator(range(images))
-    x, y = (draws.rand((images, count), g) for _ in range(2))
+    x, y = (rng.rand((images, count), g) for _ in range(2))
     deviation = (1 / 12) ** 0.5 / (images * count) ** 0.5
     assert abs(x.mean() - 0.5) < 4 * deviation
     assert 0 <= x.min() < 1e-4 < 1 - 1e-4 < x.max() < 1
@@ -78,49 +78,49 @@ def test_numbers_are_random(count):
     for a, b in ((x, y), (x[1:], x[:-1]), (x[:, 1:], x[:, :-1])):  # draws, images, neighbours
         correlation = 12 * ((a - 0.5) * (b - 0.5)).mean()
         assert abs(correlation) < 4.5 / a.numel() ** 0.5
-    z = draws.randn((images, count), g).double()
+    z = rng.randn((images, count), g).double()
     for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
         assert abs((z**power).mean() - moment) < 4.5 * (variance / z.numel()) ** 0.5
-    n = draws.randint(-3, 4, (images, count), g)
+    n = rng.randint(-3, 4, (images, count), g)
     shares = torch.bincount((n + 3).flatten()) / n.numel()
     assert shares.sub(1 / 7).abs().max() < 5 * (1 / 7 / n.numel()) ** 0.5
-    e = draws.exponential((images, count), g)
+    e = rng.exponential((images, count), g)
     assert e.min() >= 0
     assert abs(e.mean() - 1) < 4.5 / e.numel() ** 0.5
 
 
 def test_plain_generators_draw_as_torch_does():
     ours, torchs = torch.Generator().manual_seed(3), torch.Generator().manual_seed(3)
-    assert torch.equal(draws.rand((3, 2), ours), torch.rand(3, 2, generator=torchs))
-    assert torch.equal(draws.randint(1, 5, (9,), ours), torch.randint(1, 5, (9,), generator=torchs))
-    assert torch.equal(draws.exponential((9,), ours), torch.empty(9).exponential_(generator=torchs))
+    assert torch.equal(rng.rand((3, 2), ours), torch.rand(3, 2, generator=torchs))
+    assert torch.equal(rng.randint(1, 5, (9,), ours), torch.randint(1, 5, (9,), generator=torchs))
+    assert torch.equal(rng.exponential((9,), ours), torch.empty(9).exponential_(generator=torchs))
 
 
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_host_draws_what_the_device_would(plain):
     first, second = (torch.Generator().manual_seed(2) if plain else generator() for _ in range(2))
-    host = draws.Host(second)
+    host = rng.Host(second)
     for drawn, own in [
-        (draws.rand((4, 3), first), host.rand(4, 3)),
-        (draws.randint(2, 9, (8,), first), host.randint(2, 9, 8)),
-        (draws.exponential((4, 5), first), host.exponential(4, 5)),
+        (rng.rand((4, 3), first), host.rand(4, 3)),
+        (rng.randint(2, 9, (8,), first), host.randint(2, 9, 8)),
+        (rng.exponential((4, 5), first), host.exponential(4, 5)),
     ]:
         assert own.dtype == drawn.numpy().dtype
         assert torch.allclose(drawn, torch.from_numpy(own))
 
 
-@pytest.mark.parametrize("count", [3, draws.MANY])
+@pytest.mark.parametrize("count", [3, rng.MANY])
 @pytest.mark.parametrize("plain", [False, True])
 def test_rows_that_are_wanted_are_those_of_the_whole(count, plain):
     first, second = (torch.Generator().manual_seed(2) if plain else generator() for _ in range(2))
-    for draw in (draws.rand, lambda shape, g, rows=None: draws.randint(0, 99, shape, g, rows)):
+    for draw in (rng.rand, lambda shape, g, rows=None: rng.randint(0, 99, shape, g, rows)):
         for wanted in ([1, 3], []):
             assert torch.equal(draw((4, count), first)[wanted], draw((4, count), second, wanted))
 
 
 def test_numbers_that_belong_to_no_image_are_refused():
     with pytest.raises(ValueError, match=r"\(6, 2\) cannot belong to 4 images.*whole"):
-        draws.rand((6, 2), generator())
+        rng.rand((6, 2), generator())
 
 
 @pytest.mark.parametrize(("name", "kind"), WORKER["CASES"])
