@@ -64,11 +64,11 @@ def test_box_is_cut_as_nnunet_does(start):
 def test_what_lies_beyond_the_image_is_excluded(tmp_path):
     """In patches and in the centres of held-out cases; every voxel of the image is above 0, padding is 0."""
     save(tmp_path / "A", "case", numbered() + 1.0)
-    dataset = CorpusDataset("A", str(tmp_path / "A"))
+    source = CorpusDataset("A", str(tmp_path / "A"))
     for size in ((8, 8, 8), (8, 30, 25), (40, 40, 40)):
-        patch = dataset(dataset, size)[0]
+        patch = dataset(source, size)[0]
         assert torch.equal(patch["excluded"], patch["image"] == 0)
-        centre = Corpus([dataset], ["A/case"]).centre_crop("A/case", size)
+        centre = Corpus([source], ["A/case"]).centre_crop("A/case", size)
         assert torch.equal(centre["excluded"], centre["image"] == 0)
         assert patch["excluded"].any() == (size != (8, 8, 8))
 
