@@ -46,6 +46,7 @@ docs: $(INSTALLED) ## pages and tables that come from the code (docs/make_pictur
 	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_gpu_times.py
 	$(BIN)/python docs/make_layouts.py
+	$(BIN)/python docs/make_mistakes.py
 
 constraints: $(INSTALLED) ## the versions in .venv into constraints.txt, after its tests have passed
 	$(BIN)/python .ci/freeze.py

@@ -26,14 +26,17 @@ from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
 from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data.corpus import derive_seed, seed_everything
 from nnunet_ssl.trainers.device.devices import keep_freed_memory, require_device
 from nnunet_ssl.trainers.device.precision import run_in_autocast
+from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.loop.interruptible import InterruptibleTrainer
+from nnunet_ssl.trainers.loop.log_lines import finetuning_summary
 
 RESUME = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # nnU-Net's order
 
@@ -77,6 +80,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         self.watch = Watch(self.print_to_log_file, self.grad_scaler is not None)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        self.save_every = self.settings.save_every
         self.enable_deep_supervision = self.settings.deep_supervision and not primus
 
     @staticmethod
@@ -104,6 +108,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         network.nnunet_ssl_transfer = TransferOptions(
             transfer=self.settings.transfer,
             channels=self.settings.channels,
+            stem=self.settings.stem,
             target_patch_size=tuple(self.configuration_manager.patch_size),
             target_channel_names=tuple(channels or ()) or None,
             image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),
@@ -151,13 +156,17 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if not self._resumed:
             report = getattr(unwrap(self.network), "nnunet_ssl_transfer_report", None)
             self._check_start(report)
-            if report is not None and self.local_rank == 0:
+            if report is not None and is_first():
                 write_json(report.to_json(), join(self.output_folder, "pretrained_weights.json"))
-                self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
+                # The console has it already: `load` prints it.
+                table = f"Pre-trained weights:\n{report.table()}"
+                self.print_to_log_file(table, also_print_to_console=False, add_timestamp=False)
             self._use_phase(self.lr_scheduler.start_with([] if report is None else report.fresh_in_encoder()))
         with whole_files(self.print_to_log_file):
             super().on_train_start()
-        self.print_to_log_file(f"{self.schedule}\n{self.recipe}")
+        self.print_to_log_file(f"{finetuning_summary(self, unwrap(self.network))}\n", add_timestamp=False)
+        self.print_to_log_file(f"{self.schedule}")
+        self._stop_when_stalled()
 
     def on_train_epoch_start(self) -> None:
         """Enter the epoch's phase, and say so where one begins or the training goes on."""
@@ -194,6 +203,12 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         saved, self._resumed = opened.checkpoint, True
         self._use_phase(self.lr_scheduler.resume(saved["current_epoch"], saved["optimizer_state"]["param_groups"]))
         super().load_checkpoint(opened)
+
+    def print_plans(self) -> None:
+        """nnU-Net prints the whole plans, which lie beside the log; `finetuning_summary` says what matters."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's plot needs a package that no longer works."""
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
@@ -234,6 +249,19 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         super().on_train_epoch_end(train_outputs)
         self._require_finite_weights()
 
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's; ends the run where the setting early_stop says so."""
+        super().on_epoch_end()
+        self._stop_when_stalled()
+
+    def _stop_when_stalled(self) -> None:
+        """All processes know the same Dice, and so come to the same end."""
+        patience, epoch = self.settings.early_stop, self.current_epoch
+        dice = self.logger.get_value("ema_fg_dice", step=None)
+        if patience is not None and epoch < self.num_epochs and stalled(dice, patience, lower_is_better=False):
+            self.print_to_log_file(sentence(epoch, patience, "the moving average of the pseudo Dice"))
+            raise Enough
+
     def _require_finite_weights(self) -> None:
         good = [n for n in ("checkpoint_latest.pth", "checkpoint_best.pth") if isfile(join(self.output_folder, n))]
         last = (
@@ -244,7 +272,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but never leave half a file behind, nor weights that are not finite."""
         self._require_finite_weights()
-        if self.local_rank != 0 or self.disable_checkpointing:
+        if not is_first() or self.disable_checkpointing:
             return
         try:
             with atomic_path(filename) as temporary:

@@ -24,6 +24,7 @@ from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.versions import is_first, join_group, without_process_group
 from nnunet_ssl.integration.writing import begin_run, whole_files
 from nnunet_ssl.methods import get_method, method_names, views_of
 from nnunet_ssl.methods.base import Method, MethodOutput
@@ -37,13 +38,16 @@ from nnunet_ssl.trainers.device.determinism import deterministic
 from nnunet_ssl.trainers.device.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.device.out_of_memory import say_what_helps
 from nnunet_ssl.trainers.device.precision import autocast_dtype
-from nnunet_ssl.trainers.distributed.processes import Consensus, place, start_beside_the_first
+from nnunet_ssl.trainers.distributed.processes import Consensus, place
 from nnunet_ssl.trainers.distributed.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.loop import epochs, state, stepping
 from nnunet_ssl.trainers.loop.building import build_method
+from nnunet_ssl.trainers.loop.early_stop import Enough
 from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.loop.interruption import Interruption, forget_to_finish
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite, verdict
+from nnunet_ssl.trainers.loop.log_lines import summary
+from nnunet_ssl.trainers.loop.next_commands import next_commands_of
 from nnunet_ssl.trainers.loop.position import Phase, Position
 from nnunet_ssl.trainers.loop.progress import EpochBar
 from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
@@ -52,6 +56,7 @@ from nnunet_ssl.trainers.loop.stopping import (
     stop_if_asked,
     stop_if_collapsed,
     stop_validating_if_asked,
+    stop_when_stalled,
 )
 from nnunet_ssl.trainers.loop.validation import summary_file, validate_cases
 
@@ -83,7 +88,9 @@ class SSLTrainer(nnUNetTrainer):
         # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
         dataset_json = {key: value for key, value in dataset_json.items() if key != "dataset"}
         self.position = Position()
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with without_process_group(device):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        join_group(self)
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
         block = PretrainBlock.read(self.configuration_manager.configuration, method_names(), configuration)
@@ -97,12 +104,13 @@ class SSLTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
         self.grad_scaler = torch.amp.GradScaler("cuda") if autocast_dtype(self.device) is torch.float16 else None
         self.interruption = Interruption()
-        self.interruption.loud = self.local_rank == 0
+        self.interruption.loud = is_first()
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
         self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
         self.warned_of_collapse = False
-        self._warnings: set[str] = set()
+        self._said: set[str] = set()
+        self.share_of_epoch = 1.0  # computed since its start was noted; less right after a resume
         self._bar: EpochBar | None = None
 
     @property
@@ -171,7 +179,7 @@ class SSLTrainer(nnUNetTrainer):
         self.consensus = Consensus(self.is_ddp)
         if not self.consensus.all_fine(not compiles) and not compiles:
             self.compiler.join_trial()
-        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print, self.grad_scaler is not None)
+        self.watch = Watch(self.print_to_log_file if is_first() else print, self.grad_scaler is not None)
         self.was_initialized = True
         self.logger.update_config(
             {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
@@ -194,8 +202,11 @@ class SSLTrainer(nnUNetTrainer):
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Log once, not once per process."""
-        if self.local_rank == 0:
+        if is_first():
             super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
+
+    def print_plans(self) -> None:
+        """nnU-Net prints the whole plans, which lie beside the log; `summary` says what matters."""
 
     def plot_network_architecture(self) -> None:
         """nnU-Net's plot needs a package that no longer works."""
@@ -245,46 +256,58 @@ class SSLTrainer(nnUNetTrainer):
             self.interruption.listen()
             try:
                 with self.determinism:
-                    super().run_training()
+                    self._train_until_enough()
                 stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()
+
+    def _train_until_enough(self) -> None:
+        try:
+            super().run_training()
+        except Enough:
+            self.on_train_end()
 
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
         if self.wants_determinism:  # here, not where nnU-Net's command would set cuDNN's flags once more
             self.determinism.enter_context(deterministic(self.warn_once))
-        if not self.position.resumed and self.local_rank == 0:
+        if not self.position.resumed and is_first():
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
             self.initialize()
-        self.consensus.check_start(self)
+        self.consensus.check_start(self.current_epoch, len(self.position.replayed), self.output_folder)
         with whole_files(self.print_to_log_file):
-            super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
+            if is_first():
+                super().on_train_start()
+            else:  # what nnU-Net does there, without the files, which the first process alone writes
+                self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+                dist.barrier()  # the first process waits in the same place, its files written but for plans.json and the like
         schemes = self.configuration_manager.normalization_schemes
         for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
             self.warn_once(warning)
-        precision = autocast_dtype(self.device) or torch.float32
-        self.print_to_log_file(
-            f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"
-            f"{f' in {self.settings.accumulate} micro-batches per process' if self.settings.accumulate > 1 else ''}, "
-            f"{str(precision).removeprefix('torch.')} on {self.device}"
-            f"{', with deterministic algorithms and without torch.compile' if self.wants_determinism else ''}.\n"
-            f"Please cite: {self.method_class.citation}"
-        )
+        self.print_to_log_file(f"{summary(self)}\n", add_timestamp=False)
+        stop_when_stalled(self)
 
     def on_train_epoch_start(self) -> None:
+        """As nnU-Net's, without its lines: `on_epoch_end` writes one."""
         self.position.begin_epoch()
         self.interruption.insist()
-        super().on_train_epoch_start()
+        self.network.train()
+        self.lr_scheduler.step(self.current_epoch)
+        self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
         done = len(self.position.replayed)
+        self.share_of_epoch = 1 - done / self.num_iterations_per_epoch
         self._bar = EpochBar(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, done)
 
     def warn_once(self, message: str) -> None:
         """Put a warning into the log, the first time it comes."""
-        if message not in self._warnings:
-            self._warnings.add(message)
-            self.print_to_log_file(f"WARNING: {message}")
+        self.say_once(f"WARNING: {message}")
+
+    def say_once(self, message: str) -> None:
+        """Put a line into the log, the first time it comes."""
+        if message not in self._said:
+            self._said.add(message)
+            self.print_to_log_file(message)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One optimisation step; the losses stay on the device until the epoch ends."""
@@ -299,7 +322,7 @@ class SSLTrainer(nnUNetTrainer):
                 output = self._step(batch, step)
                 fine = stepping.optimiser_step(self, output.loss)
                 self.method.after_step(output.statistics, fine)
-            place = f"epoch {self.current_epoch}, iteration {iteration}"
+            place = f"epoch {self.current_epoch + 1}, iteration {iteration + 1}"
             self.watch.note(place, output.loss, fine, batch.get("key", ()))
             result = {"loss": output.loss.detach(), **output.terms}
             assert self._bar is not None
@@ -381,22 +404,23 @@ class SSLTrainer(nnUNetTrainer):
         self.position.phase = Phase.ENDED
         epochs.finish_epoch(self)
         self.position.next_epoch()
+        stop_when_stalled(self)
         stop_if_collapsed(self)
         stop_after_epoch(self)
 
     def on_train_end(self) -> None:
         self.position.phase = Phase.ENDED  # nnU-Net goes back to the last epoch to save it
         summary = summary_file(self.output_folder)
-        if self.local_rank == 0 and isfile(summary):
+        if is_first() and isfile(summary):
             os.remove(summary)  # of a shorter training
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.print_to_log_file(verdict(self.logger.local_logger.my_fantastic_logging, self.method_class.trivial_answer))
         self.consensus.finish()
-        if self.local_rank == 0:
+        if is_first():
             forget_to_finish(self.output_folder)
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")
-        if self.local_rank == 0 and isfile(previous):
+        if is_first() and isfile(previous):
             os.remove(previous)
         self.dataloader_train = self.dataloader_val = None  # ends their workers
 
@@ -409,6 +433,7 @@ class SSLTrainer(nnUNetTrainer):
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)
+            self.print_to_log_file(next_commands_of(self), add_timestamp=False)
         finally:
             self.interruption.ignore()
 
@@ -425,14 +450,14 @@ class SSLTrainer(nnUNetTrainer):
 
         Raises TrainingError instead, and leaves the file that is there, when weights are not finite.
         """
-        if self.local_rank != 0 and not self.settings.shard:
+        if not is_first() and not self.settings.shard:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         self._require_finite_weights()
         checkpoint = state.pack(self)  # where states are sharded, every process brings its part
-        if self.local_rank == 0:
+        if is_first():
             keep = os.path.basename(filename) == "checkpoint_latest.pth"
             save_checkpoint(checkpoint, filename, keep_previous=keep)
 
@@ -440,4 +465,4 @@ class SSLTrainer(nnUNetTrainer):
         """Continue from a checkpoint; a damaged one is replaced by the one before it, with a line in the log."""
         if not self.was_initialized:
             self.initialize()
-        state.unpack(self, filename_or_checkpoint)
+        self.inference_allowed_mirroring_axes = state.unpack(self, filename_or_checkpoint)

@@ -44,8 +44,8 @@ class RunContract:
             assert (folder / name).is_file(), name
         assert len(list((folder / "validation").glob("*.png"))) >= 1
         log = (folder / "training_log.txt").read_text()
-        assert "train_loss" in log
-        assert "Terms: " in log
+        assert "Epoch 1/2: training loss " in log
+        assert log.count("held out to watch the loss") == 1
 
     def test_checkpoint_is_plain_data_and_holds_the_bare_network(
         self, method: str, backbone: str, own: Any, tiny: TinyTraining

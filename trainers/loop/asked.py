@@ -14,13 +14,15 @@ from nnunet_ssl.settings.blocks import PretrainBlock
 
 WEIGHTS = "pretrained_weights"  # key of the plans of a run
 # How a run is computed, or watched: the network that comes out is the same.
-HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_on_collapse"}
+HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_on_collapse", "early_stop"}
 GEOMETRY = ("patch_size", "batch_size", "spacing", "normalization_schemes", "architecture")
 
 
-def note_weights(plans: dict[str, Any], weights: str | None) -> None:
+def note_weights(plans: dict[str, Any], weights: str | None, stem: str | None = None) -> None:
     """Write into the plans of a run which weights it starts from: the last part of the name, no path of this machine."""
     plans[WEIGHTS] = None if weights is None else os.path.basename(weights.rstrip("/")) or weights
+    if weights is not None and stem is not None:
+        plans[WEIGHTS] += f" with stem {stem}"
 
 
 def differences(held: dict[str, Any], asked: dict[str, Any], configuration: str, method: str) -> list[str]:
