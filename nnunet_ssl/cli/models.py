@@ -20,7 +20,11 @@ EXAMPLES = """examples:
 
 Cache, token, offline mode and mirror are those of huggingface_hub: HF_HOME, HF_TOKEN (or `hf auth login`), HF_HUB_OFFLINE,
 HF_ENDPOINT."""
-PRETRAIN = {"ResEncL": "resenc_l", "PrimusM": "primus_m"}  # backbone -> --backbone of nnUNetv2_pretrain
+PRETRAIN = {
+    "ResEncL": "resenc_l",
+    "PrimusM": "primus_m",
+    "Primus": "primus_x",
+}  # backbone -> --backbone of nnUNetv2_pretrain
 COLUMNS = ("name", "method", "backbone", "modality", "patch", "spacing [mm]", "licence", "repository")
 
 
