@@ -46,6 +46,7 @@ docs: $(INSTALLED) ## pages and tables that come from the code (docs/make_pictur
 	$(BIN)/python docs/make_settings.py
 	$(BIN)/python docs/make_gpu_times.py
 	$(BIN)/python docs/make_layouts.py
+	$(BIN)/python docs/make_mistakes.py
 
 clean: ## remove everything that make made
 	rm -rf .venv build demo nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -52,3 +52,8 @@ def say_errors_in_one_line() -> None:
 
     say._of_nnunet_ssl = True  # type: ignore[attr-defined]
     sys.excepthook = say
+
+
+def counted(number: int, noun: str) -> str:
+    """1 image, 2 images, 1,234 images."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import nnunet_ssl
+from nnunet_ssl.nearest import did_you_mean
 
 # multiprocessing's spawn imports this module again in every worker, and through the line above registers there as well.
 # A nnunet_ssl/__main__.py would not be: spawn leaves main modules of that name out.
@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return doctor.main(args.arguments)
     known = commands()
     if args.command not in known:
-        near = difflib.get_close_matches(args.command, [*known, "doctor"], n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(args.command, [*known, "doctor"])
         parser.exit(2, f"nnunet-ssl: there is no command {args.command}.{hint} See nnunet-ssl --help.\n")
     sys.argv = [args.command, *args.arguments]
     result = known[args.command].load()()

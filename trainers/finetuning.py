@@ -33,8 +33,10 @@ from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data.corpus import derive_seed, seed_everything
 from nnunet_ssl.trainers.device.devices import keep_freed_memory, require_device
 from nnunet_ssl.trainers.device.precision import run_in_autocast
+from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.loop.interruptible import InterruptibleTrainer
+from nnunet_ssl.trainers.loop.log_lines import finetuning_summary
 
 RESUME = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # nnU-Net's order
 
@@ -78,6 +80,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         self.watch = Watch(self.print_to_log_file, self.grad_scaler is not None)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
+        self.save_every = self.settings.save_every
         self.enable_deep_supervision = self.settings.deep_supervision and not primus
 
     @staticmethod
@@ -155,11 +158,15 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
             self._check_start(report)
             if report is not None and is_first():
                 write_json(report.to_json(), join(self.output_folder, "pretrained_weights.json"))
-                self.print_to_log_file(f"Pre-trained weights:\n{report.table()}", add_timestamp=False)
+                # The console has it already: `load` prints it.
+                table = f"Pre-trained weights:\n{report.table()}"
+                self.print_to_log_file(table, also_print_to_console=False, add_timestamp=False)
             self._use_phase(self.lr_scheduler.start_with([] if report is None else report.fresh_in_encoder()))
         with whole_files(self.print_to_log_file):
             super().on_train_start()
-        self.print_to_log_file(f"{self.schedule}\n{self.recipe}")
+        self.print_to_log_file(f"{finetuning_summary(self, unwrap(self.network))}\n", add_timestamp=False)
+        self.print_to_log_file(f"{self.schedule}")
+        self._stop_when_stalled()
 
     def on_train_epoch_start(self) -> None:
         """Enter the epoch's phase, and say so where one begins or the training goes on."""
@@ -196,6 +203,12 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         saved, self._resumed = opened.checkpoint, True
         self._use_phase(self.lr_scheduler.resume(saved["current_epoch"], saved["optimizer_state"]["param_groups"]))
         super().load_checkpoint(opened)
+
+    def print_plans(self) -> None:
+        """nnU-Net prints the whole plans, which lie beside the log; `finetuning_summary` says what matters."""
+
+    def plot_network_architecture(self) -> None:
+        """nnU-Net's plot needs a package that no longer works."""
 
     def do_split(self) -> tuple[list[str], list[str]]:
         """nnU-Net's split, without the cases that have no label: they would count as pure background."""
@@ -235,6 +248,19 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         require_progress(self, self.watch.end_epoch(), "finetune")
         super().on_train_epoch_end(train_outputs)
         self._require_finite_weights()
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's; ends the run where the setting early_stop says so."""
+        super().on_epoch_end()
+        self._stop_when_stalled()
+
+    def _stop_when_stalled(self) -> None:
+        """All processes know the same Dice, and so come to the same end."""
+        patience, epoch = self.settings.early_stop, self.current_epoch
+        dice = self.logger.get_value("ema_fg_dice", step=None)
+        if patience is not None and epoch < self.num_epochs and stalled(dice, patience, lower_is_better=False):
+            self.print_to_log_file(sentence(epoch, patience, "the moving average of the pseudo Dice"))
+            raise Enough
 
     def _require_finite_weights(self) -> None:
         good = [n for n in ("checkpoint_latest.pth", "checkpoint_best.pth") if isfile(join(self.output_folder, n))]

@@ -31,6 +31,7 @@ from nnunet_ssl.planners.sharing.finished import plan_settings
 from nnunet_ssl.signals import AT_ONCE, SAME_TOUCH, SIGNALS, children_hold_back
 from nnunet_ssl.trainers.device.devices import require_device, use_threads
 from nnunet_ssl.trainers.distributed.processes import patient_group, wait_for_all
+from nnunet_ssl.trainers.loop.early_stop import stalled
 from nnunet_ssl.trainers.loop.interruption import leave_with
 from nnunet_ssl.trainers.loop.judging import COLLAPSED
 from nnunet_ssl.trainers.loop.state import RESUME_ORDER, existing_checkpoint
@@ -122,16 +123,21 @@ def run_process(run: Run) -> str:
     return join(folder, "checkpoint_final.pth")
 
 
-def is_finished(folder: str, num_epochs: int | None) -> bool:
-    """Whether the run in `folder` has reached `num_epochs` epochs, or its own end if None, and was validated then."""
+def is_finished(folder: str, num_epochs: int | None, early_stop: int | None = None) -> bool:
+    """Whether the run in `folder` has reached `num_epochs` epochs, or its own end if None, and was validated then.
+
+    early_stop: epochs without a lower validation loss after which it is at its end as well.
+    """
     final = join(folder, "checkpoint_final.pth")
     if not isfile(final) or not isfile(summary_file(folder)):
         return False
     try:
-        reached = read_checkpoint(final)["current_epoch"]
+        checkpoint = read_checkpoint(final)
     except CheckpointError:
         return False  # a damaged file is the end of nothing
-    return num_epochs is None or reached >= num_epochs
+    if num_epochs is None or checkpoint["current_epoch"] >= num_epochs:
+        return True
+    return stalled(checkpoint["logging"].get("val_losses", ()), early_stop)
 
 
 def join_torchrun(device: str) -> bool:

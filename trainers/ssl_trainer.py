@@ -26,7 +26,8 @@ from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.versions import is_first, join_group, without_process_group
 from nnunet_ssl.integration.writing import begin_run, whole_files
-from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names, views_of
+from nnunet_ssl.methods import get_method, method_names, views_of
+from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.planners.preprocessing.normalization import raw_channels
 from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
 from nnunet_ssl.settings.blocks import PretrainBlock
@@ -41,9 +42,12 @@ from nnunet_ssl.trainers.distributed.processes import Consensus, place
 from nnunet_ssl.trainers.distributed.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.loop import epochs, state, stepping
 from nnunet_ssl.trainers.loop.building import build_method
+from nnunet_ssl.trainers.loop.early_stop import Enough
 from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.loop.interruption import Interruption, forget_to_finish
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite, verdict
+from nnunet_ssl.trainers.loop.log_lines import summary
+from nnunet_ssl.trainers.loop.next_commands import next_commands_of
 from nnunet_ssl.trainers.loop.position import Phase, Position
 from nnunet_ssl.trainers.loop.progress import EpochBar
 from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
@@ -52,6 +56,7 @@ from nnunet_ssl.trainers.loop.stopping import (
     stop_if_asked,
     stop_if_collapsed,
     stop_validating_if_asked,
+    stop_when_stalled,
 )
 from nnunet_ssl.trainers.loop.validation import summary_file, validate_cases
 
@@ -104,7 +109,8 @@ class SSLTrainer(nnUNetTrainer):
         self.preview: dict[str, Tensor] = {}  # of the first validation image
         self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
         self.warned_of_collapse = False
-        self._warnings: set[str] = set()
+        self._said: set[str] = set()
+        self.share_of_epoch = 1.0  # computed since its start was noted; less right after a resume
         self._bar: EpochBar | None = None
 
     @property
@@ -199,6 +205,9 @@ class SSLTrainer(nnUNetTrainer):
         if is_first():
             super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
 
+    def print_plans(self) -> None:
+        """nnU-Net prints the whole plans, which lie beside the log; `summary` says what matters."""
+
     def plot_network_architecture(self) -> None:
         """nnU-Net's plot needs a package that no longer works."""
 
@@ -247,10 +256,16 @@ class SSLTrainer(nnUNetTrainer):
             self.interruption.listen()
             try:
                 with self.determinism:
-                    super().run_training()
+                    self._train_until_enough()
                 stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()
+
+    def _train_until_enough(self) -> None:
+        try:
+            super().run_training()
+        except Enough:
+            self.on_train_end()
 
     def on_train_start(self) -> None:
         """Start, or refuse to overwrite what is there."""
@@ -270,28 +285,29 @@ class SSLTrainer(nnUNetTrainer):
         schemes = self.configuration_manager.normalization_schemes
         for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
             self.warn_once(warning)
-        precision = autocast_dtype(self.device) or torch.float32
-        self.print_to_log_file(
-            f"Pre-training: {self.method_name} {self.method_config}, {self.recipe}, batch size {self.total_batch_size}"
-            f"{f' in {self.settings.accumulate} micro-batches per process' if self.settings.accumulate > 1 else ''}, "
-            f"{str(precision).removeprefix('torch.')} on {self.device}"
-            f"{', with deterministic algorithms and without torch.compile' if self.wants_determinism else ''}.\n"
-            f"Please cite: {self.method_class.citation}"
-        )
+        self.print_to_log_file(f"{summary(self)}\n", add_timestamp=False)
+        stop_when_stalled(self)
 
     def on_train_epoch_start(self) -> None:
+        """As nnU-Net's, without its lines: `on_epoch_end` writes one."""
         self.position.begin_epoch()
         self.interruption.insist()
-        super().on_train_epoch_start()
-        self.interruption.insist()  # nnU-Net may have installed a handler of its own
+        self.network.train()
+        self.lr_scheduler.step(self.current_epoch)
+        self.logger.log("lrs", self.optimizer.param_groups[0]["lr"], self.current_epoch)
         done = len(self.position.replayed)
+        self.share_of_epoch = 1 - done / self.num_iterations_per_epoch
         self._bar = EpochBar(self.current_epoch, self.num_epochs, self.num_iterations_per_epoch, done)
 
     def warn_once(self, message: str) -> None:
         """Put a warning into the log, the first time it comes."""
-        if message not in self._warnings:
-            self._warnings.add(message)
-            self.print_to_log_file(f"WARNING: {message}")
+        self.say_once(f"WARNING: {message}")
+
+    def say_once(self, message: str) -> None:
+        """Put a line into the log, the first time it comes."""
+        if message not in self._said:
+            self._said.add(message)
+            self.print_to_log_file(message)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One optimisation step; the losses stay on the device until the epoch ends."""
@@ -306,7 +322,7 @@ class SSLTrainer(nnUNetTrainer):
                 output = self._step(batch, step)
                 fine = stepping.optimiser_step(self, output.loss)
                 self.method.after_step(output.statistics, fine)
-            place = f"epoch {self.current_epoch}, iteration {iteration}"
+            place = f"epoch {self.current_epoch + 1}, iteration {iteration + 1}"
             self.watch.note(place, output.loss, fine, batch.get("key", ()))
             result = {"loss": output.loss.detach(), **output.terms}
             assert self._bar is not None
@@ -388,6 +404,7 @@ class SSLTrainer(nnUNetTrainer):
         self.position.phase = Phase.ENDED
         epochs.finish_epoch(self)
         self.position.next_epoch()
+        stop_when_stalled(self)
         stop_if_collapsed(self)
         stop_after_epoch(self)
 
@@ -416,6 +433,7 @@ class SSLTrainer(nnUNetTrainer):
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)
+            self.print_to_log_file(next_commands_of(self), add_timestamp=False)
         finally:
             self.interruption.ignore()
 

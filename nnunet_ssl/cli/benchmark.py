@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnunet_ssl.cli.flag_settings import WHERE, flags_as_settings
+from nnunet_ssl.cli.nnunet_words import add_dataset, take_dataset
+from nnunet_ssl.cli.parser import CommandParser, one_of, whole
 from nnunet_ssl.cli.pretrain_flags import BACKBONES, apply_flags, check_flags
 from nnunet_ssl.cli.pretrain_flags import build_parser as build_pretrain_parser
 from nnunet_ssl.errors import SettingsError
@@ -18,42 +20,45 @@ from nnunet_ssl.settings.blocks import PretrainBlock
 if TYPE_CHECKING:
     from nnunet_ssl.report.benchmark import Benchmark
 
-EXAMPLES = """examples:
-  nnUNetv2_pretrain_benchmark --method mae --backbone resenc_l                         no data needed
-  nnUNetv2_pretrain_benchmark 745 --method mae --backbone primus_m --workers 16       data set 745, preprocessed before
-  nnUNetv2_pretrain_benchmark --backbone primus_tiny --patch-size 64 --batch-size 2 -device cpu
-  nnUNetv2_pretrain_benchmark 745 --json benchmark.json --picture benchmark.png
-
+EXAMPLES = (
+    "nnUNetv2_pretrain_benchmark --method mae --backbone resenc_l                         no data needed",
+    "nnUNetv2_pretrain_benchmark 745 --method mae --backbone primus_m --workers 16       data set 745, preprocessed before",
+    "nnUNetv2_pretrain_benchmark --backbone primus_tiny --patch-size 64 --batch-size 2 -device cpu",
+    "nnUNetv2_pretrain_benchmark 745 --json benchmark.json --picture benchmark.png",
+)
+NOTES = """\
 Runs the real trainer for a few iterations and keeps nothing of them. Without a data set, artificial images of 1.25 patches per
 axis are written to a temporary folder (TMPDIR), in the format of nnU-Net's preprocessing. What the figures mean and how to act
 on them: docs/benchmark.md."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_pretrain_benchmark",
-        description="Measure a pre-training: samples per second, where the time goes, peak memory, arithmetic against what "
+    parser = CommandParser(
+        "nnUNetv2_pretrain_benchmark",
+        "[DATASET] [flags]",
+        "Measure a pre-training: samples per second, where the time goes, peak memory, arithmetic against what "
         "the device can do, and what a whole run costs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        NOTES,
+        greets=False,
+        understand=lambda args: take_dataset(args, required=False),
     )
-    parser.add_argument(
-        "dataset",
-        nargs="?",
-        metavar="DATASET",
-        help="id or name of a preprocessed data set (default: artificial images)",
-    )
+    add_dataset(parser, required=False)
     what = parser.add_argument_group("what to measure")
-    what.add_argument("--method", default="mae", choices=method_names(), help="pretext task (default: mae)")
-    what.add_argument("--backbone", choices=sorted(BACKBONES), help="network (default: resenc_l)")
+    what.add_argument(
+        "--method", default="mae", type=one_of(method_names), metavar="M", help="pretext task (default: mae)"
+    )
+    what.add_argument("--backbone", type=one_of(sorted(BACKBONES)), metavar="B", help="network (default: resenc_l)")
     what.add_argument("-p", dest="plans", metavar="PLANS", help="these plans of DATASET instead of --backbone's")
     what.add_argument(
         "-c", dest="configuration", metavar="CONFIGURATION", default="3d_fullres", help="default: 3d_fullres"
     )
-    what.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes")
-    what.add_argument("--batch-size", type=int, metavar="N", help="default: the recipe's")
-    what.add_argument("--epochs", type=int, metavar="N", help="length of the run that is estimated")
+    what.add_argument(
+        "--patch-size", type=whole, nargs="+", metavar="N", help="voxels per axis, one or as many as axes"
+    )
+    what.add_argument("--batch-size", type=whole, metavar="N", help="default: the recipe's")
+    what.add_argument("--epochs", type=whole, metavar="N", help="length of the run that is estimated")
     what.add_argument(
         "--set",
         action="append",
@@ -62,12 +67,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="any other setting of the ssl block, e.g. --set accumulate=2 or --set mae.mask_ratio=0.6",
     )
     how = parser.add_argument_group("how to measure")
-    how.add_argument("--iterations", type=int, default=20, metavar="N", help="end to end (default: 20)")
+    how.add_argument("--iterations", type=whole, default=20, metavar="N", help="end to end (default: 20)")
     how.add_argument(
-        "--warmup", type=int, default=3, metavar="N", help="before; never fewer than are loaded ahead (default: 3)"
+        "--warmup", type=whole, default=3, metavar="N", help="before; never fewer than are loaded ahead (default: 3)"
     )
-    how.add_argument("--workers", type=int, metavar="N", help="reading processes (default: nnU-Net's choice)")
-    how.add_argument("-device", default="cuda", choices=("cuda", "cpu"), help="default: cuda")
+    how.add_argument("--workers", type=whole, metavar="N", help="reading processes (default: nnU-Net's choice)")
+    how.add_argument(
+        "-device", default="cuda", type=one_of(("cuda", "cpu"), guess=False), metavar="cuda|cpu", help="default: cuda"
+    )
     where = parser.add_argument_group("what to write")
     where.add_argument("--json", metavar="FILE", help="all figures")
     where.add_argument("--picture", metavar="FILE.png", help="bars")

@@ -4,54 +4,65 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_ssl.cli.nnunet_words import add_dataset, take_dataset
+from nnunet_ssl.cli.parser import CommandParser, whole
 from nnunet_ssl.errors import SettingsError
 
-EXAMPLES = """examples:
-  nnUNetv2_pretrain_corpus -d 745
-  nnUNetv2_pretrain_corpus -d 745 --html corpus.html
-  nnUNetv2_pretrain_corpus -d 745 --filter 'modality in ("T1w", "T2w") and iqs <= 2.5 and slices >= 32'
-  nnUNetv2_pretrain_corpus -d 745 --export-pretrain-data pretrain_data.json --sample 0
-  nnUNetv2_pretrain_corpus -d 745 --check
-  nnUNetv2_pretrain_corpus -d 745 --forget sub-01_T1w sub-02_T1w
-
+EXAMPLES = (
+    "nnUNetv2_pretrain_corpus -d 745",
+    "nnUNetv2_pretrain_corpus -d 745 --html corpus.html",
+    'nnUNetv2_pretrain_corpus -d 745 --filter \'modality in ("T1w", "T2w") and iqs <= 2.5 and slices >= 32\'',
+    "nnUNetv2_pretrain_corpus -d 745 --export-pretrain-data pretrain_data.json --sample 0",
+    "nnUNetv2_pretrain_corpus -d 745 --check",
+    "nnUNetv2_pretrain_corpus -d 745 --forget sub-01_T1w sub-02_T1w",
+)
+NOTES = """\
 Works on every nnU-Net data set. For those that nnUNetv2_pretrain_import did not make, the table is made from dataset.json,
 the headers and the names, and not stored."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_pretrain_corpus",
-        description="Show what is in a data set: counts, shapes, intensities, duplicates, bad files, costs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        "nnUNetv2_pretrain_corpus",
+        "DATASET [flags]",
+        "Show what is in a data set: counts, shapes, intensities, duplicates, bad files, costs.",
+        EXAMPLES,
+        NOTES,
+        understand=take_dataset,
     )
-    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="number or name of the data set")
-    parser.add_argument("--html", metavar="PAGE", help="also write a page with histograms and a contact sheet")
-    parser.add_argument("--filter", dest="expression", metavar="EXPR", help="only images that match")
-    parser.add_argument(
-        "--sample", type=int, default=200, metavar="N", help="open N images for intensities and pictures (default: 200)"
+    add_dataset(parser)
+    parser.usual.add_argument("--html", metavar="PAGE", help="also write a page with histograms and a contact sheet")
+    parser.usual.add_argument("--filter", dest="expression", metavar="EXPR", help="only images that match")
+    parser.usual.add_argument(
+        "--sample",
+        type=whole,
+        default=200,
+        metavar="N",
+        help="open N images for intensities and pictures (default: 200)",
     )
-    parser.add_argument("--no-duplicates", action="store_true", help="do not compare the content of files")
-    parser.add_argument(
+    parser.usual.add_argument("--no-duplicates", action="store_true", help="do not compare the content of files")
+    parser.usual.add_argument(
         "--drop-duplicates",
         action="store_true",
         help="of files with the same content, keep the first registered (imported data sets; files stay where they are)",
     )
-    parser.add_argument("--columns", action="store_true", help="list the columns that filters can use, and stop")
-    parser.add_argument("--export-pretrain-data", metavar="FILE", help="write the images as nnssl's pretrain_data.json")
-    parser.add_argument(
+    parser.usual.add_argument("--columns", action="store_true", help="list the columns that filters can use, and stop")
+    parser.usual.add_argument(
+        "--export-pretrain-data", metavar="FILE", help="write the images as nnssl's pretrain_data.json"
+    )
+    parser.usual.add_argument(
         "--check",
         action="store_true",
         help="what of the preprocessed cases the next start will make anew or drop, and stop",
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "--forget",
         nargs="+",
         metavar="CASE",
         help='remove what was preprocessed of these cases, or of "all", and stop; images are never touched',
     )
-    parser.add_argument("-np", dest="num_processes", type=int, default=8, metavar="N", help="default: 8")
+    parser.usual.add_argument("-np", dest="num_processes", type=whole, default=8, metavar="N", help="default: 8")
     return parser
 
 

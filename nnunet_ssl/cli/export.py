@@ -9,15 +9,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.cli.parser import CommandParser, one_of
 from nnunet_ssl.errors import CheckpointError, SettingsError
 
-EXAMPLES = """examples:
-  nnUNetv2_pretrain_export .../SSLMAETrainer__PLANS__3d_fullres/fold_all/checkpoint_final.pth -o my_model
-  nnUNetv2_pretrain_export CHECKPOINT -o my_model --format safetensors --licence CC-BY-4.0
-  nnUNetv2_pretrain_export CHECKPOINT -o my_teacher --weights teacher      of self_distillation, instead of the student
-  nnUNetv2_pretrain_export .../SSLFinetuneTrainer__PLANS__3d_fullres -o models             all its folds, for stock nnU-Net
-  nnUNetv2_pretrain_export CHECKPOINT -o my_model --licence CC-BY-4.0 --push-to-hub ORG/NAME
-
+EXAMPLES = (
+    "nnUNetv2_pretrain_export .../SSLMAETrainer__PLANS__3d_fullres/fold_all/checkpoint_final.pth -o my_model",
+    "nnUNetv2_pretrain_export CHECKPOINT -o my_model --format safetensors --licence CC-BY-4.0",
+    "nnUNetv2_pretrain_export CHECKPOINT -o my_teacher --weights teacher      of self_distillation, instead of the student",
+    "nnUNetv2_pretrain_export .../SSLFinetuneTrainer__PLANS__3d_fullres -o models             all its folds, for stock nnU-Net",
+    "nnUNetv2_pretrain_export CHECKPOINT -o my_model --licence CC-BY-4.0 --push-to-hub ORG/NAME",
+)
+NOTES = """\
 formats:
   nnssl        OUT/checkpoint_final.pth and adaptation_plan.json, for the fine-tuning code of nnU-Net's development branch,
                TaWald/nnUNet and SSL3D_classification, and for stock nnU-Net's -pretrained_weights. The default for
@@ -30,21 +32,29 @@ formats:
 What is written holds no optimiser, no paths, no names of cases; "Left out" lists what the original had besides."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_pretrain_export",
-        description="Write a pre-trained checkpoint or a fine-tuned model in a form that others can use and you can\n"
+    parser = CommandParser(
+        "nnUNetv2_pretrain_export",
+        "X -o OUT [flags]",
+        "Write a pre-trained checkpoint or a fine-tuned model in a form that others can use and you can\n"
         "give away, with a model card, and publish it if asked.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        NOTES,
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "source", metavar="X", help="checkpoint file, model folder, Hugging Face id or name of a known model"
     )
-    parser.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to make")
-    parser.add_argument("--format", choices=("nnssl", "safetensors", "nnunet"), help="default: by what X is, see below")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export (never any other files)")
+    parser.usual.add_argument("-o", dest="out", metavar="OUT", required=True, help="folder to make")
+    parser.usual.add_argument(
+        "--format",
+        type=one_of(("nnssl", "safetensors", "nnunet")),
+        metavar="nnssl|safetensors|nnunet",
+        help="default: by what X is",
+    )
+    parser.usual.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier export (never any other files)"
+    )
     what = parser.add_argument_group("what to write")
     what.add_argument(
         "-f", dest="folds", nargs="+", metavar="FOLD", help="folds of a model folder (default: all of them)"
@@ -56,7 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--weights",
         default="student",
-        choices=("student", "teacher"),
+        type=one_of(("student", "teacher")),
+        metavar="student|teacher",
         help="of self_distillation: the network that was trained (default), or its moving average",
     )
     what.add_argument(
@@ -67,7 +78,8 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--token-order",
         default="natural",
-        choices=("natural", "swapped"),
+        type=one_of(("natural", "swapped")),
+        metavar="natural|swapped",
         help="of Primus weights: natural (default) for nnU-Net, swapped for SSL3D_classification",
     )
     publish = parser.add_argument_group("publish")

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.nearest import did_you_mean
 from nnunet_ssl.settings.allowed import AXES
-from nnunet_ssl.settings.blocks import PretrainBlock, all_at_once
+from nnunet_ssl.settings.blocks import PretrainBlock, PretrainSettings, all_at_once
 
 WHERE = "The flags"
 FLAGS = {
@@ -28,6 +31,8 @@ FLAGS = {
     "shard": "shard",
     "deterministic": "deterministic",
     "stop_on_collapse": "stop_on_collapse",
+    "save_every": "save_every",
+    "early_stop": "early_stop",
     "channels": "channels",
 }
 
@@ -58,6 +63,24 @@ def _config_of(method: str) -> type:
     return get_method(method).Config
 
 
+def known_setting(name: str, method: str, value: str) -> str:
+    """The name of a general setting as it was typed, or as its flag is called (lr for initial_lr).
+
+    Raises SettingsError for one that only a pretext task has, saying what to type: of several, for the method that is trained.
+    """
+    general = {field.name for field in fields(PretrainSettings)}
+    by_flag = {flag: setting for setting, flag in FLAGS.items()}
+    plain = name.replace("-", "_")
+    if name in general or plain in by_flag:
+        return name if name in general else by_flag[plain]
+    tasks = [m for m in dict.fromkeys([method, *method_names()]) if name in {f.name for f in fields(_config_of(m))}]
+    if not tasks:
+        return name  # which the checker refuses, with the names of all
+    meant = shlex.quote(f"{tasks[0]}.{name}={value}")
+    others = f" ({', '.join(tasks[1:])} have one, too)" if len(tasks) > 1 else ""
+    raise SettingsError(f"--set {name}: this is a setting of the pretext task. Type --set {meant}{others}.", found=name)
+
+
 def _as_typed(args: argparse.Namespace) -> dict[str, Any]:
     block: dict[str, Any] = {name: getattr(args, flag) for name, flag in FLAGS.items()}
     block = {k: v for k, v in block.items() if v is not None}
@@ -74,10 +97,12 @@ def _as_typed(args: argparse.Namespace) -> dict[str, Any]:
         target, _, name = key.rpartition(".")
         if target and target not in method_names():
             raise SettingsError(
-                f"--set {key}: only pretext tasks have settings of their own, and {target!r} is none. Tasks: "
-                f"{', '.join(method_names())}.",
+                f"--set {key}: only pretext tasks have settings of their own, and {target!r} is none."
+                f"{did_you_mean(target, method_names())} Tasks: {', '.join(method_names())}.",
                 found=target,
             )
+        if not target:
+            key = name = known_setting(name, args.method, value)
         own = block.setdefault(target, {}) if target else block
         if not isinstance(own, dict):
             raise SettingsError(

@@ -5,12 +5,19 @@ from __future__ import annotations
 import argparse
 import re
 
+from nnunet_ssl.cli.parser import CommandParser, one_of, whole
 from nnunet_ssl.errors import SettingsError
 
 KINDS = ("auto", "folder", "table", "bids", "openmind", "pretrain_data", "dataset")
 SERIES = ("first", "mean", "all")
 GROUPS = ("subject", "session", "modality", "dataset")
-EXAMPLES = """sources:
+EXAMPLES = (
+    "nnUNetv2_pretrain_import -i /data/bids -d 745 -n MyBrains",
+    "nnUNetv2_pretrain_import -i scans.csv -d 746 -n Clinic --series mean --filter 'modality != \"localizer\"'",
+    "nnUNetv2_pretrain_import -i /data/by_patient -d 747 -n CTs --channel-name CT --subject-pattern '(?P<subject>[^/]+)/'",
+)
+NOTES = """\
+sources:
   /data/scans                        a folder: all NIfTI, NRRD, MetaImage and TIFF files below it
   '/data/**/*T1w.nii.gz'             a pattern (in quotes)
   scans.csv                          CSV, TSV or Parquet: path, subject, session, modality, anatomy_mask,
@@ -20,68 +27,82 @@ EXAMPLES = """sources:
   pretrain_data.json                 nnssl's description of a corpus
   4 Dataset005_Prostate /data/D007   nnU-Net data sets: imagesTr and imagesTs
 
-examples:
-  nnUNetv2_pretrain_import -i /data/bids -d 745 -n MyBrains
-  nnUNetv2_pretrain_import -i scans.csv -d 746 -n Clinic --series mean --filter 'modality != "localizer"'
-  nnUNetv2_pretrain_import -i /data/by_patient -d 747 -n CTs --channel-name CT --subject-pattern '(?P<subject>[^/]+)/'
-
 No image is copied or written: the data set in nnUNet_raw is dataset.json, which points at the files, and corpus.parquet, a row
 per image. Run the same command again after adding files, and only these are new. docs/corpus.md explains the table."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_pretrain_import",
-        description="Make an nnU-Net data set for pre-training out of images that lie anywhere, without copying them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        "nnUNetv2_pretrain_import",
+        "-i SOURCE [SOURCE ...] -d ID -n NAME [flags]",
+        "Make an nnU-Net data set for pre-training out of images that lie anywhere, without copying them.",
+        EXAMPLES,
+        NOTES,
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "-i", dest="sources", nargs="+", required=True, metavar="SOURCE", help="one or several, see below"
     )
-    parser.add_argument("-d", dest="dataset", type=int, required=True, metavar="ID", help="number of the data set")
-    parser.add_argument(
+    parser.usual.add_argument(
+        "-d", dest="dataset", type=whole, required=True, metavar="ID", help="number of the data set"
+    )
+    parser.usual.add_argument(
         "-n", dest="name", metavar="NAME", help="its name; not needed when the data set is there already"
     )
-    parser.add_argument("--kind", choices=KINDS, default="auto", help="what SOURCE is (default: see for yourself)")
-    parser.add_argument(
+    parser.usual.add_argument(
+        "--kind",
+        type=one_of(KINDS),
+        metavar="|".join(KINDS),
+        default="auto",
+        help="what SOURCE is (default: see for yourself)",
+    )
+    parser.usual.add_argument(
         "--channel-name",
         nargs="+",
         metavar="NAME",
         help='name of the channel (default: the modality, if all images have the same); "CT" means Hounsfield units',
     )
-    parser.add_argument(
-        "--series", choices=SERIES, default="first", help="of 4-D files: the first volume (default), the mean, or all"
+    parser.usual.add_argument(
+        "--series",
+        type=one_of(SERIES),
+        metavar="|".join(SERIES),
+        default="first",
+        help="of 4-D files: the first volume (default), the mean, or all",
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "--subject-pattern",
         metavar="REGEX",
         help="where in a file's path subject, session, modality and dataset stand, as named groups",
     )
-    parser.add_argument("--filter", dest="expression", metavar="EXPR", help="register only images that match, see docs")
-    parser.add_argument("--no-test-images", action="store_true", help="of nnU-Net data sets: leave imagesTs out")
-    parser.add_argument("--split-channels", action="store_true", help="of nnU-Net data sets: every channel is an image")
-    parser.add_argument(
+    parser.usual.add_argument(
+        "--filter", dest="expression", metavar="EXPR", help="register only images that match, see docs"
+    )
+    parser.usual.add_argument("--no-test-images", action="store_true", help="of nnU-Net data sets: leave imagesTs out")
+    parser.usual.add_argument(
+        "--split-channels", action="store_true", help="of nnU-Net data sets: every channel is an image"
+    )
+    parser.usual.add_argument(
         "--not-label-maps",
         action="store_true",
         help="register images that look like label maps, too; those that are called so are named with a pattern",
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "--with-labels",
         action="store_true",
         help="put label maps that belong to an image into nnU-Net's place, to fine-tune on; without, they are only in the table",
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "--drop-duplicates", action="store_true", help="of files with the same content, register the first"
     )
-    parser.add_argument("--no-headers", action="store_true", help="do not open the files: shapes stay unknown")
-    parser.add_argument("--strict", action="store_true", help="register nothing if a header is wrong")
-    parser.add_argument(
+    parser.usual.add_argument("--no-headers", action="store_true", help="do not open the files: shapes stay unknown")
+    parser.usual.add_argument("--strict", action="store_true", help="register nothing if a header is wrong")
+    parser.usual.add_argument(
         "--lenient", action="store_true", help="leave out rows with mistakes instead of registering nothing"
     )
-    parser.add_argument("--prune", action="store_true", help="take out registered images whose files are gone")
-    parser.add_argument("-np", dest="num_threads", type=int, default=16, metavar="N", help="threads (default: 16)")
+    parser.usual.add_argument("--prune", action="store_true", help="take out registered images whose files are gone")
+    parser.usual.add_argument(
+        "-np", dest="num_threads", type=whole, default=16, metavar="N", help="threads (default: 16)"
+    )
     return parser
 
 

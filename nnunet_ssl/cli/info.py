@@ -5,31 +5,35 @@ from __future__ import annotations
 import argparse
 import json
 
-EXAMPLES = """examples:
-  nnUNetv2_pretrain_info .../fold_all/checkpoint_final.pth
-  nnUNetv2_pretrain_info AnonRes/ResEncL-OpenMind-MAE
-  nnUNetv2_pretrain_info weights.safetensors --json | jq .patch_size
+from nnunet_ssl.cli.parser import CommandParser
 
+EXAMPLES = (
+    "nnUNetv2_pretrain_info .../fold_all/checkpoint_final.pth",
+    "nnUNetv2_pretrain_info AnonRes/ResEncL-OpenMind-MAE",
+    "nnUNetv2_pretrain_info weights.safetensors --json | jq .patch_size",
+)
+NOTES = """\
 The file is opened without running anything in it. With --json every key is always there, null or empty where the file
 does not state it. The exit code is 0 for every file that holds a checkpoint, and 1 where it cannot be opened."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_pretrain_info",
-        description="Say what a checkpoint is: the program it comes from, method, network, data, conventions, licence, and "
+    parser = CommandParser(
+        "nnUNetv2_pretrain_info",
+        "X [--json]",
+        "Say what a checkpoint is: the program it comes from, method, network, data, conventions, licence, and "
         "what to type to use it.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        NOTES,
     )
-    parser.add_argument(
+    parser.usual.add_argument(
         "checkpoint",
         metavar="X",
         help="a file, a model on the Hugging Face Hub (ORG/NAME, hf://..., its URL), or a name that "
         "nnUNetv2_pretrain_models lists",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.usual.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 

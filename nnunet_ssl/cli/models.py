@@ -6,18 +6,20 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.cli.parser import CommandParser
 from nnunet_ssl.errors import SettingsError
 
 if TYPE_CHECKING:
     from nnunet_ssl.checkpoints.hub.known_models import KnownModel
 
-EXAMPLES = """examples:
-  nnUNetv2_pretrain_models                                    all known models
-  nnUNetv2_pretrain_models --method mae --backbone primus     those of one method and backbone
-  nnUNetv2_pretrain_models ResEncL-OpenMind-MAE               everything about one, and how to use it
-  nnUNetv2_pretrain_models ResEncL-OpenMind-MAE --download    fetch it (on a login node, for compute nodes without network)
-  nnUNetv2_pretrain_models ORG/NAME --download                the same for any model on the Hugging Face Hub
-
+EXAMPLES = (
+    "nnUNetv2_pretrain_models                                    all known models",
+    "nnUNetv2_pretrain_models --method mae --backbone primus     those of one method and backbone",
+    "nnUNetv2_pretrain_models ResEncL-OpenMind-MAE               everything about one, and how to use it",
+    "nnUNetv2_pretrain_models ResEncL-OpenMind-MAE --download    fetch it (on a login node, for compute nodes without network)",
+    "nnUNetv2_pretrain_models ORG/NAME --download                the same for any model on the Hugging Face Hub",
+)
+NOTES = """\
 Cache, token, offline mode and mirror are those of huggingface_hub: HF_HOME, HF_TOKEN (or `hf auth login`), HF_HUB_OFFLINE,
 HF_ENDPOINT."""
 PRETRAIN = {
@@ -28,20 +30,22 @@ PRETRAIN = {
 COLUMNS = ("name", "method", "backbone", "modality", "patch", "spacing [mm]", "licence", "repository")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_pretrain_models",
-        description="List public pre-trained networks. Their names work wherever -pretrained_weights does.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        "nnUNetv2_pretrain_models",
+        "[NAME] [flags]",
+        "List public pre-trained networks. Their names work wherever -pretrained_weights does.",
+        EXAMPLES,
+        NOTES,
+        greets=False,
     )
-    parser.add_argument("model", nargs="?", metavar="NAME", help="show this one whole; default: list all")
-    parser.add_argument("--method", metavar="X", help="only this pretext task, e.g. mae")
-    parser.add_argument("--backbone", metavar="X", help="only this network, e.g. ResEncL or PrimusM")
-    parser.add_argument("--modality", metavar="X", help="only models that saw this modality, e.g. CT")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument(
+    parser.usual.add_argument("model", nargs="?", metavar="NAME", help="show this one whole; default: list all")
+    parser.usual.add_argument("--method", metavar="X", help="only this pretext task, e.g. mae")
+    parser.usual.add_argument("--backbone", metavar="X", help="only this network, e.g. ResEncL or PrimusM")
+    parser.usual.add_argument("--modality", metavar="X", help="only models that saw this modality, e.g. CT")
+    parser.usual.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.usual.add_argument(
         "--download",
         action="store_true",
         help="fetch NAME (or any id, URL or path that -pretrained_weights takes) and print its path",

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 
+from nnunet_ssl.cli.finetune_flags import add_geometry, add_length, add_weights, wishes_of
+from nnunet_ssl.cli.nnunet_words import add_dataset, take_dataset
+from nnunet_ssl.cli.parser import CommandParser, whole
 from nnunet_ssl.errors import SettingsError
 
-EXAMPLES = """examples:
-  nnUNetv2_plan_finetune -d 4 -pretrained_weights AnonRes/ResEncL-OpenMind-MAE
-  nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --adapt like_dataset
-  nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --adapt fixed --spacing 1.5 1 1
-  nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --epochs 150 --from-scratch
-
+EXAMPLES = (
+    "nnUNetv2_plan_finetune -d 4 -pretrained_weights AnonRes/ResEncL-OpenMind-MAE",
+    "nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --adapt like_dataset",
+    "nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --adapt fixed --spacing 1.5 1 1",
+    "nnUNetv2_plan_finetune -d 4 -pretrained_weights weights.pth --epochs 150 --from-scratch",
+)
+NOTES = """\
 how --adapt chooses spacing and patch:
   like_pretrained  the pre-training's spacing and patch, the patch smaller where the images are; where the pre-training did
                    not resample, nothing is resampled. The default where the file states one spacing (OpenMind's advice).
@@ -29,60 +33,48 @@ with -tr SSLScratchTrainer; the result folders differ by the trainer's name. The
 Existing plans are never overwritten. Run the same command again and it preprocesses what is still missing."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All flags with their help."""
-    parser = argparse.ArgumentParser(
-        prog="nnUNetv2_plan_finetune",
-        description="Plan the fine-tuning of a pre-trained network on a labelled data set: writes new plans with the "
+    parser = CommandParser(
+        "nnUNetv2_plan_finetune",
+        "DATASET -pretrained_weights X [flags]",
+        "Plan the fine-tuning of a pre-trained network on a labelled data set: writes new plans with the "
         "network of the checkpoint, checks that its weights fit, preprocesses, and prints the commands to train.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        EXAMPLES,
+        NOTES,
+        understand=take_dataset,
     )
-    parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="id or name of the data set")
-    parser.add_argument(
-        "-pretrained_weights",
-        required=True,
-        metavar="X",
-        help="checkpoint: a file, a model on the Hugging Face Hub (ORG/NAME, hf://..., its URL), or a name that "
-        "nnUNetv2_pretrain_models lists",
-    )
-    parser.add_argument(
+    add_dataset(parser)
+    add_weights(parser.usual)
+    add_length(parser.usual)
+    parser.usual.add_argument(
         "-plans_name", "-o", dest="plans_name", metavar="NAME", help="default: made from the checkpoint"
     )
-    how = parser.add_argument_group("how the images are presented (default: what suits the checkpoint)")
-    how.add_argument("--adapt", choices=("like_pretrained", "like_dataset", "fixed", "no_resample"), help="see below")
-    how.add_argument("--spacing", type=float, nargs="+", metavar="MM", help="for --adapt fixed: 3 numbers (2D: 2)")
-    how.add_argument("--patch-size", type=int, nargs="+", metavar="N", help="voxels per axis, one or as many as axes")
-    how.add_argument("--batch-size", type=int, metavar="N", help="default: that of the checkpoint's plans, or 2")
-    how.add_argument(
-        "--stem",
-        metavar="ID",
-        help="of weights with a stem for every data set (MultiTalent): its id or number, or mean (of all)",
-    )
-    how.add_argument("--epochs", type=int, metavar="N", help="default: 1000; OpenMind's short schedule has 150")
+    add_geometry(parser)
     what = parser.add_argument_group("what to do")
     what.add_argument("--from-scratch", action="store_true", help="print the commands of the matched twin as well")
     what.add_argument("--no-preprocess", action="store_true", help="only plan and check")
-    what.add_argument("-np", dest="num_processes", type=int, default=8, metavar="N", help="processes (default: 8)")
+    what.add_argument("-np", dest="num_processes", type=whole, default=8, metavar="N", help="processes (default: 8)")
     return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Plan, check, preprocess and print the next commands."""
-    from nnunet_ssl.planners.finetuning.finetune_plans import Wishes
-    from nnunet_ssl.planners.finetuning.plan_finetune import plan_finetuning
+    from nnunet_ssl.planners.finetuning.plan_finetune import next_commands, plan_finetuning
 
     if args.num_processes < 1:
         raise SettingsError(f"-np must be at least 1, found {args.num_processes}.")
-    wishes = Wishes(args.adapt, args.spacing, args.patch_size, args.batch_size, args.epochs, args.stem)
-    commands = plan_finetuning(
+    wishes = wishes_of(args)
+    planned = plan_finetuning(
         args.dataset,
         args.pretrained_weights,
         wishes,
         plans_name=args.plans_name,
-        from_scratch=args.from_scratch,
         preprocess=not args.no_preprocess,
         num_processes=args.num_processes,
+    )
+    commands = next_commands(
+        planned, args.pretrained_weights, from_scratch=args.from_scratch, preprocess=not args.no_preprocess
     )
     print(f"\nNext:\n\n{commands}")
 

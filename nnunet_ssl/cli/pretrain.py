@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from typing import Any
 
 from nnunet_ssl.cli.flag_settings import flags_as_settings
@@ -47,17 +46,21 @@ def run(args: argparse.Namespace) -> None:
     from torch import device
     from torch import distributed as dist
 
+    from nnunet_ssl.checkpoints.read import read_checkpoint
     from nnunet_ssl.cli.rehearsal import rehearse_unseen
     from nnunet_ssl.cli.result_folder import nobody_else_in_folder, plans_and_folder
     from nnunet_ssl.corpus.folders import require_folder
     from nnunet_ssl.files.entering import read_json
     from nnunet_ssl.files.folders import require_writable
     from nnunet_ssl.integration.pretrained_weights import resolve_once_per_machine
+    from nnunet_ssl.methods import get_method, method_names
     from nnunet_ssl.report.benchmark_table import benchmark_table
+    from nnunet_ssl.settings.blocks import PretrainBlock
     from nnunet_ssl.trainers import launch
     from nnunet_ssl.trainers.device.devices import require_device
     from nnunet_ssl.trainers.distributed.processes import first_process_first
     from nnunet_ssl.trainers.distributed.sharding import require_sharding
+    from nnunet_ssl.trainers.loop.next_commands import next_commands
     from nnunet_ssl.trainers.profiling.benchmark import benchmark
 
     check_flags(args)
@@ -74,19 +77,24 @@ def run(args: argparse.Namespace) -> None:
     if flags_as_settings(args, axes_of(args)).get("shard"):
         require_sharding(dist.get_world_size() if under_torchrun else args.num_gpus)
     if args.pretrained_weights is not None:
-        resolve_once_per_machine(args.pretrained_weights)  # a wrong name shows now, not after hours of preprocessing
+        # A wrong name, or no checkpoint, shows now, not after hours of preprocessing.
+        read_checkpoint(resolve_once_per_machine(args.pretrained_weights).path)
     rehearse_unseen(args)
     with first_process_first(), nobody_else_in_folder(args):
         plans, plans_name = prepare(args)
     plans, folder = plans_and_folder(args, plans, plans_name)
     final = join(folder, "checkpoint_final.pth")
-    if launch.is_finished(folder, args.epochs):
+    fold = args.fold if args.fold == "all" else int(args.fold)
+    settings, _ = PretrainBlock.read(
+        plans["configurations"][args.configuration], method_names(), args.configuration
+    ).of(args.method, get_method(args.method).Config)
+    if launch.is_finished(folder, args.epochs, settings.early_stop):
+        datasets = [plans["dataset_name"], *settings.datasets]
         print(
-            f"This pre-training is finished: {final}\nMore epochs: --epochs N --continue. To start anew: --run-name NAME, "
-            f"or move {folder} away."
+            f"This pre-training is finished. More epochs: --epochs N --continue. To start anew: --run-name NAME, or move "
+            f"{folder} away.\n{next_commands(datasets, plans['plans_name'], args.configuration, fold, final)}"
         )
         return
-    fold = args.fold if args.fold == "all" else int(args.fold)
     dataset_json = read_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
     job = launch.Run(
         plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights, args.stem
@@ -95,22 +103,8 @@ def run(args: argparse.Namespace) -> None:
         print(benchmark_table(benchmark(job, processes=args.num_gpus)))
         return
     launch.launch(job, 1 if under_torchrun else args.num_gpus)
-    if not under_torchrun or dist.get_rank() == 0:
-        print(next_commands({**plans, "plans_name": plans_name}, args.configuration, final))
     if under_torchrun:
         dist.destroy_process_group()
-
-
-def next_commands(plans: dict[str, Any], configuration: str, checkpoint: str) -> str:
-    """What to type after the pre-training."""
-    from nnunet_ssl.corpus.dataset_names import dataset_id
-
-    dataset, name = dataset_id(plans["dataset_name"]), plans["plans_name"]
-    return (
-        f"\nThe pre-trained network: {checkpoint}\nFine-tune it on a labelled data set with the same plans, e.g.\n"
-        f"  nnUNetv2_train {dataset} {shlex.quote(configuration)} 0 -tr SSLFinetuneTrainer -p {shlex.quote(name)} "
-        f"-pretrained_weights {shlex.quote(checkpoint)}"
-    )
 
 
 def main(argv: list[str] | None = None) -> None:

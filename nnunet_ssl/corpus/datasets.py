@@ -15,6 +15,7 @@ from nnunet_ssl.corpus.folders import require_folder
 from nnunet_ssl.corpus.names import reason_against_file
 from nnunet_ssl.errors import BadFile, CorpusError
 from nnunet_ssl.files.entering import read_json
+from nnunet_ssl.nearest import did_you_mean
 
 
 def resolve_datasets(datasets: Iterable[str | int]) -> list[str]:
@@ -57,7 +58,7 @@ def load_plans(name: str, plans_name: str) -> dict[str, Any]:
         present = [f.removesuffix(".json") for f in files if f.endswith(".json") and "Plans" in f]
         raise CorpusError(
             f"{name} has no plans {plans_name}. It has: {', '.join(present) or 'none'}. Make plans with "
-            f"nnUNetv2_plan_experiment -d {dataset_id(name)} -pl <planner>, or leave the choice to "
+            f"nnUNetv2_plan_experiment -d {dataset_id(name)} -pl PLANNER, or leave the choice to "
             f"nnUNetv2_pretrain {dataset_id(name)} --backbone resenc_l"
         )
     try:
@@ -109,8 +110,11 @@ def _resolve(dataset: str) -> str:
     if not nnUNet_raw.is_set():
         require_folder("nnUNet_raw")
     lines = [f"  {where} ({path(where)}): {listed(names)}" for where, names in present.items()]
+    near = did_you_mean(dataset, sorted(set().union(*present.values())))
     raise CorpusError(
-        f"There is no dataset {dataset}. Known datasets:\n" + "\n".join(lines) + "\nGive the number or the whole name."
+        f"There is no dataset {dataset}.{near} Known datasets:\n"
+        + "\n".join(lines)
+        + "\nGive the number or the whole name."
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from nnunet_ssl.errors import BadFile
 from nnunet_ssl.integration.torchvision_build import CURE, is_mismatch
+from nnunet_ssl.nearest import did_you_mean
 
 # The `current_module` nnU-Net searches -> the entry-point group for what it searches there.
 GROUPS = {
@@ -35,6 +36,7 @@ KINDS = {
     "nnunetv2.utilities.label_handling": ("nnunetv2.utilities.label_handling.label_handling", "LabelManager"),
 }
 RESAMPLING = "nnunetv2.preprocessing.resampling"
+OWN = "SSL"  # how the names of this package begin
 
 
 def find(
@@ -57,7 +59,11 @@ def find(
         raise
     group = GROUPS.get(current_module or "")
     if found is None:
-        return find_registered(group, class_name) if group is not None else None
+        registered_one = find_registered(group, class_name) if group is not None else None
+        if registered_one is None and group is not None and str(class_name).startswith(OWN):
+            # nnU-Net's own error follows, which does not know them.
+            print(f"There is no {class_name}.{did_you_mean(class_name, names_of(group))}", file=sys.stderr)
+        return registered_one
     require_kind(found, class_name, current_module or "")
     return found
 
@@ -100,6 +106,11 @@ def find_registered(group: str, name: str) -> Any:
     except Exception:
         print(f"{name} is registered by {registered_by(entry)}, which cannot be imported:", file=sys.stderr)
         raise
+
+
+def names_of(group: str) -> list[str]:
+    """The names of a group, sorted."""
+    return [entry.name for entry in registered(group)]
 
 
 def registered(group: str, name: str | None = None) -> list[EntryPoint]:

@@ -98,6 +98,8 @@ class PretrainSettings(ScheduleSettings):
     deterministic: bool = False
     # End with exit code 4 where a run learns nothing or its embeddings collapse, after a tenth of it
     stop_on_collapse: bool = False
+    # End, as a finished run, when the validation loss has not become lower for so many epochs
+    early_stop: Count | None = None
     save_every: Count = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
@@ -127,6 +129,9 @@ class FinetuneSettings(ScheduleSettings):
     deep_supervision: bool = False
     # Primus: stochastic depth of the last block, whatever the plans say; OpenMind's fine-tuning has none
     drop_path: Rate = 0.0
+    save_every: Count = 50  # epochs between two checkpoint_latest.pth
+    # End, as a finished run, when the moving average of the pseudo Dice has not become higher for so many epochs
+    early_stop: Count | None = None
     layer_decay: Share = 0.75  # layer decay: factor on the learning rate from one layer to the one before it; 1: none
 
 

@@ -14,12 +14,12 @@ calls the type, so that bool("False") is True, and knows no bounds of plain data
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from typing import Any, NamedTuple, get_type_hints
 
+from nnunet_ssl.nearest import nearest
 from nnunet_ssl.settings.allowed import AXES, SINGLES, Allowed, Refused, parse
 from nnunet_ssl.settings.bounds import Bounds, bounds_in
 
@@ -60,8 +60,8 @@ def check_block(
         checked.refusals.append(f"{name} must be given: {known[name].text(axes)}.")
         checked.expected[name] = known[name].text(axes)
     for name in unknown:
-        near = difflib.get_close_matches(name, sorted(known), n=1)
-        checked.refusals.append(f"unknown setting {shown(name)}.{f' Did you mean {near[0]!r}?' if near else ''}")
+        near = nearest(name, sorted(known))
+        checked.refusals.append(f"unknown setting {shown(name)}.{f' Did you mean {near!r}?' if near else ''}")
         checked.found[name] = block.get(name)
     if unknown:
         checked.refusals.append(f"Known settings: {', '.join(sorted(known))}.")

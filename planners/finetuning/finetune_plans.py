@@ -15,7 +15,7 @@ from nnunet_ssl.checkpoints.description.conventions import Conventions
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.errors import CorpusError, SettingsError
 from nnunet_ssl.planners.finetuning.finetune_geometry import (
     ADAPT,
     DEFAULT_EDGE,
@@ -42,6 +42,9 @@ class Wishes:
     patch_size: Sequence[int] | None = None  # voxels
     batch_size: int | None = None
     epochs: int | None = None
+    iterations_per_epoch: int | None = None
+    save_every: int | None = None  # epochs
+    early_stop: int | None = None  # epochs without a better Dice
     stem: str | None = None  # of weights with a stem for every data set
 
     def resolved_adapt(self, conventions: Conventions) -> str:
@@ -60,10 +63,42 @@ class Wishes:
                 "The file does not state the spacing of its pre-training, so --adapt like_pretrained has nothing to go by. "
                 "Use --adapt like_dataset, or --adapt fixed --spacing with the spacing you know it was trained at."
             )
-        for name, number in (("--batch-size", self.batch_size), ("--epochs", self.epochs)):
-            if number is not None and number < 1:
-                raise CorpusError(f"{name} must be at least 1, found {number}.")
+        self.require_positive()
         return adapt
+
+    def require_positive(self) -> None:
+        """Raise SettingsError for numbers that are none; all of them in one message."""
+        numbers = {
+            "--batch-size": self.batch_size,
+            "--epochs": self.epochs,
+            "--iterations-per-epoch": self.iterations_per_epoch,
+            "--save-every": self.save_every,
+            "--early-stop": self.early_stop,
+        }
+        wrong = [f"{k} must be at least 1, found {v}." for k, v in numbers.items() if v is not None and v < 1]
+        if wrong:
+            raise SettingsError(" ".join(wrong))
+
+    def schedule(self) -> dict[str, int]:
+        """The entries of the `finetune` block that are asked for."""
+        asked = {
+            "num_epochs": self.epochs,
+            "num_iterations_per_epoch": self.iterations_per_epoch,
+            "save_every": self.save_every,
+            "early_stop": self.early_stop,
+        }
+        return {key: value for key, value in asked.items() if value is not None}
+
+    def short(self) -> list[str]:
+        """What tells plans of these lengths and batches from others, for their names: ["150ep", "batch4"]."""
+        asked = (
+            (self.epochs, "{}ep"),
+            (self.iterations_per_epoch, "{}it"),
+            (self.batch_size, "batch{}"),
+            (self.save_every, "save{}"),
+            (self.early_stop, "stop{}"),
+        )
+        return [text.format(number) for number, text in asked if number is not None]
 
 
 def default_adapt(conventions: Conventions) -> str:

@@ -26,7 +26,7 @@ from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.checkpoints.networks.stated import network_of, training_configuration
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.corpus.dataset_names import dataset_id
-from nnunet_ssl.corpus.datasets import plans_file, require_raw, resolve_datasets
+from nnunet_ssl.corpus.datasets import load_plans, plans_file, require_raw, resolve_datasets
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
@@ -72,17 +72,30 @@ def open_pretrained(text: str, stem: str | None = None, channel_names: Sequence[
     )
 
 
+@dataclass(frozen=True)
+class Planned:
+    """What a fine-tuning needs to know of its plans: the plans themselves, their configuration, and the data set's folds."""
+
+    plans: dict[str, Any]
+    configuration: str
+    folds: tuple[str, ...]
+
+
 def plan_finetuning(
     dataset: str | int,
     text: str,
     wishes: Wishes,
     *,
     plans_name: str | None = None,
-    from_scratch: bool = False,
     preprocess: bool = True,
     num_processes: int = 8,
-) -> str:
-    """Plan, check, preprocess; returns the commands to type next. Raises CorpusError and CheckpointError."""
+    keep: bool = False,
+) -> Planned:
+    """Plan, check, preprocess. Raises CorpusError and CheckpointError.
+
+    keep: a training follows at once. Plans of that name that are there, and were edited since, are used as they are; the table of
+    what is taken from the checkpoint is left to the training.
+    """
     (name,) = resolve_datasets([dataset])
     labelled = require_labels(name)
     require_writable(join(nnUNet_preprocessed, name))
@@ -93,7 +106,9 @@ def plan_finetuning(
     print(f"{pretrained.origin}\n{pretrained.spec}, according to {pretrained.spec.source}")
     for note in (*pretrained.info["notes"], *pretrained.spec.notes):
         print(f"- {note}")
-    ensure_fingerprint(name, num_processes)
+    makedirs(str(nnUNet_preprocessed), exist_ok=True)
+    with planning_lock(name).waiting():
+        ensure_fingerprint(name, num_processes)
     planner = FinetunePlanner(name, plans_name, pretrained.spec, pretrained.conventions, wishes)
     plans = planner.plan()
     plans["configurations"][planner.configuration]["finetune"] = finetune_block(pretrained, wishes)
@@ -103,13 +118,18 @@ def plan_finetuning(
     plans["pretraining"] = record(pretrained, planner.adapt, told)
     print(f"\n{comparison(pretrained.conventions, before, plans, planner.configuration)}")
     print("\n".join(f"NOTE: {sentence}" for sentence in told))
-    print(f"\n{check_transfer(pretrained, plans, planner.configuration, planner.dataset_json)}\n")
-    write_plans(plans, planner.dataset_json)
+    table = check_transfer(pretrained, plans, planner.configuration, planner.dataset_json)
+    print("" if keep else f"\n{table}\n")
+    plans = write_plans(plans, planner.dataset_json, wishes if keep else None)
     if preprocess:
         preprocess_for(name, plans_name, planner.configuration, labelled, num_processes)
-    numbers = folds_of(name) or list(range(FOLDS)) * (len(labelled) >= FOLDS)
-    folds = " ".join(map(str, numbers)) or "all"
-    return next_commands(plans, planner.configuration, text, folds, from_scratch=from_scratch, preprocess=preprocess)
+    return Planned(plans, planner.configuration, folds_for(name, len(labelled)))
+
+
+def folds_for(name: str, labelled: int) -> tuple[str, ...]:
+    """The folds of a data set of so many labelled cases: its own, or those nnU-Net will make; ("all",) where there are none."""
+    numbers = folds_of(name) or list(range(FOLDS)) * (labelled >= FOLDS)
+    return tuple(map(str, numbers)) or ("all",)
 
 
 def require_labels(name: str) -> dict[str, str]:
@@ -145,6 +165,7 @@ def default_name(pretrained: Pretrained, adapt_by: str, wishes: Wishes) -> str:
         parts.append(f"stem{pretrained.info['stem']}")
     if wishes.patch_size is not None:
         parts.append("patch" + "x".join(map(str, wishes.patch_size)))
+    parts += wishes.short()
     # nnU-Net takes result folders apart at double underscores.
     return re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9_-]", "-", "_".join(parts)))
 
@@ -171,8 +192,7 @@ def finetune_block(pretrained: Pretrained, wishes: Wishes) -> dict[str, Any]:
     """
     own = training_configuration(pretrained.checkpoint).get("finetune", {}) if "ssl" in pretrained.checkpoint else {}
     block = {"transfer": "encoder+decoder" if pretrained.conventions.segments else pretrained.info["transfer"], **own}
-    if wishes.epochs is not None:
-        block["num_epochs"] = wishes.epochs
+    block.update(wishes.schedule())
     if pretrained.info["stem"] is not None:
         block["stem"] = pretrained.info["stem"]
     read_config(FinetuneSettings, block, "the finetune block of the checkpoint's plans")
@@ -223,11 +243,19 @@ def check_transfer(
     return f"What the network of the plans takes from the checkpoint:\n{report.table()}"
 
 
-def write_plans(plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
-    """Write new plans, and dataset.json beside them; raises CorpusError where other plans have that name."""
+def write_plans(plans: dict[str, Any], dataset_json: dict[str, Any], keep: Wishes | None = None) -> dict[str, Any]:
+    """Write new plans, and dataset.json beside them; returns those that are there then.
+
+    Raises CorpusError where other plans have that name, unless `keep` says that they may have been edited: they stay, as long as
+    they do what these wishes ask for.
+    """
     name, plans_name = plans["dataset_name"], plans["plans_name"]
     path = plans_file(name, plans_name)
-    if isfile(path) and read_json(path) != plans:
+    there = load_plans(name, plans_name) if isfile(path) else plans
+    if there != plans and keep is not None and _does(there, plans, keep):
+        print(f"Using the plans that are there, which differ from what would be planned now: {path}")
+        return there
+    if there != plans:
         raise CorpusError(
             f"{path} exists and holds other plans, which are never overwritten. Choose another name with "
             f"-plans_name {plans_name}_2, or remove the file if nothing was trained with it."
@@ -238,9 +266,20 @@ def write_plans(plans: dict[str, Any], dataset_json: dict[str, Any]) -> None:
         write_json(dataset_json, join(nnUNet_preprocessed, name, "dataset.json"))
     if isfile(path):
         print(f"The same plans are there already: {path}")
-        return
+        return plans
     write_json(plans, path)
     print(f"New plans: {path}")
+    return plans
+
+
+def _does(there: Mapping[str, Any], planned: Mapping[str, Any], wishes: Wishes) -> bool:
+    """Whether plans have the network that was planned, and the length and batch that were asked for."""
+    (configuration,) = planned["configurations"]
+    entries, wanted = there["configurations"].get(configuration, {}), planned["configurations"][configuration]
+    same = [entries.get("architecture") == wanted["architecture"]]
+    same += [entries.get("finetune", {}).get(key) == value for key, value in wishes.schedule().items()]
+    same += [entries.get("batch_size") == wishes.batch_size] if wishes.batch_size is not None else []
+    return all(same)
 
 
 def preprocess_for(
@@ -263,14 +302,12 @@ def preprocess_for(
     SSLPreprocessor(verbose=False).run(name, configuration, plans_name, num_processes)
 
 
-def next_commands(
-    plans: Mapping[str, Any], configuration: str, text: str, folds: str, *, from_scratch: bool, preprocess: bool
-) -> str:
-    """What to type after planning."""
-    number, name = dataset_id(plans["dataset_name"]), shlex.quote(plans["plans_name"])
-    configuration = shlex.quote(configuration)
+def next_commands(planned: Planned, text: str, *, from_scratch: bool, preprocess: bool) -> str:
+    """What to type after planning with the checkpoint that the user calls `text`."""
+    number, name = dataset_id(planned.plans["dataset_name"]), shlex.quote(planned.plans["plans_name"])
+    configuration = shlex.quote(planned.configuration)
     weights = f" -pretrained_weights {shlex.quote(text)}"
-    first = folds.split()[0]
+    first, folds = planned.folds[0], " ".join(planned.folds)
 
     def commands(title: str, trainer: str, start: str) -> str:
         def train(fold: str) -> str:

@@ -197,7 +197,7 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather", all_gather)
     with pytest.raises(
-        RuntimeError, match=r"epoch 0 iteration 0, epoch 7 iteration 2.*file system that all nodes share"
+        RuntimeError, match=r"epoch 1 iteration 1, epoch 8 iteration 3.*file system that all nodes share"
     ):
         Consensus(several=True).check_start(7, 2, "/results")
 

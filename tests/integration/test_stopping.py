@@ -101,12 +101,12 @@ def test_nnunets_own_command_stops_the_same_way(nnunet_folders, run_command, tin
     train = ["nnUNetv2_train", "931", "3d_fullres"]
     mae = [*train, "all", "-tr", "SSLMAETrainer", "-p", PLANS, "-device", "cpu"]
     process, log = start(*mae)
-    assert wait_until(lambda: "Epoch 0" in log.read_text())
+    assert wait_until(lambda: "Pre-training" in log.read_text())
     time.sleep(1)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
     output = log.read_text()
-    assert "SIGINT received: stopped in epoch 0 after" in output
+    assert "SIGINT received: stopped in epoch 1 after" in output
     assert "Traceback" not in output
     folder = results / f"SSLMAETrainer__{PLANS}__3d_fullres" / "fold_all"
     assert torch.load(folder / "checkpoint_latest.pth", weights_only=True)["current_epoch"] == 0
@@ -118,6 +118,7 @@ def test_nnunets_own_command_stops_the_same_way(nnunet_folders, run_command, tin
     process, log = start(*mae, "--c")
     assert process.wait(180) == 0, log.read_text()[-3000:]
     assert (folder / "validation" / "summary.json").exists()
+    assert f"nnUNetv2_finetune 931 -p {PLANS} -c 3d_fullres -pretrained_weights {folder}" in log.read_text()
     assert sorted(p.name for p in folder.iterdir() if "lock" in p.name or p.name.startswith(".")) == []
 
     process, log = start(*train, "0", "-tr", "SSLScratchTrainer", "-p", PLANS, "-device", "cpu")

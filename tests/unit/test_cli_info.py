@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssl.checkpoints.description.describe import Description, describe
+from nnunet_ssl.checkpoints.description.describe import describe
+from nnunet_ssl.checkpoints.description.description import Description
 from nnunet_ssl.checkpoints.networks.spec import checked_spec
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.info import main

@@ -1,12 +1,16 @@
-"""nnUNetv2_pretrain: flags, and mistakes that are answered with what to type."""
+"""nnUNetv2_pretrain: its flags, and the words of nnU-Net's commands. Mistakes: docs/mistakes.md."""
 
 from __future__ import annotations
+
+from importlib import import_module
 
 import pytest
 
 from nnunet_ssl.cli.flag_settings import flags_as_settings
 from nnunet_ssl.cli.pretrain import main
 from nnunet_ssl.cli.pretrain_flags import apply_flags, build_parser
+
+COMMANDS = ("pretrain", "finetune", "plan_finetune", "import_corpus", "corpus", "export", "info", "models", "benchmark")
 
 
 @pytest.fixture
@@ -16,29 +20,6 @@ def nnunet_environment(nnunet_folders, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     return nnunet_folders
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["906", "-p", "noPlans"], "has no plans noPlans"),
-        (["906", "--backbone", "resenc_tiny", "-c", "3d_lowres"], "3d_lowres"),
-        (["906", "--backbone", "resenc_tiny", "-p", "nnUNetPlans"], "Use one of the two"),
-        (["906", "--set", "mae.mask_size=3"], "unknown setting 'mask_size'"),
-        (["906", "--set", "mask_size"], "--set wants KEY=VALUE"),
-        (["906", "--mask-ratio", "1.5"], "mask_ratio"),
-        (["906", "--epochs", "0"], "num_epochs must be a whole number >= 1"),
-        (["906", "-pretrained_weights", "ResEncL-OpenMind-MEA"], "Did you mean ResEncL-OpenMind-MAE"),
-        (["906", "-f", "x"], '"all" or the number of a fold'),
-        (["906", "--backbone", "resenc_tiny", "--patch-size", "17"], "--patch-size 24 24 24"),
-    ],
-)
-def test_mistakes(arguments, message, nnunet_environment, tiny_dataset, capsys):
-    tiny_dataset(nnunet_environment["nnUNet_raw"], 906, num_cases=2)
-    with pytest.raises(SystemExit) as exit_code:
-        main([*arguments, "-np", "1", "-device", "cpu"])
-    assert exit_code.value.code == 1
-    assert message in capsys.readouterr().err
 
 
 def test_results_folder_must_be_known(nnunet_environment, monkeypatch, capsys):
@@ -97,3 +78,46 @@ def test_what_a_person_types_becomes_what_the_hints_say():
         "simclr": {"crop_size": [16, 16], "temperature": 0.1},
         "voco": {"batch_size": 2},
     }
+
+
+@pytest.mark.parametrize(
+    ("typed", "understood"),
+    [
+        ("4", (["4"], "3d_fullres", "all", "mae")),
+        ("4 745", (["4", "745"], "3d_fullres", "all", "mae")),
+        ("-d 4 745", (["4", "745"], "3d_fullres", "all", "mae")),
+        ("4 3d_fullres all", (["4"], "3d_fullres", "all", "mae")),
+        ("4 2d 0 -tr SSLMAETrainer", (["4"], "2d", "0", "mae")),
+        ("-d 4 3d_fullres_large 3", (["4"], "3d_fullres_large", "3", "mae")),
+        ("4 -c 2d -f 1 --c -tr SSLSwinUNETRTrainer -p nnUNetPlans", (["4"], "2d", "1", "swin_unetr")),
+        ("Dataset004_Hippocampus all -num_gpus 2", (["Dataset004_Hippocampus"], "3d_fullres", "all", "mae")),
+    ],
+)
+def test_what_nnunets_users_type_is_understood(typed, understood):
+    args = build_parser().parse_args(typed.split())
+    assert (args.datasets, args.configuration, args.fold, args.method) == understood
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_short_help_a_long_one_and_a_greeting(name, capsys):
+    """The short help names every flag and explains the usual ones, in a screen or two; the greeting shows three examples."""
+    build = import_module(f"nnunet_ssl.cli.{name}").build_parser
+    shown = {}
+    for argument in ("--help", "--help=all"):
+        with pytest.raises(SystemExit) as left:
+            build().parse_args([argument])
+        assert left.value.code == 0
+        shown[argument] = capsys.readouterr().out
+    parser = build()
+    flags = {action.option_strings[0] for action in parser._actions if action.option_strings}
+    for text in shown.values():
+        assert [flag for flag in flags if flag not in text] == []
+        assert text.startswith(f"usage: {parser.prog} ")
+    assert len(shown["--help"].splitlines()) <= 50
+    if not parser.greets:
+        return
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args([])
+    greeting = capsys.readouterr().out
+    assert left.value.code == 2
+    assert len([line for line in greeting.splitlines() if line.startswith(f"  {parser.prog} ")]) == 3

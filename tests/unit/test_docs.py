@@ -24,6 +24,13 @@ def test_settings_page_is_up_to_date():
     assert done.returncode == 0, done.stderr
 
 
+def test_mistakes_page_is_what_the_commands_print():
+    """About a hundred wrong inputs, in one fresh process: none prepares anything, each is answered in the words of the page."""
+    script = CHECKOUT / "docs" / "make_mistakes.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_settings_page_explains_every_setting():
     rows = [line for line in (CHECKOUT / "docs/settings.md").read_text().splitlines() if line.startswith("| `")]
     assert rows

@@ -170,8 +170,8 @@ def test_patches_around_the_anatomy(tmp_path, noted_in):
         save(tmp_path / "d", "a", numbered(), present_labels=[0, 1, 2])
         others = {"another": {2: [[5, 5, 5]] * 3}, "b": {1: [[9, 9, 9]] * 3, 2: [[3, 3, 3]]}}
         write_store(tmp_path / "d", {**others, "a": {1: [[28, 22, 18]], 2: [[1, 1, 1]]}})
-    source = CorpusDataset("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
-    starts = [corner(dataset(source)[i]) for i in range(400)]
+    images = CorpusDataset("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
+    starts = [corner(dataset(images)[i]) for i in range(400)]
     assert all(all(0 <= s <= full - 8 for s, full in zip(start, SHAPE, strict=True)) for start in starts)
     last = tuple(full - 8 for full in SHAPE)
     assert starts.count(last) / 400 == pytest.approx(AROUND_ANATOMY, abs=0.07)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from os.path import isdir, isfile, join
 from typing import Any
@@ -23,6 +23,7 @@ from nnunet_ssl.corpus.subjects import split_by_subject, stable_split
 from nnunet_ssl.corpus.table import has_table
 from nnunet_ssl.errors import CorpusError, NotPreprocessed, SettingsError
 from nnunet_ssl.files.entering import read_json
+from nnunet_ssl.messages import counted
 from nnunet_ssl.planners.preprocessing.foreground import mask_labels
 from nnunet_ssl.planners.sharing.labels import FOLDER as LABELS
 from nnunet_ssl.trainers.context import LoaderContext
@@ -72,7 +73,7 @@ def split_corpus(
     out for all, and adding images to the corpus changes nothing about it. Raises CorpusError when there is nothing to train
     on, CorpusError when the filter is wrong or leaves nothing.
     """
-    datasets, log = corpus_datasets(context), context.print_to_log_file
+    datasets, log = corpus_datasets(context), context.say_once  # once more for the final validation
     table = corpus_table(datasets)
     if not len(table):
         raise CorpusError(
@@ -118,10 +119,14 @@ def split_corpus(
         log("WARNING: There is only one subject. The validation loss is computed on training images.")
     used = {*training, *validation}
     log(
-        f"{len(used)} images of {len({persons[i] for i in used})} subjects; {len(validation)} images of "
-        f"{len({persons[i] for i in validation})} subjects are held out to watch the loss."
+        f"{_number(used, persons)}; {_number(validation, persons)} {'is' if len(validation) == 1 else 'are'} held out to "
+        "watch the loss."
     )
     return training, validation
+
+
+def _number(images: Collection[str], persons: Mapping[str, str]) -> str:
+    return f"{counted(len(images), 'image')} of {counted(len({persons[i] for i in images}), 'subject')}"
 
 
 def _in_no_fold(own: str, ending: str, identifiers: Iterable[str], listed: Iterable[str]) -> set[str]:

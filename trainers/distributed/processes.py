@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.errors import MachineError
-from nnunet_ssl.methods import Method
+from nnunet_ssl.methods.base import Method
 from nnunet_ssl.trainers.device.compiling import Compiler, Elsewhere, NotCompiled
 from nnunet_ssl.trainers.distributed import sharding
 
@@ -155,7 +155,7 @@ class Consensus:
         dist.all_gather(all_of_them, own, self.group)
         places = {tuple(place.tolist()) for place in all_of_them}
         if len(places) > 1:
-            listed = ", ".join(f"epoch {e} iteration {i}" for e, i in sorted(places))
+            listed = ", ".join(f"epoch {e + 1} iteration {i + 1}" for e, i in sorted(places))
             raise MachineError(
                 f"The processes would start in different places ({listed}): they do not see the same checkpoints in "
                 f"{folder}. Put nnUNet_results on a file system that all nodes share, and start again."

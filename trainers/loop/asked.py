@@ -14,7 +14,7 @@ from nnunet_ssl.settings.blocks import PretrainBlock
 
 WEIGHTS = "pretrained_weights"  # key of the plans of a run
 # How a run is computed, or watched: the network that comes out is the same.
-HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_on_collapse"}
+HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_on_collapse", "early_stop"}
 GEOMETRY = ("patch_size", "batch_size", "spacing", "normalization_schemes", "architecture")
 
 

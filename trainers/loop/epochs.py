@@ -20,7 +20,7 @@ from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
-from nnunet_ssl.trainers.loop.progress import duration
+from nnunet_ssl.trainers.loop.log_lines import epoch_line
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
@@ -77,13 +77,10 @@ def finish_epoch(trainer: RunContext) -> None:
     """Write the epoch's log lines, its checkpoints and its pictures."""
     trainer.logger.log("epoch_end_timestamps", time(), trainer.current_epoch)
     log = {k: v[-1] for k, v in trainer.logger.local_logger.my_fantastic_logging.items() if v}
-    seconds = log["epoch_end_timestamps"] - log["epoch_start_timestamps"]
-    terms = ", ".join(f"{k} {v:.4f}" for k, v in log.items() if k.startswith(("train_", "val_")) and "losses" not in k)
-    left = duration(seconds * (trainer.num_epochs - trainer.current_epoch - 1))
-    trainer.print_to_log_file("train_loss", round(log["train_losses"], 4))
-    trainer.print_to_log_file("val_loss", round(log["val_losses"], 4))
-    trainer.print_to_log_file(f"Terms: {terms}")
-    trainer.print_to_log_file(f"Epoch time: {seconds:.2f} s, about {left} left")
+    kept = trainer.logger.local_logger.my_fantastic_logging
+    before = [b - a for a, b in zip(kept["epoch_start_timestamps"], kept["epoch_end_timestamps"], strict=False)][:-1]
+    line = epoch_line(log, trainer.current_epoch, trainer.num_epochs, trainer.share_of_epoch, before)
+    trainer.print_to_log_file(line)
     last = trainer.current_epoch == trainer.num_epochs - 1
     due = (trainer.current_epoch + 1) % trainer.save_every == 0
     if due and not last:

@@ -12,6 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
 from nnunet_ssl.trainers.distributed.processes import Consensus
+from nnunet_ssl.trainers.loop.early_stop import Enough
 from nnunet_ssl.trainers.loop.interruption import (
     FINISH_EPOCH,
     Interruption,
@@ -51,7 +52,10 @@ class InterruptibleTrainer(nnUNetTrainer):
             self.interruption.listen()
             self.consensus = Consensus(self.is_ddp)
             try:
-                super().run_training()
+                try:
+                    super().run_training()
+                except Enough:
+                    self.on_train_end()
                 stop_validating_if_asked(self)
             finally:
                 self.interruption.ignore()
@@ -121,7 +125,9 @@ class InterruptibleTrainer(nnUNetTrainer):
         self.current_epoch += 1
         saved = "nothing is saved, checkpointing is disabled"
         if not self.disable_checkpointing:
-            saved = f"saved in {file}. The same command with --c, without -pretrained_weights, {then}."
+            saved = (
+                f"saved in {file}. The same command {then} (nnUNetv2_train wants --c in place of -pretrained_weights)."
+            )
         self.print_to_log_file(f"{sentence}, {saved}")
         if is_first() and number == USR2:
             forget_to_finish(self.output_folder)

@@ -154,7 +154,7 @@ def unpack(context: CheckpointContext, source: dict[str, Any] | str) -> Any:
 def refuse_other_settings(context: CheckpointContext, then: dict[str, Any], path: object) -> None:
     """Raise SettingsError when a run would continue as something else; its length may change, and how it is computed."""
     now = run_record(context)
-    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "source", "stop_on_collapse"}
+    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "source", "stop_on_collapse", "early_stop"}
     free |= {"accumulate", "recompute", "shard", "deterministic"}  # how it is computed, not what
     differences = []
     for block in ("method", "config", "settings", "recipe", "patch_size", "num_input_channels"):

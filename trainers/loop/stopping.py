@@ -8,6 +8,7 @@ from signal import Signals
 from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.signals import AFTER_EPOCH
 from nnunet_ssl.trainers.context import RunContext, Stoppable
+from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.epochs import mean_over_processes
 from nnunet_ssl.trainers.loop.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.loop.judging import COLLAPSED, collapse
@@ -25,7 +26,9 @@ def stop_if_asked(trainer: RunContext) -> None:
     trainer.network.train()
     if trainer.is_ddp:
         position.finished = [mean_over_processes([result], trainer.device) for result in position.finished]
-    done = f"in epoch {position.epoch} after {len(position.finished)} of {trainer.num_iterations_per_epoch} iterations"
+    done = (
+        f"in epoch {position.epoch + 1} after {len(position.finished)} of {trainer.num_iterations_per_epoch} iterations"
+    )
     save_and_leave(trainer, f"{asked.name} received: stopped {done}", leave_with(asked))
 
 
@@ -38,6 +41,18 @@ def stop_after_epoch(trainer: RunContext) -> None:
         reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
         sentence = f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs"
         save_and_leave(trainer, sentence, leave_with(USR2))
+
+
+def stop_when_stalled(trainer: RunContext) -> None:
+    """End the run, as a finished one, where the setting early_stop says that it has not become better for long enough.
+
+    All processes know the same losses, and so come to the same end.
+    """
+    losses = trainer.logger.local_logger.my_fantastic_logging["val_losses"]
+    patience, epoch = trainer.settings.early_stop, trainer.position.epoch
+    if epoch < trainer.num_epochs and patience is not None and stalled(losses, patience):
+        trainer.print_to_log_file(sentence(epoch, patience, "the validation loss"))
+        raise Enough
 
 
 def stop_if_collapsed(trainer: RunContext) -> None:
@@ -67,7 +82,7 @@ def say_what_is_left(trainer: Stoppable, number: int) -> None:
     """Put into the log that the network is saved and its final validation is not complete."""
     trainer.print_to_log_file(
         f"{Signals(number).name} received: the network is trained and saved, its final validation is not complete. "
-        "The same command with --c (nnUNetv2_pretrain as it is) makes it from its beginning."
+        "The same command makes it from its beginning (nnUNetv2_train wants --c)."
     )
 
 

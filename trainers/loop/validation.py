@@ -13,7 +13,7 @@ from torch import distributed as dist
 
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.integration.versions import is_first, process_number
-from nnunet_ssl.methods import MethodOutput
+from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext

@@ -44,6 +44,8 @@ def why_not_opened(path: Path, reason: str, forbidden: str | None = None) -> str
     first = ""
     if forbidden is None:
         forbidden, first = _forbidden_name(path, ""), f"{reason}; it " if reason else ""
+    if forbidden is None and _is_text(path):
+        return _no_checkpoint(path)
     if forbidden is None:
         return f"{path} {reason}. It was refused, and nothing of it was run. {EXPECTED}"
     how = "is no plain tensor" if forbidden.startswith("torch.") else "could run code on loading"
@@ -72,6 +74,19 @@ def why_unreadable(path: Path, error: Exception) -> str:
             f"{path} is damaged, truncated or a pickle that is no PyTorch checkpoint: {_first_line(error)}. "
             f"{checkpoints_near(path)}"
         )
+    return _no_checkpoint(path)
+
+
+def _is_text(path: Path) -> bool:
+    """Whether a file begins as one that people write: its letters are pickle operations, too, which says nothing to them."""
+    with path.open("rb") as file:
+        start = file.read(200)
+    return start.isascii() and all(c.isprintable() or c.isspace() for c in start.decode("ascii"))
+
+
+def _no_checkpoint(path: Path) -> str:
+    with path.open("rb") as file:
+        start = file.read(4)
     return (
         f"{path} is not a checkpoint: it begins with {start!r}. Expected a file written by torch.save, or a "
         f".safetensors file. {checkpoints_near(path)}"
