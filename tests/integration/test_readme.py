@@ -20,7 +20,9 @@ import torch
 pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PATHS = re.compile(r"<!-- path: (\w+) -->\n+```bash\n(.*?)```\n(?:.*?```text\n(.*?)```\n)?<!-- end of path -->", re.DOTALL)
+PATHS = re.compile(
+    r"<!-- path: (\w+) -->\n+```bash\n(.*?)```\n(?:.*?```text\n(.*?)```\n)?<!-- end of path -->", re.DOTALL
+)
 FOUND = {name: (commands, output) for name, commands, output in PATHS.findall((CHECKOUT / "README.md").read_text())}
 REPO = "AnonRes/ResEncL-OpenMind-MAE"
 SMALL = """
@@ -78,10 +80,13 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_dataset) -> Path:
         shutil.copy(file, desk / "scans" / file.name.replace("_0000", ""))
     (desk / "examples").symlink_to(CHECKOUT / "examples")
     (desk / "small.py").write_text(SMALL)
-    commands = {f"nnUNetv2_{n}": None for n in ("pretrain", "finetune", "pretrain_import", "pretrain_corpus", "predict")}
+    commands = {
+        f"nnUNetv2_{n}": None for n in ("pretrain", "finetune", "pretrain_import", "pretrain_corpus", "predict")
+    }
     for name, script in {**commands, **SLURM}.items():
         file = desk / "bin" / name
-        file.write_text(f"#!/bin/bash\n{script or f'exec {sys.executable} {desk}/small.py {name} "$@"'}\n")
+        body = script or f'exec {sys.executable} {desk}/small.py {name} "$@"'
+        file.write_text(f"#!/bin/bash\n{body}\n")
         file.chmod(0o755)
     return desk
 

@@ -6,6 +6,7 @@ from os.path import join
 from signal import Signals
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.messages import counted
 from nnunet_ssl.signals import AFTER_EPOCH
 from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.epochs import mean_over_processes
@@ -70,7 +71,9 @@ def stop_if_collapsed(trainer: SSLTrainer) -> None:
             trainer.warn_once(f"{reason} nnUNetv2_pretrain --stop-on-collapse ends such a run.")
         return
     if trainer.position.epoch < trainer.num_epochs:
-        save_and_leave(trainer, f"Stopped after {trainer.position.epoch} epochs: {reason}", SystemExit(COLLAPSED))
+        save_and_leave(
+            trainer, f"Stopped after {counted(trainer.position.epoch, 'epoch')}: {reason}", SystemExit(COLLAPSED)
+        )
 
 
 def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None:
