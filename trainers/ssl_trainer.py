@@ -36,7 +36,7 @@ from nnunet_ssl.trainers.device.determinism import deterministic
 from nnunet_ssl.trainers.device.devices import device_of_this_process, keep_freed_memory, require_device
 from nnunet_ssl.trainers.device.out_of_memory import say_what_helps
 from nnunet_ssl.trainers.device.precision import autocast_dtype
-from nnunet_ssl.trainers.distributed.processes import Consensus, place, start_beside_the_first
+from nnunet_ssl.trainers.distributed.processes import Consensus, place
 from nnunet_ssl.trainers.distributed.sharding import build_sharded_optimizer
 from nnunet_ssl.trainers.loop import epochs, state, stepping
 from nnunet_ssl.trainers.loop.building import build_method
@@ -271,9 +271,13 @@ class SSLTrainer(nnUNetTrainer):
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
             self.initialize()
-        self.consensus.check_start(self)
+        self.consensus.check_start(self.current_epoch, len(self.position.replayed), self.output_folder)
         with whole_files(self.print_to_log_file):
-            super().on_train_start() if self.local_rank == 0 else start_beside_the_first(self)
+            if self.local_rank == 0:
+                super().on_train_start()
+            else:  # what nnU-Net does there, without the files, which the first process alone writes
+                self.dataloader_train, self.dataloader_val = self.get_dataloaders()
+                dist.barrier()  # the first process waits in the same place, its files written but for plans.json and the like
         schemes = self.configuration_manager.normalization_schemes
         for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
             self.warn_once(warning)
@@ -457,4 +461,4 @@ class SSLTrainer(nnUNetTrainer):
         """Continue from a checkpoint; a damaged one is replaced by the one before it, with a line in the log."""
         if not self.was_initialized:
             self.initialize()
-        state.unpack(self, filename_or_checkpoint)
+        self.inference_allowed_mirroring_axes = state.unpack(self, filename_or_checkpoint)

@@ -26,10 +26,33 @@ class Backbone(nn.Module):
     out_channels: int
     stride: tuple[int, ...]  # voxels per position of the coarsest feature map; the patch must be a multiple of it
     feature_channels: tuple[int, ...]  # channels of each feature map, finest first
+    mask_unit: tuple[int, ...]  # voxels per axis that can only be hidden together, in `masked_features`
+    mask_block: tuple[int, ...]  # voxels per axis of the blocks that the OpenMind benchmark hides
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Feature maps of the encoder, finest first: [B, C_i, *spatial_i] for an image [B, C, *spatial]."""
         raise NotImplementedError
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The network's own decoder, which `decode` calls."""
+        raise NotImplementedError
+
+    def new_mask_token(self) -> nn.Parameter:
+        """What stands where something is hidden, to be learned by a task."""
+        raise NotImplementedError
+
+    def masked_image(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> Tensor:
+        """What is seen of images [B, C, *spatial], for pictures; `hidden` bool [B, 1, *spatial] in whole `mask_unit`s."""
+        raise NotImplementedError
+
+    def masked_features(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> list[Tensor]:
+        """`features` of images of which the mask token takes the place of what is hidden; arguments as in `masked_image`."""
+        raise NotImplementedError
+
+    def freeze_decoder(self) -> None:
+        """For tasks that do not use it: its parameters must not wait for gradients."""
+        self.decoder.requires_grad_(False)
 
     def decode(self, features: Sequence[Tensor]) -> Tensor:
         """Output [B, out_channels, *spatial] of the network's own decoder for `features`."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nnunet_ssl.backbones.base import Backbone
 from nnunet_ssl.backbones.blockwise import embed_blocks, is_blockwise
@@ -40,6 +40,7 @@ class PrimusBackbone(Backbone):
         self.patch_size, self.crop_setting = tuple(int(s) for s in patch_size), crop_setting
         self.ndim = len(self.patch_size)
         self.stride = tuple(int(s) for s in projection.kernel_size)
+        self.mask_unit = self.mask_block = self.stride
         self.in_channels = int(projection.in_channels)
         self.embed_dim = int(projection.out_channels)
         self.feature_channels = (self.embed_dim,)
@@ -90,8 +91,28 @@ class PrimusBackbone(Backbone):
     def features(self, x: Tensor) -> list[Tensor]:
         return [self.to_map(self.encode(self.embed(x)))]
 
+    @property
+    def decoder(self) -> nn.Module:
+        return self.network.up_projection
+
     def decode(self, features: Sequence[Tensor]) -> Tensor:
-        return self.network.up_projection(features[-1])
+        return self.decoder(features[-1])
+
+    def new_mask_token(self) -> nn.Parameter:
+        """One token, [1, 1, C]."""
+        return nn.Parameter(nn.init.normal_(torch.zeros(1, 1, self.embed_dim), std=1e-6))
+
+    def masked_image(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> Tensor:
+        """0 where tokens are hidden, which happens after the embedding."""
+        return x.masked_fill(hidden, 0)
+
+    def masked_features(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> list[Tensor]:
+        embedded = self.embed(x)  # [B, N, C]; a token holds its own voxels only, so nothing leaks
+        # Whole tokens are hidden, so a token's first voxel speaks for all of them.
+        corners = tuple(slice(None, None, s) for s in (1, *self.stride))
+        hidden_tokens = hidden[:, 0][corners].flatten(1).unsqueeze(-1)
+        tokens = torch.where(hidden_tokens, mask_token.to(embedded.dtype), embedded)
+        return [self.to_map(self.encode(tokens))]
 
 
 def scatter_tokens(tokens: Tensor, keep: Tensor, filler: Tensor, num_tokens: int) -> Tensor:

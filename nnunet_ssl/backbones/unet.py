@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from nnunet_ssl.backbones.base import Backbone
 from nnunet_ssl.errors import BackboneError
+
+MASK_BLOCK = 16  # voxels
 
 
 class UNetBackbone(Backbone):
@@ -34,6 +37,7 @@ class UNetBackbone(Backbone):
         self.ndim = len(self.patch_size)
         strides = np.array([np.broadcast_to(s, self.ndim) for s in encoder.strides])
         self.stride = tuple(int(s) for s in strides.prod(axis=0))
+        self.mask_unit, self.mask_block = (1,) * self.ndim, (MASK_BLOCK,) * self.ndim
         self.feature_channels = tuple(int(c) for c in encoder.output_channels)
         self.in_channels = next(m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))).in_channels
         self.out_channels = int(decoder.seg_layers[-1].out_channels)
@@ -42,5 +46,23 @@ class UNetBackbone(Backbone):
     def features(self, x: Tensor) -> list[Tensor]:
         return self.network.encoder(x)
 
+    @property
+    def decoder(self) -> nn.Module:
+        return self.network.decoder
+
+    def freeze_decoder(self) -> None:
+        super().freeze_decoder()
+        self.network.encoder.requires_grad_(True)  # the decoder holds the encoder as well
+
     def decode(self, features: Sequence[Tensor]) -> Tensor:
-        return self.network.decoder(features)
+        return self.decoder(features)
+
+    def new_mask_token(self) -> nn.Parameter:
+        """One number per channel, which starts at the mean of a z-scored image."""
+        return nn.Parameter(torch.zeros(1, self.in_channels, *(1,) * self.ndim))
+
+    def masked_image(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> Tensor:
+        return torch.where(hidden, mask_token.to(x.dtype), x)
+
+    def masked_features(self, x: Tensor, hidden: Tensor, mask_token: Tensor) -> list[Tensor]:
+        return self.features(self.masked_image(x, hidden, mask_token))

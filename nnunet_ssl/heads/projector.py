@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.losses.gather import global_sum
 
@@ -128,18 +128,6 @@ class PrototypeHead(nn.Module):
         x = self.norm(self.projector(features, usable), usable)
         with torch.autocast(x.device.type, enabled=False):  # at a temperature of 0.04 bfloat16 is off by a tenth
             return x, linear(normalize(x, dim=-1), normalize(self.prototypes, dim=-1))
-
-
-def train_encoder_only(backbone: Backbone) -> None:
-    """Freeze the network's own decoder, which a task without one must not wait for gradients of."""
-    network = backbone.network
-    primus = isinstance(backbone, PrimusBackbone)
-    # A U-Net's decoder holds the encoder as well.
-    encoder = set() if primus else {id(p) for p in network.encoder.parameters()}
-    decoder = network.up_projection if primus else network.decoder
-    for parameter in decoder.parameters():
-        if id(parameter) not in encoder:
-            parameter.requires_grad_(False)
 
 
 def check_bottleneck(backbone: Backbone) -> None:

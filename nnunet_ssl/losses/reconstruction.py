@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,11 +17,6 @@ from nnunet_ssl.views.masks import block_grid, upsample_mask
 # What a method's settings may say of its loss.
 Loss = Literal["l2", "l1"]
 LossOn = Literal["hidden", "everywhere"]
-
-
-def counted_voxels(hidden: Tensor, excluded: Tensor, loss_on: str) -> Tensor:
-    """Voxels a reconstruction is scored on, bool [B, 1, *spatial]: hidden ones or all, but no excluded ones."""
-    return ~excluded if loss_on == "everywhere" else hidden & ~excluded
 
 
 def masked_error(
@@ -46,16 +42,6 @@ def constant_error(target: Tensor, counted: Tensor, loss: str = "l2") -> Tensor:
         return target.new_zeros(())
     best = values.median() if loss == "l1" else values.mean()
     return masked_error(best.expand_as(target), target, counted, loss)
-
-
-def masked_yardstick(
-    image: Tensor, hidden: Tensor, excluded: Tensor, config: Any, block: int | Sequence[int]
-) -> Tensor:
-    """What `masked_reconstruction` charges for one grey value everywhere; arguments as there."""
-    if config.normalise_target:
-        mean, deviation = patch_statistics(image, excluded, block)
-        image = (image - mean) / deviation
-    return constant_error(image, counted_voxels(hidden, excluded, config.loss_on), config.loss)
 
 
 def masked_mse(prediction: Tensor, target: Tensor, hidden: Tensor, excluded: Tensor) -> Tensor:
@@ -94,31 +80,49 @@ def patch_statistics(image: Tensor, excluded: Tensor, block: int | Sequence[int]
     return mean, everywhere((squares / (number - 1).clamp(min=1) + 1e-6).sqrt())
 
 
-def masked_reconstruction(
-    prediction: Tensor,
-    image: Tensor,
-    masked: Tensor,
-    hidden: Tensor,
-    excluded: Tensor,
-    config: Any,
-    block: int | Sequence[int],
-    number: Tensor | None = None,
-) -> MethodOutput:
-    """Loss, terms and preview of a masked image that was reconstructed.
+@dataclass(frozen=True)
+class MaskedReconstruction:
+    """How an image is scored that was reconstructed from what was not hidden.
 
-    prediction, image, masked [B, C, *spatial]; hidden, excluded bool [B, 1, *spatial]. `config` says which `loss`
-    ("l1", "l2"), `loss_on` what ("hidden", "everywhere"), and with `normalise_target` that the target is standardised
-    within each block of `block` voxels; the preview then shows the prediction in the image's own units. "reconstruction"
-    is all the network reconstructs, "completed" only what was hidden, pasted into what was not. number: of voxels to divide
-    by, as in `masked_error`.
+    loss, loss_on: which error, of which voxels. standardise_in: voxels of the blocks within each of which the target is
+    standardised (the MAE paper's normalised pixels); None for the image as it is.
     """
-    target, reconstructed = image, prediction.detach()
-    if config.normalise_target:
-        mean, deviation = patch_statistics(image, excluded, block)
-        target, reconstructed = (image - mean) / deviation, reconstructed * deviation + mean
-    loss = masked_error(prediction, target, counted_voxels(hidden, excluded, config.loss_on), config.loss, number)
-    with torch.no_grad():
-        explained = explained_variance(prediction, target, hidden, excluded)
-    completed = torch.where(hidden, reconstructed.to(image.dtype), image)
-    preview = {"input": image, "masked": masked, "reconstruction": reconstructed, "completed": completed}
-    return MethodOutput(loss, {"explained_variance": explained}, preview)
+
+    loss: Loss = "l2"
+    loss_on: LossOn = "hidden"
+    standardise_in: int | Sequence[int] | None = None
+
+    def counted(self, hidden: Tensor, excluded: Tensor) -> Tensor:
+        """Voxels that are scored, bool [B, 1, *spatial]: hidden ones or all, but no excluded ones."""
+        return ~excluded if self.loss_on == "everywhere" else hidden & ~excluded
+
+    def number(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """How many voxels are scored, as a task's `counts`; inputs: "hidden" and "excluded" [B, 1, *spatial]."""
+        return {"counted": self.counted(inputs["hidden"], inputs["excluded"]).sum()}
+
+    def score(self, prediction: Tensor, masked: Tensor, inputs: Mapping[str, Tensor]) -> MethodOutput:
+        """Loss, terms and preview of a reconstruction.
+
+        prediction, masked (what was seen) [B, C, *spatial]; inputs: "image" [B, C, *spatial], "hidden" and "excluded" bool
+        [B, 1, *spatial] and, where the batch is shared, "counted", as `number` gives it. In the preview "reconstruction" is
+        all the network reconstructs, in the image's own units, "completed" what was hidden, pasted into what was not.
+        """
+        image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
+        target, reconstructed = image, prediction.detach()
+        if self.standardise_in is not None:
+            mean, deviation = patch_statistics(image, excluded, self.standardise_in)
+            target, reconstructed = (image - mean) / deviation, reconstructed * deviation + mean
+        loss = masked_error(prediction, target, self.counted(hidden, excluded), self.loss, inputs.get("counted"))
+        with torch.no_grad():
+            explained = explained_variance(prediction, target, hidden, excluded)
+        completed = torch.where(hidden, reconstructed.to(image.dtype), image)
+        preview = {"input": image, "masked": masked, "reconstruction": reconstructed, "completed": completed}
+        return MethodOutput(loss, {"explained_variance": explained}, preview)
+
+    def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What `score` charges for one grey value everywhere; inputs as there."""
+        image, hidden, excluded = inputs["image"], inputs["hidden"], inputs["excluded"]
+        if self.standardise_in is not None:
+            mean, deviation = patch_statistics(image, excluded, self.standardise_in)
+            image = (image - mean) / deviation
+        return constant_error(image, self.counted(hidden, excluded), self.loss)

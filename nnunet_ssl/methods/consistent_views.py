@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from nnunet_ssl.backbones import Backbone, PrimusBackbone
+from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.heads.projector import BatchStandardise, Projector, check_bottleneck, projector_width
 from nnunet_ssl.losses.alignment_loss import alignment_loss
 from nnunet_ssl.losses.embeddings import health, knn_agreement
@@ -107,10 +107,8 @@ class ConsistentViews(MAE):
         self.predictor = nn.Sequential(
             nn.Linear(width, narrow), BatchStandardise(narrow), nn.ReLU(), nn.Linear(narrow, width)
         )
-        network = backbone.network
-        decoder = network.up_projection if isinstance(backbone, PrimusBackbone) else network.decoder
         self._features: list[Tensor] = []
-        decoder.register_forward_pre_hook(self._keep_features)
+        backbone.decoder.register_forward_pre_hook(self._keep_features)
 
     def _keep_features(self, _decoder: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Remember what the decoder is given while the autoencoder runs."""
@@ -151,10 +149,8 @@ class ConsistentViews(MAE):
         self._features = []
         grid = tuple(min(config.grid, c) for c in cells)
         boxes = [pool_boxes(m, inputs["start"], inputs["extent"], crop, grid) for m in maps]
-        return {
-            "reconstructed": reconstructed,
-            "local": torch.cat(boxes, dim=1).flatten(2).transpose(1, 2),
-        }  # [2B, cells, F]
+        local = torch.cat(boxes, dim=1).flatten(2).transpose(1, 2)  # [2B, cells, F]
+        return {"reconstructed": reconstructed, "local": local}
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         config, local = self.config, encoded["local"]

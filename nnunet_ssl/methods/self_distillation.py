@@ -50,7 +50,6 @@ from nnunet_ssl.views.spec import Views
 
 Centring = Literal["mean", "sinkhorn"]
 VIEWS = 2  # crops of every image
-UNET_TOKEN = 16  # voxels per axis: SMIT's mask block; less where the network's stride is less
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,8 @@ class SelfDistillation(SimMIM):
     )
 
     def __init__(self, backbone: Backbone, config: SelfDistillationConfig) -> None:
-        token = backbone.stride if backbone.kind == "primus" else tuple(gcd(UNET_TOKEN, s) for s in backbone.stride)
+        # A U-Net has no tokens: its cells are as large as the blocks that are hidden, or as its stride where that is less.
+        token = tuple(gcd(b, s) for b, s in zip(backbone.mask_block, backbone.stride, strict=True))
         block = aligned_block(config.mask_block, token, "a token, which is hidden as a whole")
         super().__init__(backbone, replace(config, mask_block=block))
         check_bottleneck(backbone)
@@ -193,7 +193,7 @@ class SelfDistillation(SimMIM):
         return self.compare(self.encode(inputs), inputs)
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = self.masked_features(inputs["image"], inputs["hidden"])
+        features = self.masked_features(inputs)
         with torch.no_grad():
             seen = self._described(self.teacher.features(inputs["image"]), inputs["places"])
         own = self._described(features, inputs["places"])

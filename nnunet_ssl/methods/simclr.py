@@ -22,7 +22,6 @@ from nnunet_ssl.heads.projector import (
     check_bottleneck,
     pooled_features,
     projector_width,
-    train_encoder_only,
 )
 from nnunet_ssl.losses.embeddings import health, knn_agreement
 from nnunet_ssl.losses.gather import check_images
@@ -98,7 +97,7 @@ class SimCLR(Method):
     def __init__(self, backbone: Backbone, config: SimCLRConfig) -> None:
         super().__init__(backbone, config)
         check_bottleneck(backbone)
-        train_encoder_only(backbone)
+        backbone.freeze_decoder()
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
         self.projector = Projector(features, width, config.embedding_dim or width, config.projector_norm)

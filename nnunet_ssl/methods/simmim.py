@@ -12,16 +12,10 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nnunet_ssl.backbones import Backbone, PrimusBackbone
-from nnunet_ssl.losses.reconstruction import (
-    Loss,
-    LossOn,
-    counted_voxels,
-    masked_reconstruction,
-    masked_yardstick,
-)
+from nnunet_ssl.backbones import Backbone
+from nnunet_ssl.losses.reconstruction import Loss, LossOn, MaskedReconstruction
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.settings.bounds import NotNegative
 from nnunet_ssl.views.masks import (
@@ -36,8 +30,6 @@ from nnunet_ssl.views.masks import (
     random_block_mask,
 )
 from nnunet_ssl.views.spec import Views
-
-UNET_BLOCK = 16  # voxels; a U-Net has no tokens, so it hides what OpenMind's masked autoencoder hides
 
 
 @dataclass(frozen=True)
@@ -79,14 +71,12 @@ class SimMIM(Method):
 
     def __init__(self, backbone: Backbone, config: SimMIMConfig) -> None:
         super().__init__(backbone, config)
-        self.mask_block: int | tuple[int, ...]
-        if isinstance(backbone, PrimusBackbone):
-            self.mask_block = aligned_block(config.mask_block, backbone.stride, "a token, which is hidden as a whole")
-            self.mask_token = nn.Parameter(torch.zeros(1, 1, backbone.embed_dim))
-            nn.init.normal_(self.mask_token, std=1e-6)
-        else:
-            self.mask_block = config.mask_block or UNET_BLOCK
-            self.mask_token = nn.Parameter(torch.zeros(1, backbone.in_channels, *(1,) * backbone.ndim))
+        block = config.mask_block or backbone.mask_block
+        self.mask_block = aligned_block(block, backbone.mask_unit, "a token, which is hidden as a whole")
+        self.mask_token = backbone.new_mask_token()
+        self.criterion = MaskedReconstruction(
+            config.loss, config.loss_on, self.mask_block if config.normalise_target else None
+        )
         hidden_count(prod(block_grid(backbone.patch_size, self.mask_block)[1]), 0.5)
 
     @classmethod
@@ -101,43 +91,21 @@ class SimMIM(Method):
         return {"image": image, "excluded": batch["excluded"], "hidden": hidden}
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
+        return self.criterion.number(inputs)
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        features = self.masked_features(inputs["image"], inputs["hidden"])
+        features = self.masked_features(inputs)
         return self.score(self.backbone.decode(features), inputs)
 
-    def hide(self, image: Tensor, hidden: Tensor) -> Tensor:
-        """What is to be seen of images: mask token or, for a Primus, whose tokens are hidden after the embedding, 0."""
-        if isinstance(self.backbone, PrimusBackbone):
-            return image.masked_fill(hidden, 0)
-        return torch.where(hidden, self.mask_token.to(image.dtype), image)
-
-    def masked_features(self, image: Tensor, hidden: Tensor) -> list[Tensor]:
+    def masked_features(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         """The encoder's feature maps, finest first, of images [B, C, *patch] in which blocks are hidden."""
-        if not isinstance(self.backbone, PrimusBackbone):
-            return self.backbone.features(self.hide(image, hidden))
-        embedded = self.backbone.embed(image)
-        # Blocks consist of whole tokens, so a token's first voxel speaks for all of them.
-        corners = tuple(slice(None, None, s) for s in (1, *self.backbone.stride))
-        hidden_tokens = hidden[:, 0][corners].flatten(1).unsqueeze(-1)
-        tokens = torch.where(hidden_tokens, self.mask_token.to(embedded.dtype), embedded)
-        return [self.backbone.to_map(self.backbone.encode(tokens))]
+        return self.backbone.masked_features(inputs["image"], inputs["hidden"], self.mask_token)
 
     def score(self, reconstructed: Tensor, inputs: Mapping[str, Tensor]) -> MethodOutput:
         """Loss of a reconstruction."""
-        image, hidden = inputs["image"], inputs["hidden"]
-        return masked_reconstruction(
-            reconstructed,
-            image,
-            self.hide(image, hidden).detach(),
-            hidden,
-            inputs["excluded"],
-            self.config,
-            self.mask_block,
-            inputs.get("counted"),
-        )
+        seen = self.backbone.masked_image(inputs["image"], inputs["hidden"], self.mask_token).detach()
+        return self.criterion.score(reconstructed, seen, inputs)
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Everything hidden reconstructed in the mean grey value."""
-        return masked_yardstick(inputs["image"], inputs["hidden"], inputs["excluded"], self.config, self.mask_block)
+        return self.criterion.yardstick(inputs)

@@ -20,9 +20,7 @@ from nnunet_ssl.backbones.sparse import HiddenPositions, SparseEncoder, visible_
 from nnunet_ssl.losses.reconstruction import (
     Loss,
     LossOn,
-    counted_voxels,
-    masked_reconstruction,
-    masked_yardstick,
+    MaskedReconstruction,
 )
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.settings.bounds import NotNegative
@@ -115,6 +113,9 @@ class Spark3D(Method):
         self.sparse = SparseEncoder(backbone.network.encoder)
         # A hidden and a visible voxel must never meet in one position of the bottleneck.
         self.mask_block = aligned_block(config.mask_block, backbone.stride, "the encoder's total stride")
+        self.criterion = MaskedReconstruction(
+            config.loss, config.loss_on, self.mask_block if config.normalise_target else None
+        )
         self.coarsest = tuple(s // d for s, d in zip(backbone.patch_size, backbone.stride, strict=True))
         hidden_count(prod(block_grid(backbone.patch_size, self.mask_block)[1]), 0.5)
         kernels = [0] + [config.densify_kernel] * (len(backbone.feature_channels) - 1)
@@ -143,29 +144,21 @@ class Spark3D(Method):
         }
 
     def counts(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"counted": counted_voxels(inputs["hidden"], inputs["excluded"], self.config.loss_on).sum()}
+        return self.criterion.number(inputs)
 
     def forward(self, inputs: dict[str, Tensor]) -> MethodOutput:
-        image, hidden = inputs["image"], inputs["hidden"]
-        masked = image.masked_fill(hidden, 0)
+        # 1. What is hidden becomes 0, and stays 0 through the whole encoder: the skips [B, C_i, *spatial_i] are sparse.
+        masked = inputs["image"].masked_fill(inputs["hidden"], 0)
         positions = HiddenPositions(inputs["hidden_cells"])
-        skips = self.sparse(masked, positions)
-        dense = [densify(skip, positions) for densify, skip in zip(self.densify, skips, strict=True)]
-        prediction = self.backbone.decode(dense)
-        return masked_reconstruction(
-            prediction,
-            image,
-            masked,
-            hidden,
-            inputs["excluded"],
-            self.config,
-            self.mask_block,
-            inputs.get("counted"),
-        )
+        sparse = self.sparse(masked, positions)
+        # 2. Each skip is filled with its mask token and made dense.
+        dense = [densify(skip, positions) for densify, skip in zip(self.densify, sparse, strict=True)]
+        # 3. The network's own decoder reconstructs; only hidden voxels are scored.
+        return self.criterion.score(self.backbone.decode(dense), masked, inputs)
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:
         """Everything hidden reconstructed in the mean grey value."""
-        return masked_yardstick(inputs["image"], inputs["hidden"], inputs["excluded"], self.config, self.mask_block)
+        return self.criterion.yardstick(inputs)
 
     def recomputing(self) -> AbstractContextManager[object]:
         return self.sparse.hiding(self.sparse.hidden)

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, interpolate
 
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.errors import BackboneError
-from nnunet_ssl.heads.projector import check_bottleneck, train_encoder_only
+from nnunet_ssl.heads.projector import check_bottleneck
 from nnunet_ssl.losses.embeddings import health, knn_agreement
 from nnunet_ssl.losses.gather import check_images, global_mean, processes
 from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
@@ -139,7 +139,7 @@ class SwinUNETR(Method):
     def __init__(self, backbone: Backbone, config: SwinUNETRConfig) -> None:
         super().__init__(backbone, config)
         check_bottleneck(backbone)
-        train_encoder_only(backbone)
+        backbone.freeze_decoder()
         self.images_needed = 2 if config.contrast_weight else 1
         width = backbone.feature_channels[-1]
         if config.rotation_weight:

@@ -23,7 +23,6 @@ from nnunet_ssl.heads.projector import (
     check_bottleneck,
     pooled_features,
     projector_width,
-    train_encoder_only,
 )
 from nnunet_ssl.losses.embeddings import health
 from nnunet_ssl.losses.gather import warn_if_few
@@ -101,7 +100,7 @@ class VoCo(Method):
     def __init__(self, backbone: Backbone, config: VoCoConfig) -> None:
         super().__init__(backbone, config)
         check_bottleneck(backbone)
-        train_encoder_only(backbone)
+        backbone.freeze_decoder()
         features = sum(backbone.feature_channels)
         width = projector_width(config.projector_dim, features)
         self.projector = Projector(features, width, config.embedding_dim or width, config.projector_norm)

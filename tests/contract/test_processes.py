@@ -8,7 +8,6 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +17,6 @@ from torch import distributed as dist
 from nnunet_ssl.errors import TrainingError
 from nnunet_ssl.trainers.distributed.processes import Consensus
 from nnunet_ssl.trainers.launch import Run, launch, output_folder
-from nnunet_ssl.trainers.loop.position import Position
 from nnunet_ssl.trainers.pretraining import SSLMAETrainer
 
 sys.path.insert(0, str(Path(__file__).parent))  # child processes import it by name as well
@@ -198,11 +196,10 @@ def test_processes_that_see_other_checkpoints_are_refused(monkeypatch):
     monkeypatch.setattr(dist, "new_group", lambda backend: "a group")
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     monkeypatch.setattr(dist, "all_gather", all_gather)
-    trainer = SimpleNamespace(current_epoch=7, position=Position(replayed=[{}, {}]), output_folder="/results")
     with pytest.raises(
         RuntimeError, match=r"epoch 1 iteration 1, epoch 8 iteration 3.*file system that all nodes share"
     ):
-        Consensus(several=True).check_start(trainer)
+        Consensus(several=True).check_start(7, 2, "/results")
 
 
 def test_alone_a_process_stops_at_once():

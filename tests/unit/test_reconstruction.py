@@ -1,16 +1,15 @@
 """Reconstruction losses and per-patch normalisation against loop-written twins."""
 
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.losses.reconstruction import (
+    MaskedReconstruction,
     explained_variance,
     masked_error,
-    masked_reconstruction,
     patch_statistics,
 )
 from nnunet_ssl.methods.mae import MAEConfig
@@ -75,8 +74,9 @@ def test_patch_statistics_against_loops(shape, block):
 @pytest.mark.parametrize("normalise", [False, True])
 def test_masked_reconstruction_against_its_parts(loss, loss_on, normalise):
     prediction, image, hidden, excluded = random_case(SHAPES[2])
-    config = SimpleNamespace(loss=loss, loss_on=loss_on, normalise_target=normalise)
-    output = masked_reconstruction(prediction, image, image * ~hidden, hidden, excluded, config, 4)
+    criterion = MaskedReconstruction(loss, loss_on, standardise_in=4 if normalise else None)
+    inputs = {"image": image, "hidden": hidden, "excluded": excluded}
+    output = criterion.score(prediction, image * ~hidden, inputs)
     target, painted = image, prediction
     if normalise:
         mean, deviation = slow_statistics(image, excluded, (4, 4, 4))

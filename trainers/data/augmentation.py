@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
 import numpy as np
 from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
 from batchgeneratorsv2.transforms.spatial.spatial import create_affine_matrix_2d, create_affine_matrix_3d
 
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.context import LoaderContext
 
 SCALING = (0.7, 1.4)  # nnU-Net's; larger numbers make objects smaller
 
@@ -89,14 +87,14 @@ class Augmentation:
         return self.size[1:] if self.in_plane else self.size
 
 
-def augmentation(trainer: SSLTrainer) -> Augmentation:
+def augmentation(context: LoaderContext) -> Augmentation:
     """nnU-Net's augmentation as far as the method wants it: its ranges, its probabilities times the method's factor.
 
     Interpolation is linear, batchgeneratorsv2's way; nnssl's is cubic.
     """
-    views = trainer.views
-    rotation, in_plane, read_size, axes = trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
-    patch: Sequence[int] = trainer.configuration_manager.patch_size
+    views = context.views
+    rotation, in_plane, read_size, axes = context.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+    patch: Sequence[int] = context.configuration_manager.patch_size
     # A region may be larger than the patch it is planned for.
     largest = [ceil(s * max(float(r) / p, 1)) for s, r, p in zip(views.region_size, read_size, patch, strict=True)]
     return Augmentation(

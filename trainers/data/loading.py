@@ -1,4 +1,4 @@
-"""From a trainer's plans to its batches: where the data lie, how they are augmented, which process gets what."""
+"""From a run's plans to its batches: where the data lie, how they are augmented, which process gets what."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
 from os.path import isdir, isfile, join
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from nnunetv2.paths import nnUNet_preprocessed
@@ -26,6 +26,7 @@ from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.messages import counted
 from nnunet_ssl.planners.preprocessing.foreground import mask_labels
 from nnunet_ssl.planners.sharing.labels import FOLDER as LABELS
+from nnunet_ssl.trainers.context import LoaderContext
 from nnunet_ssl.trainers.data.augmentation import Augmentation, augmentation
 from nnunet_ssl.trainers.data.batches import Positions, load_batches
 from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION, Corpus, CorpusDataset
@@ -33,20 +34,17 @@ from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.trainers.data.patches import PatchDataset
 from nnunet_ssl.trainers.data.selection import apply_filter, corpus_table, subject_of_image, weights_for
 
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
-
-def corpus_datasets(trainer: SSLTrainer) -> list[CorpusDataset]:
+def corpus_datasets(context: LoaderContext) -> list[CorpusDataset]:
     """The preprocessed data sets of a run; raises NotPreprocessed saying how to make the missing ones."""
     datasets = []
-    for name in (trainer.plans_manager.dataset_name, *trainer.settings.datasets):
-        folder = join(nnUNet_preprocessed, name, trainer.configuration_manager.data_identifier)
+    for name in (context.plans_manager.dataset_name, *context.settings.datasets):
+        folder = join(nnUNet_preprocessed, name, context.configuration_manager.data_identifier)
         dataset_json = join(nnUNet_preprocessed, name, "dataset.json")
         if not isdir(folder) or not isfile(dataset_json):
             raise NotPreprocessed(
                 f"There are no preprocessed data in {folder}. Run nnUNetv2_preprocess -d {dataset_id(name)} "
-                f"-plans_name {shlex.quote(trainer.plans_manager.plans_name)} -c {shlex.quote(trainer.configuration_name)}, or "
+                f"-plans_name {shlex.quote(context.plans_manager.plans_name)} -c {shlex.quote(context.configuration_name)}, or "
                 "let nnUNetv2_pretrain do what is missing."
             )
         labels, channels = _labels_and_channels(dataset_json, os.stat(dataset_json).st_mtime_ns)
@@ -67,7 +65,7 @@ def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any
 
 
 def split_corpus(
-    trainer: SSLTrainer, of_fold: Callable[[], tuple[list[str], list[str]]]
+    context: LoaderContext, of_fold: Callable[[], tuple[list[str], list[str]]]
 ) -> tuple[list[str], list[str]]:
     """(training, validation) identifiers of a run, see `SSLTrainer.do_split`; `of_fold` is nnU-Net's own split.
 
@@ -75,24 +73,24 @@ def split_corpus(
     out for all, and adding images to the corpus changes nothing about it. Raises CorpusError when there is nothing to train
     on, CorpusError when the filter is wrong or leaves nothing.
     """
-    datasets, log = corpus_datasets(trainer), trainer.say_once  # once more for the final validation
+    datasets, log = corpus_datasets(context), context.say_once  # once more for the final validation
     table = corpus_table(datasets)
     if not len(table):
         raise CorpusError(
             f"No usable case in {', '.join(s.folder for s in datasets)}. left_out_images.json beside it lists the "
             "images that could not be used, with the reasons."
         )
-    persons, own = subject_of_image(table), trainer.plans_manager.dataset_name
+    persons, own = subject_of_image(table), context.plans_manager.dataset_name
     for dataset in datasets:
         cases = table.loc[table["source"] == dataset.name, "case"]
         require_case_names(
             cases, dataset.folder, f"Remove their files from {dataset.folder}, or the folder, and preprocess again."
         )
     kept = set(persons)
-    if trainer.settings.filter is not None:
-        kept, sentence = apply_filter(datasets, trainer.settings.filter)
+    if context.settings.filter is not None:
+        kept, sentence = apply_filter(datasets, context.settings.filter)
         log(sentence)
-    if trainer.fold == "all":
+    if context.fold == "all":
         training, validation = stable_split(persons, persons, join(nnUNet_preprocessed, own, _memory(datasets)))
     else:
         require_splits(join(nnUNet_preprocessed, own, SPLITS))
@@ -100,20 +98,20 @@ def split_corpus(
             of_training, of_validation = of_fold()
         validation = [f"{own}/{case}" for case in of_validation]
         tested = {persons[i] for i in validation if i in persons}
-        ending = trainer.dataset_json["file_ending"]
+        ending = context.dataset_json["file_ending"]
         without_label = _in_no_fold(own, ending, persons, [*of_training, *of_validation])
         own_training = {f"{own}/{case}" for case in (*of_training, *without_label)}
         training = [i for i in persons if i in own_training or not i.startswith(f"{own}/")]
         shown = [i for i in training if persons[i] in tested]
         if shown:
             log(
-                f"{len(shown)} training images show people whom fold {trainer.fold} is validated on; they are left out."
+                f"{len(shown)} training images show people whom fold {context.fold} is validated on; they are left out."
             )
             training = [i for i in training if persons[i] not in tested]
     training, validation = ([i for i in side if i in kept] for side in (training, validation))
-    if not training and trainer.fold != "all":
+    if not training and context.fold != "all":
         raise CorpusError(
-            f"No training image of fold {trainer.fold} is left. Use -f all, another fold or another filter."
+            f"No training image of fold {context.fold} is left. Use -f all, another fold or another filter."
         )
     if not training or not validation:
         training, validation = split_by_subject([*training, *validation], persons)
@@ -166,27 +164,29 @@ def finishes(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def build_loader(trainer: SSLTrainer, identifiers: list[str], stream: int, steps: range) -> Iterator[Mapping[str, Any]]:
+def build_loader(
+    context: LoaderContext, identifiers: list[str], stream: int, steps: range
+) -> Iterator[Mapping[str, Any]]:
     """Batches of this process for the given steps.
 
     The validation stream repeats its steps for ever, unaugmented, with all images alike.
     """
-    workers, settings, training = get_allowed_n_proc_DA(), trainer.settings, stream == TRAINING
-    datasets = corpus_datasets(trainer)
+    workers, settings, training = get_allowed_n_proc_DA(), context.settings, stream == TRAINING
+    datasets = corpus_datasets(context)
     corpus = Corpus(datasets, identifiers)
     dataset = PatchDataset(
         corpus,
-        trainer.views,
-        augmentation(trainer) if training else Augmentation(trainer.views.region_size),
+        context.views,
+        augmentation(context) if training else Augmentation(context.views.region_size),
         PatchSampler(corpus, settings.min_foreground),
         seed=settings.seed,
         stream=stream,
         separate_channels=settings.channels == "separate",
         weights=weights_for(datasets, corpus.identifiers, settings.sampling) if training else None,
-        finish_later=finishes(trainer.device),
+        finish_later=finishes(context.device),
     )
-    offset = dist.get_rank() * trainer.batch_size if trainer.is_ddp else 0
-    positions = Positions(steps, trainer.total_batch_size, trainer.batch_size, offset, repeat=stream == VALIDATION)
+    offset = dist.get_rank() * context.batch_size if context.is_ddp else 0
+    positions = Positions(steps, context.total_batch_size, context.batch_size, offset, repeat=stream == VALIDATION)
     if training:
-        return load_batches(dataset, positions, workers, trainer.device)
-    return load_batches(dataset, positions, -(-workers // 2), trainer.device, ahead=2)  # ready since the last epoch
+        return load_batches(dataset, positions, workers, context.device)
+    return load_batches(dataset, positions, -(-workers // 2), context.device, ahead=2)  # ready since the last epoch

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from inspect import signature
 from signal import Signals
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,6 @@ from nnunet_ssl.errors import MachineError
 from nnunet_ssl.methods import Method
 from nnunet_ssl.trainers.device.compiling import Compiler, Elsewhere, NotCompiled
 from nnunet_ssl.trainers.distributed import sharding
-
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
 def patient_group() -> Any:
@@ -149,11 +146,11 @@ class Consensus:
             self._answer()
             dist.barrier(self.group)
 
-    def check_start(self, trainer: SSLTrainer) -> None:
-        """Raise MachineError when the processes would start in different iterations."""
+    def check_start(self, epoch: int, iteration: int, folder: str) -> None:
+        """Raise MachineError when the processes would start in different iterations, which are read from `folder`."""
         if self.group is None:
             return
-        own = torch.tensor([trainer.current_epoch, len(trainer.position.replayed)])
+        own = torch.tensor([epoch, iteration])
         all_of_them = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(all_of_them, own, self.group)
         places = {tuple(place.tolist()) for place in all_of_them}
@@ -161,11 +158,5 @@ class Consensus:
             listed = ", ".join(f"epoch {e + 1} iteration {i + 1}" for e, i in sorted(places))
             raise MachineError(
                 f"The processes would start in different places ({listed}): they do not see the same checkpoints in "
-                f"{trainer.output_folder}. Put nnUNet_results on a file system that all nodes share, and start again."
+                f"{folder}. Put nnUNet_results on a file system that all nodes share, and start again."
             )
-
-
-def start_beside_the_first(trainer: SSLTrainer) -> None:
-    """What nnU-Net's `on_train_start` does, without the files, which the first process alone writes."""
-    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
-    dist.barrier()  # the first process waits in the same place, its files written but for plans.json and the like

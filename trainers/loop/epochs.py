@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from os.path import join
 from time import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import distributed as dist
@@ -17,11 +17,9 @@ from torch import distributed as dist
 from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
 from nnunet_ssl.trainers.loop.log_lines import epoch_line
-
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
@@ -54,7 +52,7 @@ def replay(results: Sequence[dict[str, float]], batches: Iterator[Any]) -> Itera
     return chain([Replay(r) for r in results], batches)
 
 
-def log_results(trainer: SSLTrainer, results: Sequence[Mapping[str, Any]], kind: str) -> None:
+def log_results(trainer: RunContext, results: Sequence[Mapping[str, Any]], kind: str) -> None:
     """Log the means of an epoch's iterations; kind: "train" or "val"."""
     means = mean_over_processes(results, trainer.device)
     trainer.logger.log(f"{kind}_losses", means.pop("loss"), trainer.current_epoch)
@@ -62,7 +60,7 @@ def log_results(trainer: SSLTrainer, results: Sequence[Mapping[str, Any]], kind:
         trainer.logger.log(f"{kind}_{name}", value, trainer.current_epoch)
 
 
-def log_yardstick(trainer: SSLTrainer, values: Sequence[torch.Tensor]) -> None:
+def log_yardstick(trainer: RunContext, values: Sequence[torch.Tensor]) -> None:
     """Log the loss of the trivial answer on this epoch's validation batches, or where it is known already, that."""
     if values:
         value = mean_over_processes([{"loss": v} for v in values], trainer.device)["loss"]
@@ -74,7 +72,7 @@ def log_yardstick(trainer: SSLTrainer, values: Sequence[torch.Tensor]) -> None:
     trainer.logger.log(YARDSTICK, value, trainer.current_epoch)
 
 
-def finish_epoch(trainer: SSLTrainer) -> None:
+def finish_epoch(trainer: RunContext) -> None:
     """Write the epoch's log lines, its checkpoints and its pictures."""
     trainer.logger.log("epoch_end_timestamps", time(), trainer.current_epoch)
     log = {k: v[-1] for k, v in trainer.logger.local_logger.my_fantastic_logging.items() if v}
@@ -95,7 +93,7 @@ def finish_epoch(trainer: SSLTrainer) -> None:
         attempt_to_draw(trainer.print_to_log_file, draw_epoch, trainer, last)
 
 
-def save_unless_disk_is_full(trainer: SSLTrainer, name: str) -> None:
+def save_unless_disk_is_full(trainer: RunContext, name: str) -> None:
     """Save on the way; a full disk costs this checkpoint, not the run."""
     try:
         trainer.save_checkpoint(join(trainer.output_folder, name))
@@ -103,7 +101,7 @@ def save_unless_disk_is_full(trainer: SSLTrainer, name: str) -> None:
         trainer.print_to_log_file(f"WARNING: {name} was not saved, the training goes on without it: {error}")
 
 
-def draw_epoch(trainer: SSLTrainer, last: bool) -> None:
+def draw_epoch(trainer: RunContext, last: bool) -> None:
     """The curves after every epoch, the preview after about twenty of a run and after the last."""
     trainer.logger.plot_progress_png(trainer.output_folder)
     if last or trainer.current_epoch % max(1, trainer.num_epochs // 20) == 0:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from nnunet_ssl.errors import TrainingError
-
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.context import Counted
 
 LINES = 5  # about steps of one epoch; more are counted
 
@@ -77,7 +73,7 @@ def require_finite(tensors: Iterable[Tensor], lr: float, last: str) -> None:
         )
 
 
-def require_progress(trainer: SSLTrainer | SSLFinetuneTrainer, left_out: int, block: str) -> None:
+def require_progress(trainer: Counted, left_out: int, block: str) -> None:
     """Raise TrainingError when most steps of an epoch were left out, because their loss or gradients were not finite.
 
     block: of the plans, which holds the trainer's settings. A GradScaler begins with a scale that may be too large and halves

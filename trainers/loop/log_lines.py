@@ -6,28 +6,84 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os.path import join
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.messages import counted
+from nnunet_ssl.recipes import Recipe
+from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.device.precision import autocast_dtype
 from nnunet_ssl.trainers.loop.judging import YARDSTICK
 from nnunet_ssl.trainers.loop.progress import duration
 
-if TYPE_CHECKING:
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-
-    from nnunet_ssl.recipes import Recipe
-    from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-
 ENOUGH = 0.2  # of an epoch's iterations, from which its length can be told
 
 
-def summary(trainer: SSLTrainer) -> str:
+class Trained(Protocol):
+    """What is said of every training."""
+
+    @property
+    def plans_manager(self) -> PlansManager:
+        """nnU-Net's view of the plans."""
+
+    @property
+    def configuration_manager(self) -> ConfigurationManager:
+        """And of their configuration."""
+
+    @property
+    def configuration_name(self) -> str:
+        """E.g. "3d_fullres"."""
+
+    @property
+    def fold(self) -> int | str:
+        """A number, or "all"."""
+
+    @property
+    def num_input_channels(self) -> int:
+        """Of the network."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Optimiser, learning rate, clipping, warm-up."""
+
+    @property
+    def num_epochs(self) -> int:
+        """Of the recipe."""
+
+    @property
+    def num_iterations_per_epoch(self) -> int:
+        """Of the settings."""
+
+
+class Finetuned(Trained, Protocol):
+    """What is said of a fine-tuning besides."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step and process."""
+
+    @property
+    def is_ddp(self) -> bool:
+        """Whether several processes train together."""
+
+    @property
+    def output_folder(self) -> str:
+        """Of the run's results."""
+
+    @property
+    def output_folder_base(self) -> str:
+        """The folder around it, with the plans of the run."""
+
+
+def summary(trainer: RunContext) -> str:
     """What is trained, on what, how, and where it is written: a few lines in place of nnU-Net's dump of all plans."""
     network, parts = trainer.method.bare_network, trainer.settings.accumulate
     config = ", ".join(f"{key}={value!r}" for key, value in asdict(trainer.method_config).items())
@@ -47,12 +103,12 @@ def summary(trainer: SSLTrainer) -> str:
             "device": f"{trainer.device}, {precision}{deterministic}",
             "written to": trainer.output_folder,
             "settings": join(trainer.output_folder_base, "plans.json"),
-            "please cite": trainer.method_class.citation,
+            "please cite": trainer.method.citation,
         },
     )
 
 
-def finetuning_summary(trainer: SSLFinetuneTrainer, network: nn.Module) -> str:
+def finetuning_summary(trainer: Finetuned, network: nn.Module) -> str:
     """The same of a fine-tuning."""
     return _lines(
         "Fine-tuning",
@@ -74,19 +130,19 @@ def _lines(title: str, rows: Mapping[str, object]) -> str:
     return "\n".join([title, *(f"  {key + ':':<13}{value}" for key, value in rows.items())])
 
 
-def _data(trainer: nnUNetTrainer, others: Sequence[str] = ()) -> str:
+def _data(trainer: Trained, others: Sequence[str] = ()) -> str:
     plans = trainer.plans_manager
     names = " and ".join([plans.dataset_name, *others])
     return f"{names}, {trainer.configuration_name} of {plans.plans_name}, fold {trainer.fold}"
 
 
-def _network(trainer: nnUNetTrainer, network: nn.Module) -> str:
+def _network(trainer: Trained, network: nn.Module) -> str:
     size = sum(p.numel() for p in network.parameters()) / 1e6
     channels = counted(int(trainer.num_input_channels or 1), "input channel")
     return f"{type(network).__name__}, {size:.1f} million parameters, {channels}"
 
 
-def _patches(trainer: nnUNetTrainer, size: Sequence[int]) -> str:
+def _patches(trainer: Trained, size: Sequence[int]) -> str:
     spacing = " x ".join(f"{s:.3g}" for s in trainer.configuration_manager.spacing)
     return f"{shape_text(size)} voxels of {spacing} mm"
 
@@ -99,7 +155,7 @@ def _recipe(recipe: Recipe) -> str:
     )
 
 
-def _length(trainer: SSLTrainer | SSLFinetuneTrainer) -> str:
+def _length(trainer: Trained) -> str:
     warmup = trainer.recipe.warmup_epochs
     first = f", the first {warmup} as warm-up" if warmup > 1 else ", the first as warm-up" if warmup else ""
     iterations = counted(trainer.num_iterations_per_epoch, "iteration")

@@ -6,19 +6,16 @@ import os
 import shlex
 from collections.abc import Sequence
 from os.path import isdir, isfile, join
-from typing import TYPE_CHECKING
 
 from nnunetv2.paths import nnUNet_preprocessed
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.corpus.datasets import plans_file
 from nnunet_ssl.planners.sharing.labels import FOLDER as LABELS
-
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.context import RunContext
 
 
-def next_commands_of(trainer: SSLTrainer) -> str:
+def next_commands_of(trainer: RunContext) -> str:
     """`next_commands` for a trainer that has come to its end."""
     datasets = [trainer.plans_manager.dataset_name, *trainer.settings.datasets]
     checkpoint = join(trainer.output_folder, "checkpoint_final.pth")

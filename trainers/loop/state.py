@@ -6,17 +6,15 @@ import os
 from dataclasses import asdict
 from importlib.metadata import version
 from os.path import basename, dirname, isfile, join
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.errors import CheckpointError, FolderTaken, SettingsError
+from nnunet_ssl.trainers.context import CheckpointContext
 from nnunet_ssl.trainers.distributed import sharding
-
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 RESUME_ORDER = (
     "checkpoint_final.pth",
@@ -41,23 +39,23 @@ def refuse_to_overwrite(folder: str) -> None:
         )
 
 
-def run_record(trainer: SSLTrainer) -> dict[str, Any]:
+def run_record(context: CheckpointContext) -> dict[str, Any]:
     """Everything about the pre-training that is needed later, as plain data."""
-    configuration, method = trainer.configuration_manager.configuration, trainer.method
+    configuration, method = context.configuration_manager.configuration, context.method
     return {
-        "method": trainer.method_name,
-        "config": asdict(trainer.method_config),
-        "settings": asdict(trainer.settings),
-        "recipe": asdict(trainer.recipe),
+        "method": context.method_name,
+        "config": asdict(context.method_config),
+        "settings": asdict(context.settings),
+        "recipe": asdict(context.recipe),
         "backbone": method.backbone.kind,
         "token_order": "natural" if method.backbone.kind == "primus" else None,
-        "num_input_channels": trainer.num_input_channels,
-        "patch_size": list(trainer.views.network_size),
+        "num_input_channels": context.num_input_channels,
+        "patch_size": list(context.views.network_size),
         "spacing": configuration["spacing"],
         "normalization_schemes": configuration["normalization_schemes"],
-        "configuration": trainer.configuration_name,
-        "dataset": trainer.plans_manager.dataset_name,
-        "datasets": [trainer.plans_manager.dataset_name, *trainer.settings.datasets],
+        "configuration": context.configuration_name,
+        "dataset": context.plans_manager.dataset_name,
+        "datasets": [context.plans_manager.dataset_name, *context.settings.datasets],
         "versions": {
             name: version(name) for name in ("nnunet_ssl", "nnunetv2", "torch", "dynamic_network_architectures")
         },
@@ -66,16 +64,16 @@ def run_record(trainer: SSLTrainer) -> dict[str, Any]:
     }
 
 
-def pack(trainer: SSLTrainer) -> dict[str, Any]:
-    """The checkpoint of a trainer. `network_weights` is the bare nnU-Net network under its own key names; so is the teacher's.
+def pack(context: CheckpointContext) -> dict[str, Any]:
+    """The checkpoint of a context. `network_weights` is the bare nnU-Net network under its own key names; so is the teacher's.
 
     `current_epoch` is the one in which the run continues, after exactly the iterations whose results are in
     `finished_iterations`: see `Position`. Where states are sharded, all
     processes call this, and only the first gets them.
     """
-    position, shard = trainer.position, trainer.settings.shard
-    networks = [network.state_dict(keep_vars=shard) for network in trainer.method.networks]
-    heads, optimizer = trainer.method.heads(), trainer.optimizer.state_dict()
+    position, shard = context.position, context.settings.shard
+    networks = [network.state_dict(keep_vars=shard) for network in context.method.networks]
+    heads, optimizer = context.method.heads(), context.optimizer.state_dict()
     if shard:
         networks = [sharding.whole(weights) for weights in networks]  # names of one weight share it
         heads, optimizer = sharding.whole(heads), sharding.whole_optimizer(optimizer)
@@ -83,22 +81,22 @@ def pack(trainer: SSLTrainer) -> dict[str, Any]:
     heads, optimizer = contiguous(heads), contiguous(optimizer)
     return {
         "network_weights": weights,
-        "ssl": {**run_record(trainer), "heads": heads, **({"teacher": teacher[0]} if teacher else {})},
+        "ssl": {**run_record(context), "heads": heads, **({"teacher": teacher[0]} if teacher else {})},
         "optimizer_state": optimizer,
-        "grad_scaler_state": trainer.grad_scaler.state_dict() if trainer.grad_scaler is not None else None,
-        "logging": trainer.logger.get_checkpoint(),
+        "grad_scaler_state": context.grad_scaler.state_dict() if context.grad_scaler is not None else None,
+        "logging": context.logger.get_checkpoint(),
         "_best_ema": position.best,
         "current_epoch": position.resume_epoch,
         "finished_iterations": [{k: float(v) for k, v in r.items()} for r in position.resume_results],
-        "init_args": trainer.my_init_kwargs,
-        "trainer_name": type(trainer).__name__,
-        "inference_allowed_mirroring_axes": trainer.inference_allowed_mirroring_axes,
+        "init_args": context.my_init_kwargs,
+        "trainer_name": type(context).__name__,
+        "inference_allowed_mirroring_axes": context.inference_allowed_mirroring_axes,
         "nnssl_adaptation_plan": build_adaptation_plan(
-            trainer.method.bare_network,
-            trainer.plans_manager.plans,
-            trainer.configuration_name,
-            trainer.num_input_channels,
-            trainer.views.network_size,
+            context.method.bare_network,
+            context.plans_manager.plans,
+            context.configuration_name,
+            context.num_input_channels,
+            context.views.network_size,
         ),
     }
 
@@ -119,8 +117,10 @@ def contiguous(part: Any, made: dict[tuple[Any, ...], torch.Tensor] | None = Non
     return made[memory]
 
 
-def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
-    """Put a trainer into the state of a checkpoint (a dict, or a file whose predecessors stand in when damaged).
+def unpack(context: CheckpointContext, source: dict[str, Any] | str) -> Any:
+    """Put a run into the state of a checkpoint (a dict, or a file whose predecessors stand in when damaged).
+
+    Returns the axes along which nnU-Net may mirror in inference.
 
     Raises CheckpointError when the file is none of ours, SettingsError when it was made with other settings.
     """
@@ -129,8 +129,8 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
         names = (basename(source), *(n for n in RESUME_ORDER if n != basename(source)))
         checkpoint, path, notes = read_latest(dirname(source) or os.curdir, names)
         for note in notes:
-            trainer.print_to_log_file(f"WARNING: {note}")
-        trainer.print_to_log_file(f"Continuing from {path}")
+            context.print_to_log_file(f"WARNING: {note}")
+        context.print_to_log_file(f"Continuing from {path}")
     else:
         checkpoint, path = source, "the given checkpoint"
     if "ssl" not in checkpoint:
@@ -138,22 +138,22 @@ def unpack(trainer: SSLTrainer, source: dict[str, Any] | str) -> None:
             f"{path} does not come from a pre-training, so it cannot be continued. "
             "To start from its weights, use -pretrained_weights instead of --c."
         )
-    refuse_other_settings(trainer, checkpoint["ssl"], path)
+    refuse_other_settings(context, checkpoint["ssl"], path)
     saved = [checkpoint["network_weights"], checkpoint["ssl"].get("teacher")]
-    for network, weights in zip(trainer.method.networks, saved, strict=False):
+    for network, weights in zip(context.method.networks, saved, strict=False):
         network.load_state_dict(weights)
-    trainer.method.load_heads(checkpoint["ssl"]["heads"])
-    trainer.optimizer.load_state_dict(checkpoint["optimizer_state"])
-    if trainer.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
-        trainer.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
-    trainer.logger.load_checkpoint(checkpoint["logging"])
-    trainer.position.resume(checkpoint["current_epoch"], checkpoint["finished_iterations"], checkpoint["_best_ema"])
-    trainer.inference_allowed_mirroring_axes = checkpoint["inference_allowed_mirroring_axes"]
+    context.method.load_heads(checkpoint["ssl"]["heads"])
+    context.optimizer.load_state_dict(checkpoint["optimizer_state"])
+    if context.grad_scaler is not None and checkpoint["grad_scaler_state"] is not None:
+        context.grad_scaler.load_state_dict(checkpoint["grad_scaler_state"])
+    context.logger.load_checkpoint(checkpoint["logging"])
+    context.position.resume(checkpoint["current_epoch"], checkpoint["finished_iterations"], checkpoint["_best_ema"])
+    return checkpoint["inference_allowed_mirroring_axes"]
 
 
-def refuse_other_settings(trainer: SSLTrainer, then: dict[str, Any], path: object) -> None:
+def refuse_other_settings(context: CheckpointContext, then: dict[str, Any], path: object) -> None:
     """Raise SettingsError when a run would continue as something else; its length may change, and how it is computed."""
-    now = run_record(trainer)
+    now = run_record(context)
     free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "source", "stop_on_collapse", "early_stop"}
     free |= {"accumulate", "recompute", "shard", "deterministic"}  # how it is computed, not what
     differences = []

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunet_ssl.backbones.drop_path import use_keys
 from nnunet_ssl.losses.gather import shared_counts
 from nnunet_ssl.methods import Method, MethodOutput
+from nnunet_ssl.trainers.context import StepContext
 from nnunet_ssl.trainers.data.corpus import derive_seed
 from nnunet_ssl.trainers.data.packing import unpack
 from nnunet_ssl.trainers.device.precision import autocast
@@ -33,53 +34,50 @@ from nnunet_ssl.trainers.loop.micro_batches import merge_encoded, split_inputs
 from nnunet_ssl.trainers.profiling.spans import span
 from nnunet_ssl.views.rng import ImageGenerator
 
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-
 Meeting = Callable[[], AbstractContextManager[object]]
 IMAGE_KEYS = "image_keys"  # entry of the inputs, on the host: which image has which random numbers
 
 
-def run_batch(trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
+def run_batch(context: StepContext, batch: Mapping[str, Any], stream: int, step: int) -> MethodOutput:
     """Run the method on a batch of the loader, with the random numbers that belong to this step."""
-    return prepare_batch(trainer, batch, stream, step)(None)
+    return prepare_batch(context, batch, stream, step)(None)
 
 
 def prepare_batch(
-    trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int
+    context: StepContext, batch: Mapping[str, Any], stream: int, step: int
 ) -> Callable[[Meeting | None], MethodOutput]:
     """Bring a batch of the loader to the device and do to it what the method does, with this step's random numbers.
 
     Returns what runs the method on it, the same each time it is called; for its argument see `run_prepared`.
     """
-    rank = dist.get_rank() if trainer.is_ddp else 0
-    inputs, images = prepare_inputs(trainer, batch, stream, step)
-    own_seed = derive_seed(trainer.settings.seed, stream, step, rank, 2)
-    return partial(run_prepared, trainer, inputs, images, trainer.settings.accumulate, own_seed)
+    rank = dist.get_rank() if context.is_ddp else 0
+    inputs, images = prepare_inputs(context, batch, stream, step)
+    own_seed = derive_seed(context.settings.seed, stream, step, rank, 2)
+    return partial(run_prepared, context, inputs, images, context.settings.accumulate, own_seed)
 
 
 def prepare_inputs(
-    trainer: SSLTrainer, batch: Mapping[str, Any], stream: int, step: int
+    context: StepContext, batch: Mapping[str, Any], stream: int, step: int
 ) -> tuple[dict[str, Tensor], int]:
     """(what the method makes of a batch with this step's random numbers, number of images); the same each time it is called."""
-    rank = dist.get_rank() if trainer.is_ddp else 0
-    seed = derive_seed(trainer.settings.seed, stream, step, 1)
+    rank = dist.get_rank() if context.is_ddp else 0
+    seed = derive_seed(context.settings.seed, stream, step, 1)
     with span("transfer"):
-        batch = {k: v.to(trainer.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        batch = {k: v.to(context.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
     with span("prepare"), torch.no_grad():
-        tensors = unpack(batch, trainer.views)
+        tensors = unpack(batch, context.views)
     images = len(tensors["image"])
-    generator = ImageGenerator(trainer.device, seed, range(rank * images, (rank + 1) * images))
+    generator = ImageGenerator(context.device, seed, range(rank * images, (rank + 1) * images))
     with span("prepare"), torch.no_grad(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        inputs = trainer.method.prepare(tensors, generator)
+        inputs = context.method.prepare(tensors, generator)
     for warning in caught:
-        trainer.warn_once(str(warning.message))
+        context.warn_once(str(warning.message))
     return {**inputs, IMAGE_KEYS: generator.keys}, images
 
 
 def run_prepared(
-    trainer: SSLTrainer,
+    context: StepContext,
     inputs: dict[str, Tensor],
     images: int,
     micro_batches: int,
@@ -91,41 +89,41 @@ def run_prepared(
     With `meet`, processes that share the batch keep their gradients to themselves, and everything that the compiler made runs
     before or after what they exchange; that happens in the context `meet()`, which may raise.
     """
-    method: Method = trainer.method
+    method: Method = context.method
     counts = method.counts(inputs)
     inputs = {**inputs, **shared_counts(counts, together=method.training)}
     split = split_inputs(inputs, images, micro_batches, counts)
     torch.manual_seed(seed)  # dropout, where plans have it, draws from the global generator
     if method.compares and (micro_batches > 1 or meet is not None):
-        return _compare_micro_batches(trainer, inputs, split, images, seed, meet)
-    return _add_micro_batches(trainer, split, alone=meet is not None)
+        return _compare_micro_batches(context, inputs, split, images, seed, meet)
+    return _add_micro_batches(context, split, alone=meet is not None)
 
 
-def _choose_paths(trainer: SSLTrainer, micro_batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _choose_paths(context: StepContext, micro_batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tell stochastic depth which images it is about to see; returns what the method is to see."""
     if IMAGE_KEYS in micro_batch:
-        use_keys(trainer.drop_paths, micro_batch[IMAGE_KEYS], trainer.device)
+        use_keys(context.drop_paths, micro_batch[IMAGE_KEYS], context.device)
     return {name: value for name, value in micro_batch.items() if name != IMAGE_KEYS}
 
 
-def _backward(trainer: SSLTrainer, loss: Tensor) -> None:
+def _backward(context: StepContext, loss: Tensor) -> None:
     if torch.is_grad_enabled():
         # Where a loss is not finite, no gradient is, whatever it depends on: all processes see that, and leave the step out.
         loss = loss * (loss.detach() * 0 + 1)
         with span("backward"):
-            (loss if trainer.grad_scaler is None else trainer.grad_scaler.scale(loss)).backward()
+            (loss if context.grad_scaler is None else context.grad_scaler.scale(loss)).backward()
 
 
-def _add_micro_batches(trainer: SSLTrainer, micro_batches: list[dict[str, Tensor]], alone: bool) -> MethodOutput:
+def _add_micro_batches(context: StepContext, micro_batches: list[dict[str, Tensor]], alone: bool) -> MethodOutput:
     """Mean of the micro-batches' losses. Only the last backward pass talks to the other processes, or none if `alone`."""
-    network, outputs = trainer.network, []
+    network, outputs = context.network, []
     for number, micro_batch in enumerate(micro_batches, start=1):
         quiet = isinstance(network, DistributedDataParallel) and (alone or number < len(micro_batches))
         with network.no_sync() if quiet else nullcontext():
-            micro_batch = _choose_paths(trainer, micro_batch)
-            with span("forward"), autocast(trainer.device):
+            micro_batch = _choose_paths(context, micro_batch)
+            with span("forward"), autocast(context.device):
                 output = network(micro_batch)
-            _backward(trainer, output.loss / len(micro_batches))
+            _backward(context, output.loss / len(micro_batches))
         outputs.append(output._replace(loss=output.loss.detach(), preview=output.preview if number == 1 else {}))
     loss = torch.stack([o.loss for o in outputs]).mean()
     terms = mean_of_micro_batches([o.terms for o in outputs])
@@ -141,7 +139,7 @@ def mean_of_micro_batches(micro_batches: list[Mapping[str, Tensor]]) -> dict[str
 
 
 def _compare_micro_batches(
-    trainer: SSLTrainer,
+    context: StepContext,
     inputs: dict[str, Tensor],
     micro_batches: list[dict[str, Tensor]],
     images: int,
@@ -149,32 +147,32 @@ def _compare_micro_batches(
     meet: Meeting | None = None,
 ) -> MethodOutput:
     """Loss of the whole batch, whose gradients reach the network through those of the encodings, one by one."""
-    method, train = trainer.method, torch.is_grad_enabled()
-    with span("forward"), torch.set_grad_enabled(train and len(micro_batches) == 1), autocast(trainer.device):
-        first = [_encode(trainer, micro_batch) for micro_batch in micro_batches]
+    method, train = context.method, torch.is_grad_enabled()
+    with span("forward"), torch.set_grad_enabled(train and len(micro_batches) == 1), autocast(context.device):
+        first = [_encode(context, micro_batch) for micro_batch in micro_batches]
     encoded = {k: v.detach().requires_grad_(train) for k, v in merge_encoded(first, images).items()}
     with nullcontext() if meet is None else meet():
-        with span("forward"), autocast(trainer.device):
-            output = trainer.compare(encoded, inputs)
+        with span("forward"), autocast(context.device):
+            output = context.compare(encoded, inputs)
         if not train:
             return output
-        _backward(trainer, output.loss)
+        _backward(context, output.loss)
     gradients = {k: v.grad for k, v in encoded.items() if v.grad is not None}
     torch.manual_seed(seed)  # the same dropout as in the first pass
     for micro_batch, gradient in zip(
         micro_batches, split_inputs(gradients, images, len(micro_batches), ()), strict=True
     ):
-        with span("forward"), autocast(trainer.device):
-            again = first[0] if len(micro_batches) == 1 else _encode(trainer, micro_batch)
+        with span("forward"), autocast(context.device):
+            again = first[0] if len(micro_batches) == 1 else _encode(context, micro_batch)
         with span("backward"):
             torch.autograd.backward([again[k] for k in gradient], list(gradient.values()))
-    if meet is None and isinstance(trainer.network, DistributedDataParallel):
+    if meet is None and isinstance(context.network, DistributedDataParallel):
         average_gradients(method)
     return output._replace(loss=output.loss.detach())
 
 
-def _encode(trainer: SSLTrainer, micro_batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    return trainer.encode(_choose_paths(trainer, micro_batch))
+def _encode(context: StepContext, micro_batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return context.encode(_choose_paths(context, micro_batch))
 
 
 def average_gradients(module: nn.Module) -> None:
@@ -187,16 +185,16 @@ def average_gradients(module: nn.Module) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def optimiser_step(trainer: SSLTrainer, loss: Tensor | None = None) -> Tensor:
+def optimiser_step(context: StepContext, loss: Tensor | None = None) -> Tensor:
     """Clip the gradients by their total L2 norm and move the weights; returns whether they moved, bool on the device.
 
     Where the gradients or the loss are not finite, weights and optimiser stay as they are. No GPU is asked for that.
     """
-    scaler, optimizer = trainer.grad_scaler, trainer.optimizer
+    scaler, optimizer = context.grad_scaler, context.optimizer
     with span("optimiser"):
         if scaler is not None:
             scaler.unscale_(optimizer)
-        fine = clip_gradients(trainer.network, trainer.recipe.max_norm).isfinite()
+        fine = clip_gradients(context.network, context.recipe.max_norm).isfinite()
         if loss is not None:
             fine = fine & loss.isfinite()
         if scaler is None:

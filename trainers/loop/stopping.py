@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from os.path import join
 from signal import Signals
-from typing import TYPE_CHECKING
 
 from nnunet_ssl.messages import counted
 from nnunet_ssl.signals import AFTER_EPOCH
+from nnunet_ssl.trainers.context import RunContext, Stoppable
 from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.epochs import mean_over_processes
 from nnunet_ssl.trainers.loop.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.loop.judging import COLLAPSED, collapse
 
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.loop.interruptible import InterruptibleTrainer
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-
 AGAIN = "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
 USR2 = int(AFTER_EPOCH[0]) if AFTER_EPOCH else 12
 
 
-def stop_if_asked(trainer: SSLTrainer) -> None:
+def stop_if_asked(trainer: RunContext) -> None:
     """After SIGTERM, SIGINT or SIGUSR1: save where we are and leave, all processes in the same iteration."""
     asked = trainer.consensus.agreed(trainer.interruption.requested)
     if asked is None:
@@ -36,7 +32,7 @@ def stop_if_asked(trainer: SSLTrainer) -> None:
     save_and_leave(trainer, f"{asked.name} received: stopped {done}", leave_with(asked))
 
 
-def stop_after_epoch(trainer: SSLTrainer) -> None:
+def stop_after_epoch(trainer: RunContext) -> None:
     """After SIGUSR2, or where there is a file FINISH_EPOCH: save and leave, as an epoch has ended and none has begun."""
     if trainer.position.epoch >= trainer.num_epochs:
         return  # the run ends by itself
@@ -47,7 +43,7 @@ def stop_after_epoch(trainer: SSLTrainer) -> None:
         save_and_leave(trainer, sentence, leave_with(USR2))
 
 
-def stop_when_stalled(trainer: SSLTrainer) -> None:
+def stop_when_stalled(trainer: RunContext) -> None:
     """End the run, as a finished one, where the setting early_stop says that it has not become better for long enough.
 
     All processes know the same losses, and so come to the same end.
@@ -59,7 +55,7 @@ def stop_when_stalled(trainer: SSLTrainer) -> None:
         raise Enough
 
 
-def stop_if_collapsed(trainer: SSLTrainer) -> None:
+def stop_if_collapsed(trainer: RunContext) -> None:
     """Warn once of a run that learns nothing; where the settings say so, save and end it with an exit code of its own."""
     log = trainer.logger.local_logger.my_fantastic_logging
     reason = collapse(log, trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.batch_size)
@@ -76,7 +72,7 @@ def stop_if_collapsed(trainer: SSLTrainer) -> None:
         )
 
 
-def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None:
+def stop_validating_if_asked(trainer: Stoppable) -> None:
     """After a signal before the final validation or in it: leave, all processes before the same case. All is saved already."""
     asked = trainer.consensus.now(int(trainer.interruption.requested or 0))
     if asked:
@@ -84,7 +80,7 @@ def stop_validating_if_asked(trainer: SSLTrainer | InterruptibleTrainer) -> None
         leave(trainer, leave_with(asked))
 
 
-def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) -> None:
+def say_what_is_left(trainer: Stoppable, number: int) -> None:
     """Put into the log that the network is saved and its final validation is not complete."""
     trainer.print_to_log_file(
         f"{Signals(number).name} received: the network is trained and saved, its final validation is not complete. "
@@ -92,7 +88,7 @@ def say_what_is_left(trainer: SSLTrainer | InterruptibleTrainer, number: int) ->
     )
 
 
-def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> None:
+def save_and_leave(trainer: RunContext, sentence: str, ending: SystemExit) -> None:
     """Write checkpoint_latest.pth, say so, and end all processes with the code of `ending`."""
     file = join(trainer.output_folder, "checkpoint_latest.pth")
     trainer.save_checkpoint(file)
@@ -105,7 +101,7 @@ def save_and_leave(trainer: SSLTrainer, sentence: str, ending: SystemExit) -> No
     leave(trainer, ending)
 
 
-def leave(trainer: SSLTrainer | InterruptibleTrainer, ending: SystemExit) -> None:
+def leave(trainer: Stoppable, ending: SystemExit) -> None:
     """End this process, once all processes are here: one that leaves earlier ends the others."""
     trainer.consensus.finish()
     trainer.interruption.ignore()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from os.path import join
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -15,20 +15,18 @@ from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.methods import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.data.corpus import VALIDATION, Corpus, derive_seed
 from nnunet_ssl.trainers.data.loading import corpus_datasets
 from nnunet_ssl.trainers.distributed.processes import gathered, patient_group, wait_for_all
 from nnunet_ssl.trainers.loop.stepping import run_prepared
 from nnunet_ssl.trainers.loop.stopping import stop_validating_if_asked
 
-if TYPE_CHECKING:
-    from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
-
 MAX_PICTURES = 20
 GROUP = 4  # cases that are seen together where the loss compares images
 
 
-def validate_cases(trainer: SSLTrainer) -> None:
+def validate_cases(trainer: RunContext) -> None:
     """Write `validation/summary.json` (loss and terms per case, and their means) and pictures of the first cases.
 
     Each case is seen through the centre of the image, corrupted by random numbers that depend on its name alone, so
@@ -70,7 +68,7 @@ def summary_file(folder: str) -> str:
     return join(folder, "validation", "summary.json")
 
 
-def write_summary(trainer: SSLTrainer, cases: dict[str, dict[str, float]], folder: str) -> None:
+def write_summary(trainer: RunContext, cases: dict[str, dict[str, float]], folder: str) -> None:
     """Write the figures of the cases and their means, and put the means into the log."""
     means = {k: fmean(c[k] for c in cases.values()) for k in next(iter(cases.values()))}
     write_json({"mean": means, "cases": cases}, join(folder, "summary.json"))
@@ -78,7 +76,7 @@ def write_summary(trainer: SSLTrainer, cases: dict[str, dict[str, float]], folde
     trainer.print_to_log_file(f"Validation complete: {len(cases)} cases, {terms}. Pictures in {folder}")
 
 
-def companions_of(trainer: SSLTrainer, held_out: list[str], training: list[str]) -> dict[str, list[str]]:
+def companions_of(trainer: RunContext, held_out: list[str], training: list[str]) -> dict[str, list[str]]:
     """For every held-out case the cases it is fused or compared with: held-out ones, training cases where these are few.
 
     A message in the log says when there are too few cases for the loss to mean anything.
@@ -96,7 +94,7 @@ def companions_of(trainer: SSLTrainer, held_out: list[str], training: list[str])
 
 
 @torch.no_grad()
-def run_case(trainer: SSLTrainer, corpus: Corpus, identifiers: list[str]) -> MethodOutput:
+def run_case(trainer: RunContext, corpus: Corpus, identifiers: list[str]) -> MethodOutput:
     """Method output for the centres of the given cases, seen together; the picture is that of the first one."""
     crops = [corpus.centre_crop(i, trainer.views.region_size) for i in identifiers]
     if trainer.settings.channels == "separate":
