@@ -7,14 +7,13 @@ first asked for (PEP 562): torch imports this package at the end of every `impor
 from typing import Any
 
 from nnunet_ssl._autoload import autoload
-
-__version__ = "0.1.0"
+from nnunet_ssl.version import __version__ as __version__
 
 # What is public, by the module it lives in; "module:name" where it has another name there, "module:" for the module itself.
 PUBLIC = {
     # Pretext tasks
-    "Method": "nnunet_ssl.methods",
-    "MethodOutput": "nnunet_ssl.methods",
+    "Method": "nnunet_ssl.methods.base",
+    "MethodOutput": "nnunet_ssl.methods.base",
     "get_method": "nnunet_ssl.methods",
     "method_names": "nnunet_ssl.methods",
     "SSLTrainer": "nnunet_ssl.trainers.ssl_trainer",

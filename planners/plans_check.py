@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.planners.preprocessing.resampling_choice import unknown_arguments
 from nnunet_ssl.settings.allowed import AS_IS
 from nnunet_ssl.settings.bounds import Bounds, Count, Name, Positive, Whole
 from nnunet_ssl.settings.checker import check_block, rules
@@ -42,7 +43,8 @@ class ConfigurationEntries:
 def require_complete(plans: Mapping[str, Any], entries: Mapping[str, Any], configuration: str) -> None:
     """Raise CorpusError, naming all that is missing or no such thing in plans and in the `entries` of a configuration."""
     where = f'plans["configurations"]["{configuration}"]'
-    own = [*_mistakes(PlansEntries, plans), *(f"{where}: {text}" for text in _mistakes(ConfigurationEntries, entries))]
+    in_entries = [*_mistakes(ConfigurationEntries, entries), *unknown_arguments(entries)]
+    own = [*_mistakes(PlansEntries, plans), *(f"{where}: {text}" for text in in_entries)]
     if own:
         raise CorpusError(
             f"The plans {plans.get('plans_name')} of {plans.get('dataset_name')} cannot be used. {' '.join(own)} Undo the "

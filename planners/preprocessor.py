@@ -24,6 +24,7 @@ from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
+from nnunet_ssl.planners.plans_check import require_complete
 from nnunet_ssl.planners.preprocessing.case import preprocess_case, reason_against
 from nnunet_ssl.planners.preprocessing.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
@@ -192,6 +193,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         plans_manager = PlansManager(load_plans(name, plans_identifier))
         configuration = plans_manager.get_configuration(configuration_name)
         require_writable(join(folder, configuration.data_identifier))
+        require_complete(plans_manager.plans, configuration.configuration, configuration_name)
         storage_dtype(configuration.configuration)  # a wrong one shows now
         # With tens of thousands of cases this entry would be megabytes, sent to every worker.
         dataset_json.pop("dataset", None)

@@ -14,7 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 from torch.optim import Optimizer
 
-from nnunet_ssl.methods import Method, MethodOutput
+from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.recipes import Recipe
 from nnunet_ssl.settings.blocks import PretrainSettings
 from nnunet_ssl.trainers.device.compiling import Compiler
@@ -118,7 +118,7 @@ class LoaderContext(Context, Protocol):
         """Say something, once for all processes."""
 
     def say_once(self, message: str) -> None:
-        """Put a line into the log, the first time it comes."""
+        """Say something the first time it comes."""
 
     def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
         """nnU-Net's choice of rotations and mirror axes."""
@@ -128,16 +128,16 @@ class CheckpointContext(StepContext, LoaderContext, Protocol):
     """What a checkpoint holds."""
 
     @property
+    def num_input_channels(self) -> int:
+        """Of the network."""
+
+    @property
     def method_name(self) -> str:
         """As in the plans' `ssl` block."""
 
     @property
     def method_config(self) -> Any:
         """An object of the task's `Config`."""
-
-    @property
-    def num_input_channels(self) -> int:
-        """Of the network."""
 
     @property
     def position(self) -> Position:
@@ -191,20 +191,48 @@ class Counted(Protocol):
         """Where gradients are float16."""
 
 
-class RunContext(CheckpointContext, Stoppable, Counted, Protocol):
-    """What surrounds the steps needs: epochs, signals, held-out cases."""
-
-    warned_of_collapse: bool
-    dataloader_train: Any
-    dataloader_val: Any
+class TrainingContext(Counted, Protocol):
+    """What the log says of a training, of either kind, when it starts."""
 
     @property
-    def local_rank(self) -> int:
-        """Number of this process."""
+    def num_epochs(self) -> int:
+        """Of the recipe."""
 
     @property
-    def compiler(self) -> Compiler:
-        """What torch.compile made, or was not asked to."""
+    def plans_manager(self) -> PlansManager:
+        """nnU-Net's view of the plans."""
+
+    @property
+    def configuration_manager(self) -> ConfigurationManager:
+        """And of their configuration."""
+
+    @property
+    def configuration_name(self) -> str:
+        """E.g. "3d_fullres"."""
+
+    @property
+    def fold(self) -> int | str:
+        """A number, or "all"."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+
+    @property
+    def is_ddp(self) -> bool:
+        """Whether several processes train together."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step and process."""
+
+    @property
+    def num_input_channels(self) -> int:
+        """Of the network."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """Optimiser, learning rate, clipping, epochs."""
 
     @property
     def output_folder(self) -> str:
@@ -212,19 +240,29 @@ class RunContext(CheckpointContext, Stoppable, Counted, Protocol):
 
     @property
     def output_folder_base(self) -> str:
-        """The folder around it, with the plans of the run."""
+        """Of all folds: where the plans lie."""
+
+
+class RunContext(CheckpointContext, Stoppable, TrainingContext, Protocol):
+    """What surrounds the steps needs: epochs, signals, held-out cases."""
+
+    warned_of_collapse: bool
+
+    @property
+    def method_class(self) -> type[Method]:
+        """Of the task."""
 
     @property
     def wants_determinism(self) -> bool:
-        """Whether deterministic algorithms were asked for and are not a matter of course."""
+        """Whether deterministic algorithms were asked for, on a device that has others."""
+
+    @property
+    def compiler(self) -> Compiler:
+        """What torch.compile made, or was not asked to."""
 
     @property
     def share_of_epoch(self) -> float:
-        """Of its training iterations, those that were computed since its start was noted: less than 1 right after a resume."""
-
-    @property
-    def num_epochs(self) -> int:
-        """Of the recipe."""
+        """Of its training iterations that were computed since its start was noted."""
 
     @property
     def save_every(self) -> int:

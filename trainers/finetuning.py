@@ -26,6 +26,7 @@ from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
 from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
@@ -107,6 +108,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         network.nnunet_ssl_transfer = TransferOptions(
             transfer=self.settings.transfer,
             channels=self.settings.channels,
+            stem=self.settings.stem,
             target_patch_size=tuple(self.configuration_manager.patch_size),
             target_channel_names=tuple(channels or ()) or None,
             image_channels=len(self.dataset_json.get("channel_names") or self.dataset_json["modality"]),
@@ -154,7 +156,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if not self._resumed:
             report = getattr(unwrap(self.network), "nnunet_ssl_transfer_report", None)
             self._check_start(report)
-            if report is not None and self.local_rank == 0:
+            if report is not None and is_first():
                 write_json(report.to_json(), join(self.output_folder, "pretrained_weights.json"))
                 # The console has it already: `load` prints it.
                 table = f"Pre-trained weights:\n{report.table()}"
@@ -270,7 +272,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
     def save_checkpoint(self, filename: str) -> None:
         """Save as nnU-Net does, but never leave half a file behind, nor weights that are not finite."""
         self._require_finite_weights()
-        if self.local_rank != 0 or self.disable_checkpointing:
+        if not is_first() or self.disable_checkpointing:
             return
         try:
             with atomic_path(filename) as temporary:

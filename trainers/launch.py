@@ -52,6 +52,7 @@ class Run:
     method: str
     device: str
     pretrained_weights: str | None = None
+    stem: str | None = None  # of pretrained_weights that have several
 
 
 def trainer_class(method: str) -> type[SSLTrainer]:
@@ -113,7 +114,9 @@ def run_process(run: Run) -> str:
         trainer.load_checkpoint(checkpoint)
     elif run.pretrained_weights is not None:
         trainer.initialize()
-        trainer.print_to_log_file(load_into(trainer.network, run.pretrained_weights).table(), add_timestamp=False)
+        trainer.print_to_log_file(
+            load_into(trainer.network, run.pretrained_weights, run.stem).table(), add_timestamp=False
+        )
     trainer.run_training()
     trainer.perform_actual_validation()
     wait_for_all(patient_group())  # a trainer of another package may validate in one process alone

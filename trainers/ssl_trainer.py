@@ -24,8 +24,10 @@ from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
+from nnunet_ssl.integration.versions import is_first, join_group, without_process_group
 from nnunet_ssl.integration.writing import begin_run, whole_files
-from nnunet_ssl.methods import Method, MethodOutput, get_method, method_names, views_of
+from nnunet_ssl.methods import get_method, method_names, views_of
+from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.planners.preprocessing.normalization import raw_channels
 from nnunet_ssl.recipes import WarmupPolyLR, build_optimizer, pretraining, resolve
 from nnunet_ssl.settings.blocks import PretrainBlock
@@ -86,7 +88,9 @@ class SSLTrainer(nnUNetTrainer):
         # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
         dataset_json = {key: value for key, value in dataset_json.items() if key != "dataset"}
         self.position = Position()
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        with without_process_group(device):
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        join_group(self)
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
         block = PretrainBlock.read(self.configuration_manager.configuration, method_names(), configuration)
@@ -100,7 +104,7 @@ class SSLTrainer(nnUNetTrainer):
         self.enable_deep_supervision = False
         self.grad_scaler = torch.amp.GradScaler("cuda") if autocast_dtype(self.device) is torch.float16 else None
         self.interruption = Interruption()
-        self.interruption.loud = self.local_rank == 0
+        self.interruption.loud = is_first()
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
         self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
@@ -175,7 +179,7 @@ class SSLTrainer(nnUNetTrainer):
         self.consensus = Consensus(self.is_ddp)
         if not self.consensus.all_fine(not compiles) and not compiles:
             self.compiler.join_trial()
-        self.watch = Watch(self.print_to_log_file if self.local_rank == 0 else print, self.grad_scaler is not None)
+        self.watch = Watch(self.print_to_log_file if is_first() else print, self.grad_scaler is not None)
         self.was_initialized = True
         self.logger.update_config(
             {"hparas": {**asdict(self.settings), **asdict(self.recipe), "method": self.method_name}}
@@ -198,7 +202,7 @@ class SSLTrainer(nnUNetTrainer):
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Log once, not once per process."""
-        if self.local_rank == 0:
+        if is_first():
             super().print_to_log_file(*args, also_print_to_console=also_print_to_console, add_timestamp=add_timestamp)
 
     def print_plans(self) -> None:
@@ -267,13 +271,13 @@ class SSLTrainer(nnUNetTrainer):
         """Start, or refuse to overwrite what is there."""
         if self.wants_determinism:  # here, not where nnU-Net's command would set cuDNN's flags once more
             self.determinism.enter_context(deterministic(self.warn_once))
-        if not self.position.resumed and self.local_rank == 0:
+        if not self.position.resumed and is_first():
             state.refuse_to_overwrite(self.output_folder)
         if not self.was_initialized:
             self.initialize()
         self.consensus.check_start(self.current_epoch, len(self.position.replayed), self.output_folder)
         with whole_files(self.print_to_log_file):
-            if self.local_rank == 0:
+            if is_first():
                 super().on_train_start()
             else:  # what nnU-Net does there, without the files, which the first process alone writes
                 self.dataloader_train, self.dataloader_val = self.get_dataloaders()
@@ -407,16 +411,16 @@ class SSLTrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         self.position.phase = Phase.ENDED  # nnU-Net goes back to the last epoch to save it
         summary = summary_file(self.output_folder)
-        if self.local_rank == 0 and isfile(summary):
+        if is_first() and isfile(summary):
             os.remove(summary)  # of a shorter training
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.print_to_log_file(verdict(self.logger.local_logger.my_fantastic_logging, self.method_class.trivial_answer))
         self.consensus.finish()
-        if self.local_rank == 0:
+        if is_first():
             forget_to_finish(self.output_folder)
         previous = join(self.output_folder, "checkpoint_latest_previous.pth")
-        if self.local_rank == 0 and isfile(previous):
+        if is_first() and isfile(previous):
             os.remove(previous)
         self.dataloader_train = self.dataloader_val = None  # ends their workers
 
@@ -446,14 +450,14 @@ class SSLTrainer(nnUNetTrainer):
 
         Raises TrainingError instead, and leaves the file that is there, when weights are not finite.
         """
-        if self.local_rank != 0 and not self.settings.shard:
+        if not is_first() and not self.settings.shard:
             return
         if self.disable_checkpointing:
             self.print_to_log_file("No checkpoint written, checkpointing is disabled")
             return
         self._require_finite_weights()
         checkpoint = state.pack(self)  # where states are sharded, every process brings its part
-        if self.local_rank == 0:
+        if is_first():
             keep = os.path.basename(filename) == "checkpoint_latest.pth"
             save_checkpoint(checkpoint, filename, keep_previous=keep)
 

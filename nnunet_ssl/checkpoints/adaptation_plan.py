@@ -56,7 +56,7 @@ def build_adaptation_plan(
         )
     spacing = settings.get("spacing")
     plan = {
-        "architecture_plans": _architecture_plans(network, settings),
+        "architecture_plans": _architecture_plans(network, settings, patch_size),
         "pretrain_plan": {
             "dataset_name": plans["dataset_name"],
             "plans_name": plans["plans_name"],
@@ -101,9 +101,9 @@ def _configuration(plans: Mapping[str, Any], name: str) -> dict[str, Any]:
     return settings if parent is None else {**_configuration(plans, parent), **settings}
 
 
-def _architecture_plans(network: nn.Module, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _architecture_plans(network: nn.Module, settings: Mapping[str, Any], patch_size: Sequence[int]) -> dict[str, Any]:
     if hasattr(network, "eva"):
-        name, kwargs, imports = _primus(network)
+        name, kwargs, imports = _primus(network, settings, patch_size)
     else:
         name, kwargs, imports = _unet(network, settings)
     return {"arch_class_name": name, "arch_kwargs": kwargs, "arch_kwargs_requiring_import": imports}
@@ -133,7 +133,9 @@ def _is_resenc_l(kwargs: Mapping[str, Any]) -> bool:
     return comparable({**dict.fromkeys(RESENC_L), **kwargs}) == comparable(RESENC_L)
 
 
-def _primus(network: nn.Module) -> tuple[str, dict[str, Any] | None, list[str] | None]:
+def _primus(
+    network: nn.Module, settings: Mapping[str, Any], patch_size: Sequence[int]
+) -> tuple[str, dict[str, Any] | None, list[str] | None]:
     projection = getattr(network.down_projection, "proj", None)
     if not isinstance(projection, nn.Conv3d):
         raise CheckpointError(
@@ -155,6 +157,9 @@ def _primus(network: nn.Module) -> tuple[str, dict[str, Any] | None, list[str] |
         "eva_numheads": heads,
         "scale_attn_inner": scaled,
         "init_values": 0.1 if layer_scale else None,
+        # GloViTa builds the network with its patch; nnDetection takes over how it was regularised.
+        "input_shape": patch_size,
+        "drop_path_rate": settings.get("architecture", {}).get("arch_kwargs", {}).get("drop_path_rate", 0.0),
     }
     return "Primus", kwargs, []
 

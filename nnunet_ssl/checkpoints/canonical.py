@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +11,7 @@ from nnunet_ssl.checkpoints.adaptation.position_embedding import cubic_grid, fir
 from nnunet_ssl.checkpoints.aliases import resolve_aliases, without_wrapper
 from nnunet_ssl.checkpoints.description.stated import channel_names, dimensions, text, whole_number
 from nnunet_ssl.checkpoints.read import network_weights
+from nnunet_ssl.checkpoints.stems import MEAN, choose_stem, stems_of
 from nnunet_ssl.checkpoints.token_order import needs_conversion, states_token_order, to_natural_order
 from nnunet_ssl.errors import CheckpointError
 
@@ -39,18 +40,32 @@ HEAD_KEYS = ("eva_numheads", "encoder_eva_numheads")
 
 
 def canonical_weights(
-    checkpoint: Mapping[str, Any], *, num_heads: int | None = None
+    checkpoint: Mapping[str, Any],
+    *,
+    num_heads: int | None = None,
+    stem: str | None = None,
+    target_channel_names: Sequence[str] | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Canonical weights of a checkpoint, and info on it for `adapt`.
 
     Canonical: bare nnU-Net names, the values the network ran under every alias, tokens in natural order. The info holds
     patch_size, num_input_channels, channel_names, method, backbone, architecture, planner, transfer (the method's
-    default) and notes; None where the checkpoint does not say. `num_heads` helps where swapped tokens of an unknown
-    Primus are converted. Raises CheckpointError when the checkpoint holds no weights, its token grid cannot be told, or
-    it describes itself in a way that makes no sense.
+    default), stems, the stem taken of them, and notes; None where the checkpoint does not say. `num_heads` helps where
+    swapped tokens of an unknown Primus are converted. `stem` chooses one where there is one for every data set, see
+    `choose_stem`. Raises CheckpointError when the checkpoint holds no weights, its token grid cannot be told, it has no such
+    stem, or it describes itself in a way that makes no sense.
     """
     weights = resolve_aliases(without_wrapper(network_weights(checkpoint)))
-    info = _describe(checkpoint, weights)
+    stems, taken, notes = stems_of(weights), None, []
+    if stems:
+        stated = text(_dict(checkpoint, "nnssl_adaptation_plan").get("key_to_stem"))
+        chosen = choose_stem(weights, stated, stem, target_channel_names)
+        weights, taken = chosen.weights, chosen.stem
+        which = f"the mean of {len(stems)}" if taken == MEAN else f"{taken} of {len(stems)}"
+        notes.append(f"stem: {which}, {chosen.why} (nnUNetv2_plan_finetune --stem chooses another)")
+    elif stem is not None:
+        raise CheckpointError(f"--stem {stem}: the checkpoint has one stem for all images. Leave --stem out.")
+    info = {**_describe(checkpoint, weights), "stems": stems, "stem": taken, "notes": notes}
     if info["backbone"] != "primus":
         return weights, info
     if needs_conversion(checkpoint):
@@ -95,7 +110,6 @@ def _describe(checkpoint: Mapping[str, Any], weights: Mapping[str, Tensor]) -> d
         "architecture": preset or network_class or None,
         "planner": text(plans.get("experiment_planner_used")),
         "transfer": DEFAULT_TRANSFER.get(str(method), "encoder"),
-        "notes": [],
     }
 
 

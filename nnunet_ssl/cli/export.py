@@ -70,6 +70,9 @@ def build_parser() -> CommandParser:
         metavar="student|teacher",
         help="of self_distillation: the network that was trained (default), or its moving average",
     )
+    what.add_argument(
+        "--stem", metavar="ID", help="of weights with a stem for every data set: its id or number, or mean (of all)"
+    )
     what.add_argument("--keep-log", action="store_true", help="also losses and times of every epoch")
     what.add_argument("--keep-heads", action="store_true", help="also the pretext task's own layers")
     what.add_argument(
@@ -102,9 +105,9 @@ def check_flags(args: argparse.Namespace) -> None:
 
 def check_for_stock(args: argparse.Namespace) -> None:
     """Raise SettingsError for flags that mean nothing where a fine-tuned model is exported for stock nnU-Net."""
-    if args.keep_log or args.keep_heads or (args.token_order, args.weights) != ("natural", "student"):
+    if args.keep_log or args.keep_heads or (args.token_order, args.weights, args.stem) != ("natural", "student", None):
         raise SettingsError(
-            "--keep-log, --keep-heads, --weights and --token-order go with --format nnssl and safetensors."
+            "--keep-log, --keep-heads, --weights, --stem and --token-order go with --format nnssl and safetensors."
         )
 
 
@@ -157,7 +160,12 @@ def _export_file(args: argparse.Namespace, path: Path, licence: str | None) -> P
         raise CheckpointError(no_model_advice(path, checkpoint))
     stated = (checkpoint.get("ssl") or {}).get("licence")
     options = ExportOptions(
-        args.licence or stated or licence, args.token_order, args.keep_log, args.keep_heads, args.weights
+        args.licence or stated or licence,
+        args.token_order,
+        args.keep_log,
+        args.keep_heads,
+        args.weights,
+        args.stem,
     )
     write = export_safetensors if args.format == "safetensors" else export_nnssl
 

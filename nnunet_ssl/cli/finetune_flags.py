@@ -33,6 +33,11 @@ def add_geometry(parser: CommandParser) -> None:
     )
     how.add_argument("--spacing", type=number, nargs="+", metavar="MM", help="for --adapt fixed: 3 numbers (2D: 2)")
     how.add_argument("--patch-size", type=whole, nargs="+", metavar="N", help="voxels per axis, one or as many as axes")
+    how.add_argument(
+        "--stem",
+        metavar="ID",
+        help="of weights with a stem for every data set (MultiTalent): its id or number, or mean (of all)",
+    )
 
 
 def add_length(group: argparse._ArgumentGroup) -> None:

@@ -95,6 +95,9 @@ def known_model_text(model: KnownModel) -> str:
     }
     lines = [model.name, *(f"  {key + ':':<12} {value}" for key, value in facts.items())]
     lines += [f"  {model.note}"] if model.note else []
+    fetch = ["Fetch it for machines without network:", f"  nnUNetv2_pretrain_models {model.name} --download"]
+    if model.only_for is not None:
+        return "\n".join([*lines, f"\nIt can be used with {model.only_for} alone.", *fetch])
     lines += [
         "\nFine-tune it on data set 4 (any number of channels, any patch size):",
         f"  nnUNetv2_plan_finetune -d 4 -pretrained_weights {model.name}",
@@ -106,8 +109,7 @@ def known_model_text(model: KnownModel) -> str:
             "Go on pre-training from it on your own images:",
             f"  nnUNetv2_pretrain 745 --backbone {PRETRAIN[model.backbone]} -pretrained_weights {model.name}",
         ]
-    lines += ["Fetch it for machines without network:", f"  nnUNetv2_pretrain_models {model.name} --download"]
-    return "\n".join(lines)
+    return "\n".join([*lines, *fetch])
 
 
 def run(args: argparse.Namespace) -> None:

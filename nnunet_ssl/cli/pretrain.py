@@ -96,7 +96,9 @@ def run(args: argparse.Namespace) -> None:
         )
         return
     dataset_json = read_json(join(nnUNet_preprocessed, plans["dataset_name"], "dataset.json"))
-    job = launch.Run(plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights)
+    job = launch.Run(
+        plans, args.configuration, fold, dataset_json, args.method, args.device, args.pretrained_weights, args.stem
+    )
     if args.estimate:
         print(benchmark_table(benchmark(job, processes=args.num_gpus)))
         return

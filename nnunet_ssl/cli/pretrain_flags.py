@@ -151,13 +151,18 @@ def add_data_flags(parser: CommandParser) -> None:
 def add_recipe_flags(parser: CommandParser) -> None:
     """Settings that have flags of their own; the default is the published recipe of method and backbone."""
     recipe = parser.add_argument_group("recipe")
+    recipe.add_argument(
+        "--stem",
+        metavar="ID",
+        help="of -pretrained_weights with a stem for every data set: its id or number, or mean (of all)",
+    )
     recipe.add_argument("--iterations-per-epoch", type=whole, metavar="N", help="default: 250")
     recipe.add_argument("--val-iterations-per-epoch", type=whole, metavar="N", help="default: 50")
     recipe.add_argument(
         "--accumulate",
         type=whole,
         metavar="N",
-        help="parts in which a process' share of the batch goes through the network: less memory, same result",
+        help="micro-batches in which a process' share of the batch goes through the network: less memory, same result",
     )
     recipe.add_argument(
         "--recompute",
@@ -266,6 +271,8 @@ def check_flags(args: argparse.Namespace) -> None:
         )
     if args.fold != "all" and not args.fold.isdigit():
         raise SettingsError(f'-f wants "all" or the number of a fold, found {args.fold!r}.', found=args.fold)
+    if args.stem is not None and args.pretrained_weights is None:
+        raise SettingsError("--stem chooses among the stems of -pretrained_weights X, and none are given.")
     if args.run_name is not None and not re.fullmatch(r"[A-Za-z0-9.-]+(_[A-Za-z0-9.-]+)*", args.run_name):
         raise SettingsError(
             f"--run-name becomes part of a folder's name: letters, digits, points, dashes and single underscores between "

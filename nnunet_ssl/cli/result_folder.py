@@ -54,7 +54,7 @@ def plans_and_folder(args: argparse.Namespace, plans: dict[str, Any], plans_name
     held = launch.plans_of_run(folder, asked)
     require_complete(held, load_configuration(held, args.configuration), args.configuration)
     apply_flags(asked, args)
-    note_weights(asked, args.pretrained_weights)
+    note_weights(asked, args.pretrained_weights, args.stem)
     if existing_checkpoint(folder) and not args.go_on:
         refuse_differences(folder, differences(held, asked, args.configuration, args.method), command_line())
     apply_flags(held, args)

@@ -32,6 +32,7 @@ def load_network(
     output_channels: int = 2,
     patch_size: Sequence[int] | None = None,
     transfer: str | None = None,
+    stem: str | None = None,
 ) -> nn.Module:
     """nnU-Net's network with pre-trained weights in it, on the CPU, in training mode, without deep supervision.
 
@@ -40,18 +41,20 @@ def load_network(
     checkpoint was made with. input_channels: of the images; None: those of the checkpoint. output_channels: classes, or
     whatever the network shall give out: its last layer begins anew where the checkpoint has another. patch_size: of the
     input [voxels per axis]; None: as the plans or the checkpoint say. transfer: "encoder" or "encoder+decoder"; None: what
-    suits the pretext task.
+    suits the pretext task. stem: of weights with one for every data set, its id or number, or "mean".
 
     What became of every weight: `network.nnunet_ssl_transfer_report`, printed by its `table()`. Raises CheckpointError
     where the file cannot be found or read, or too little of it fits.
     """
     source = resolve_source(weights)
     checkpoint = read_checkpoint(source.path)
-    own, info = canonical_weights(checkpoint)
+    own, info = canonical_weights(checkpoint, stem=stem)
     channels = input_channels or info["num_input_channels"] or 1
     network: Any
+    notes: tuple[str, ...] = ()
     if plans is None:
         spec = network_of(checkpoint, own)
+        notes = spec.notes
         size = tuple(patch_size or info["patch_size"] or (PATCH,) * spec.ndim)
         architecture = spec.architecture(size)
         network = get_network_from_plans(
@@ -66,6 +69,10 @@ def load_network(
         manager = PlansManager(whole).get_configuration(configuration)
         size = tuple(patch_size or manager.patch_size)
         network = build_network(manager, channels, output_channels, deep_supervision=False, patch_size=size)
-    network.nnunet_ssl_transfer = TransferOptions(transfer=transfer or info["transfer"], target_patch_size=size)
-    put_into(network, checkpoint, source.origin)
+    network.nnunet_ssl_transfer = TransferOptions(
+        transfer=transfer or info["transfer"], target_patch_size=size, stem=stem
+    )
+    report = put_into(network, checkpoint, source.origin)
+    for note in notes:
+        report.add_note(note)
     return network

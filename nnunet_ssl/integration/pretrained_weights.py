@@ -51,13 +51,14 @@ def load(network: nn.Module, fname: str, verbose: bool, stock: Callable[[nn.Modu
         print(f"Pre-trained weights from {path}:\n{report.table()}")
 
 
-def load_into(network: nn.Module, fname: str | os.PathLike[str]) -> TransferReport:
+def load_into(network: nn.Module, fname: str | os.PathLike[str], stem: str | None = None) -> TransferReport:
     """Adapt the weights of a checkpoint (whatever `resolve_source` takes) to a network, load them, return the report.
 
-    Raises CheckpointError when it cannot be found or read, or too little of it fits.
+    stem: which one, of a checkpoint with a stem for every data set. Raises CheckpointError when it cannot be found or read,
+    or too little of it fits.
     """
     source = resolve_once_per_machine(fname)
-    return put_into(unwrap(network), read_checkpoint(source.path), source.origin)
+    return put_into(unwrap(network), read_checkpoint(source.path), source.origin, stem)
 
 
 def resolve_once_per_machine(fname: str | os.PathLike[str]) -> LocalCheckpoint:
@@ -86,13 +87,17 @@ def resolve_once_per_machine(fname: str | os.PathLike[str]) -> LocalCheckpoint:
     return next(found for found in outcomes[rank::-1] if found is not None)
 
 
-def put_into(net: Any, checkpoint: Mapping[str, Any], origin: Origin | None = None) -> TransferReport:
+def put_into(
+    net: Any, checkpoint: Mapping[str, Any], origin: Origin | None = None, stem: str | None = None
+) -> TransferReport:
     """Adapt a checkpoint to a network without wrappers and load it; raises CheckpointError when too little fits."""
     target = getattr(net, "bare_network", net)
     options = getattr(net, "nnunet_ssl_transfer", None)
     if options is None and target is not net:
         options = TransferOptions(transfer="encoder+decoder")  # pre-training goes on with all there is
-    chosen = {} if options is None else vars(options)
+    chosen = {} if options is None else dict(vars(options))
+    if stem is not None:
+        chosen["stem"] = stem
     state, report = adapt_checkpoint(checkpoint, target, **chosen)
     if origin is not None:
         report.source_info["origin"] = origin.to_json()

@@ -1,17 +1,20 @@
-"""Pretext tasks, found by name through the entry-point group `nnunet_ssl.methods`."""
+"""Pretext tasks, found by name through the entry-point group `nnunet_ssl.methods`.
+
+Names are all that the commands' help wants to know: torch comes with a task's class, not with this package.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunet_ssl.errors import NnunetSSLError, SettingsError
-from nnunet_ssl.methods.base import Method, MethodOutput
-from nnunet_ssl.views.spec import Views
 
-__all__ = ["Method", "MethodOutput", "get_method", "method_names", "views_of"]
+if TYPE_CHECKING:
+    from nnunet_ssl.methods.base import Method
+    from nnunet_ssl.views.spec import Views
 
 GROUP = "nnunet_ssl.methods"
 

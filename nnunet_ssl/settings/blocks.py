@@ -119,6 +119,9 @@ class FinetuneSettings(ScheduleSettings):
     transfer: Literal["encoder", "encoder+decoder"] = "encoder"
     # Of the stem: "repeat", "mean" or "random" where their number differs, or "by_name"
     channels: Literal["repeat", "mean", "by_name", "random"] = "repeat"
+    # Of weights with a stem for every data set (MultiTalent): which one, by id or number, or "mean"; None: the file's own for CT,
+    # else their mean
+    stem: Name | None = None
     # valley and sawtooth: epochs in which the decoder trains alone; by default 50, at most a tenth of the run
     decoder_epochs: Whole | None = None
     decoder_lr: Positive | None = None  # highest learning rate while the decoder trains alone; by default initial_lr

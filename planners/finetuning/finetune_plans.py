@@ -45,6 +45,7 @@ class Wishes:
     iterations_per_epoch: int | None = None
     save_every: int | None = None  # epochs
     early_stop: int | None = None  # epochs without a better Dice
+    stem: str | None = None  # of weights with a stem for every data set
 
     def resolved_adapt(self, conventions: Conventions) -> str:
         """The way to adapt; raises CorpusError for wishes that contradict each other or the checkpoint."""

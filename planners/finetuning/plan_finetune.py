@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import makedirs
 from os.path import isdir, isfile, join
@@ -20,6 +20,7 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt
 from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
+from nnunet_ssl.checkpoints.description.stated import channels_of_dataset
 from nnunet_ssl.checkpoints.hub.resolve import Origin, resolve_source
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec
 from nnunet_ssl.checkpoints.networks.stated import network_of, training_configuration
@@ -58,11 +59,14 @@ class Pretrained:
     origin: Origin
 
 
-def open_pretrained(text: str) -> Pretrained:
-    """The checkpoint a user named (path, hub address or known model); raises CheckpointError."""
+def open_pretrained(text: str, stem: str | None = None, channel_names: Sequence[str] | None = None) -> Pretrained:
+    """The checkpoint a user named (path, hub address or known model); raises CheckpointError.
+
+    stem, and the target's channel_names: see `choose_stem`.
+    """
     local = resolve_source(text)
     checkpoint = read_checkpoint(local.path)
-    weights, info = canonical_weights(checkpoint)
+    weights, info = canonical_weights(checkpoint, stem=stem, target_channel_names=channel_names)
     return Pretrained(
         checkpoint, weights, info, network_of(checkpoint, weights), read_conventions(checkpoint), local.origin
     )
@@ -95,11 +99,12 @@ def plan_finetuning(
     (name,) = resolve_datasets([dataset])
     labelled = require_labels(name)
     require_writable(join(nnUNet_preprocessed, name))
-    pretrained = open_pretrained(text)
+    channels = read_dataset_json(require_raw(name, "planning a fine-tuning")).get("channel_names")
+    pretrained = open_pretrained(text, wishes.stem, channels_of_dataset(channels))
     adapt_by = wishes.resolved_adapt(pretrained.conventions)
     plans_name = checked_name(plans_name) if plans_name else default_name(pretrained, adapt_by, wishes)
     print(f"{pretrained.origin}\n{pretrained.spec}, according to {pretrained.spec.source}")
-    for note in pretrained.spec.notes:
+    for note in (*pretrained.info["notes"], *pretrained.spec.notes):
         print(f"- {note}")
     makedirs(str(nnUNet_preprocessed), exist_ok=True)
     with planning_lock(name).waiting():
@@ -156,6 +161,8 @@ def default_name(pretrained: Pretrained, adapt_by: str, wishes: Wishes) -> str:
     parts = [PLANS, what, pretrained.origin.sha256[:6], adapt_by]
     if wishes.spacing is not None:
         parts.append("x".join(f"{s:g}" for s in wishes.spacing) + "mm")
+    if wishes.stem is not None:
+        parts.append(f"stem{pretrained.info['stem']}")
     if wishes.patch_size is not None:
         parts.append("patch" + "x".join(map(str, wishes.patch_size)))
     parts += wishes.short()
@@ -186,6 +193,8 @@ def finetune_block(pretrained: Pretrained, wishes: Wishes) -> dict[str, Any]:
     own = training_configuration(pretrained.checkpoint).get("finetune", {}) if "ssl" in pretrained.checkpoint else {}
     block = {"transfer": "encoder+decoder" if pretrained.conventions.segments else pretrained.info["transfer"], **own}
     block.update(wishes.schedule())
+    if pretrained.info["stem"] is not None:
+        block["stem"] = pretrained.info["stem"]
     read_config(FinetuneSettings, block, "the finetune block of the checkpoint's plans")
     return block
 

@@ -25,7 +25,7 @@ from nnunet_ssl.planners.preprocessing.foreground import (
     sample_locations,
 )
 from nnunet_ssl.planners.preprocessing.normalization import MODALITY, OTHER, OWN, kinds_of_channels, scheme_of_image
-from nnunet_ssl.planners.preprocessing.resampling import faster
+from nnunet_ssl.planners.preprocessing.resampling_choice import faster
 
 
 def preprocess_case(

@@ -6,33 +6,20 @@ an m x n matrix that depends on n and m alone. The matrices come from scipy's ow
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
-from typing import Any
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import scipy.ndimage as ndi
 import torch
 from nnunetv2.configuration import ANISO_THRESHOLD
-from nnunetv2.preprocessing.resampling.default_resampling import (
-    determine_do_sep_z_and_axis,
-    resample_data_or_seg_to_shape,
-)
+from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from torch import Tensor
 
 NEGLIGIBLE = 1e-7  # weights of a cubic spline fade by 0.27 per voxel; below single precision they are left away
 TIE = 1e-5  # weights this close are the same: rounding has the last word on them, here as there
 BLOCK = 64  # output voxels computed together from the input voxels they depend on
-
-
-def faster(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`resample` in place of nnU-Net's default resampling function with the same arguments; any other as it is."""
-    inner, keywords = (function.func, function.keywords) if isinstance(function, partial) else (function, {})
-    # Order 0 follows scipy's rounding of single coordinates; labels interpolated between slices are nobody's default.
-    usual = keywords.get("order", 3) > 0 and not (keywords.get("is_seg") and keywords.get("order_z", 0) > 0)
-    if inner is not resample_data_or_seg_to_shape or not usual or keywords.get("order_z", 0) > 1:
-        return function
-    return partial(resample, **keywords)
+TIEBREAKS = ("nearest", "lowest", "highest")
 
 
 def resample(
@@ -45,11 +32,15 @@ def resample(
     order_z: int = 0,
     force_separate_z: bool | None = False,
     separate_z_anisotropy_threshold: float = ANISO_THRESHOLD,
+    *,
+    seg_tiebreak: str = "nearest",
 ) -> np.ndarray:
     """An image or labels [C, D, H, W] at `new_shape` voxels, spacings in mm; arguments and result as nnU-Net's
     `resample_data_or_seg_to_shape`, images to single precision, labels but for ties that rounding decides.
 
     Thick slices (`separate_z`) are resampled one by one and then repeated (order_z 0) or interpolated linearly (1).
+    seg_tiebreak: which of the labels that share a voxel evenly gets it: the "nearest" one, or that with the "lowest" or
+    "highest" number.
     """
     shape = tuple(int(n) for n in new_shape)
     if data.shape[1:] == shape:
@@ -59,7 +50,7 @@ def resample(
     )
     lonely = int(axis) if separate and axis is not None else None
     if is_seg:
-        return np.stack([_resample_labels(channel, shape, order, lonely) for channel in data])
+        return np.stack([_resample_labels(channel, shape, order, lonely, seg_tiebreak) for channel in data])
     with torch.inference_mode():
         channels = [_resample_image(_tensor(channel), shape, order, order_z, lonely).numpy() for channel in data]
     return np.stack(channels).astype(data.dtype, copy=False)
@@ -139,8 +130,10 @@ def _along_lonely(volume: Tensor, new: int, axis: int, order_z: int) -> Tensor:
     return volume.index_select(axis, torch.from_numpy(_nearest_slices(old, new)))
 
 
-def _resample_labels(labels: np.ndarray, shape: tuple[int, ...], order: int, lonely: int | None) -> np.ndarray:
-    """A voxel gets the label with most weight around it, of labels that share it the nearest (batchgenerators' rule)."""
+def _resample_labels(
+    labels: np.ndarray, shape: tuple[int, ...], order: int, lonely: int | None, tiebreak: str
+) -> np.ndarray:
+    """A voxel gets the label with most weight around it, of labels that share it that of `tiebreak` (batchgenerators' rule)."""
     present = [int(label) for label in np.unique(labels)]
     if len(present) == 1:
         return np.full(shape, present[0], labels.dtype)
@@ -150,9 +143,12 @@ def _resample_labels(labels: np.ndarray, shape: tuple[int, ...], order: int, lon
     with torch.inference_mode():
         if len(present) == 2:  # one has the weight that the other has not
             weight = _spread(_tensor(labels == present[1]), inner, order, axes).numpy()
-            result = np.where(np.abs(weight - 0.5) <= TIE / 2, closest, np.where(weight > 0.5, present[1], present[0]))
-        else:
+            shared = {"nearest": closest, "lowest": present[0], "highest": present[1]}[tiebreak]
+            result = np.where(np.abs(weight - 0.5) <= TIE / 2, shared, np.where(weight > 0.5, present[1], present[0]))
+        elif tiebreak == "nearest":
             result = _heaviest(labels, present, closest, inner, order, axes)
+        else:
+            result = _first_or_last_heaviest(labels, present, inner, order, axes, last=tiebreak == "highest")
     result = result.astype(labels.dtype, copy=False)
     return result if lonely is None else result.take(_nearest_slices(result.shape[lonely], shape[lonely]), axis=lonely)
 
@@ -173,6 +169,17 @@ def _heaviest(
         np.copyto(result, label, where=weight > best)
         np.maximum(best, weight, out=best)
     np.copyto(result, closest, where=of_closest >= best - TIE)
+    return result
+
+
+def _first_or_last_heaviest(
+    labels: np.ndarray, present: Sequence[int], shape: Sequence[int], order: int, axes: Sequence[int], last: bool
+) -> np.ndarray:
+    result, best = np.full(shape, present[0], labels.dtype), np.zeros(shape, np.float32)
+    for label in present:
+        weight = _spread(_tensor(labels == label), shape, order, axes).numpy()
+        np.copyto(result, label, where=weight > (best - TIE if last else best + TIE))
+        np.maximum(best, weight, out=best)
     return result
 
 

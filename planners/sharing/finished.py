@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from os.path import isdir, isfile, join
 from typing import Any
 
@@ -13,6 +14,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 # A folder, because nnU-Net tells its data formats apart by the endings of the files beside the cases.
 STATE = "preprocessing"
 SETTINGS = "settings.json"
+SAMPLING = "fg_sampling"  # nnU-Net's development branch keeps the places of all labels of all cases there
 VERSION = 1  # of the preprocessing: another one makes everything anew
 SUFFIXES = (
     ".b2nd",
@@ -45,6 +47,7 @@ def is_finished(folder: str, case: str) -> bool:
 
 def put_in_place(folder: str, case: str, work: str) -> None:
     """Move the files of a case from the folder `work` to `folder`, the .pkl last."""
+    _forget_sampling(folder)
     for suffix in SUFFIXES:
         os.replace(join(work, case + suffix), join(folder, case + suffix))
 
@@ -52,9 +55,16 @@ def put_in_place(folder: str, case: str, work: str) -> None:
 def discard(folder: str, cases: Iterable[str]) -> None:
     """Remove the files of `cases`, the .pkl first."""
     for case in cases:
+        _forget_sampling(folder)
         for suffix in reversed(SUFFIXES):
             if isfile(join(folder, case + suffix)):
                 os.remove(join(folder, case + suffix))
+
+
+def _forget_sampling(folder: str) -> None:
+    """Make nnU-Net look into the .pkl again: its store would name places in images that are no more."""
+    with suppress(FileNotFoundError):
+        os.remove(join(folder, SAMPLING, "meta.json"))  # without it there is no store
 
 
 def unfinished_cases(folder: str) -> set[str]:

@@ -17,6 +17,7 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.integration.pretrained_weights import load_into
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.trainers import launch
 from nnunet_ssl.trainers.distributed import sharding
 from nnunet_ssl.trainers.loop import stepping
@@ -36,7 +37,7 @@ def prepare_trainer(folder: Path, method: str, plans: dict[str, Any], dataset_js
 
     def on_epoch_end() -> None:
         original()
-        if trainer.current_epoch == 1 and trainer.local_rank == 0:
+        if trainer.current_epoch == 1 and is_first():
             shutil.copyfile(folder / "checkpoint_latest.pth", folder / FIRST)
 
     trainer.on_epoch_end = on_epoch_end

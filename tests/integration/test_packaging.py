@@ -101,7 +101,8 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
     """What reaches us through nnunetv2 only is gone the day nnunetv2 does without it."""
     settings = configparser.ConfigParser()
     settings.read(CHECKOUT / "setup.cfg")
-    declared = {re.split(r"[^\w.-]", line)[0] for line in settings["options"]["install_requires"].split("\n") if line}
+    named = settings["options"]["install_requires"] + settings["options.extras_require"]["testing"]
+    declared = {re.split(r"[^\w.-]", line)[0] for line in named.split("\n") if line}
     declared = {re.sub(r"[-_.]+", "-", name).lower() for name in declared}
     of_module = packages_distributions()
     needed = {name: {re.sub(r"[-_.]+", "-", d).lower() for d in of_module.get(name, [name])} for name in imported()}

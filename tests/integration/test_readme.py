@@ -85,8 +85,8 @@ def desk(tmp_path_factory: pytest.TempPathFactory, tiny_dataset) -> Path:
     }
     for name, script in {**commands, **SLURM}.items():
         file = desk / "bin" / name
-        body = script or f'exec {sys.executable} {desk}/small.py {name} "$@"'
-        file.write_text(f"#!/bin/bash\n{body}\n")
+        small = f'exec {sys.executable} {desk}/small.py {name} "$@"'
+        file.write_text(f"#!/bin/bash\n{script or small}\n")
         file.chmod(0o755)
     return desk
 

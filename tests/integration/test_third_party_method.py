@@ -27,12 +27,20 @@ def installed(tmp_path_factory, run_command) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["resenc_tiny", "primus_tiny"])
-def test_pretrains_on_both_backbones(backbone, installed, nnunet_folders, run_command, tiny_dataset):
+def test_it_passes_the_contract(installed, run_command, tmp_path):
+    """With the one line of its own tests, as its author runs them: nothing of our tests' fixtures is there."""
+    shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
+    quick = ["-p", "no:randomly", "-p", "no:cacheprovider", "-q", "--rootdir", tmp_path]
+    done = run_command(["python", "-m", "pytest", *quick, tmp_path / "tests"], {"PYTHONPATH": installed}, cwd=tmp_path)
+    assert "21 passed" in done.stdout
+
+
+@pytest.mark.slow
+def test_pretrains_by_the_command(installed, nnunet_folders, run_command, tiny_dataset):
     tiny_dataset(nnunet_folders["nnUNet_raw"], 910, num_cases=4, num_labelled=0)
     environment = {**nnunet_folders, "PYTHONPATH": installed, "nnUNet_n_proc_DA": "1"}
     short = ["--epochs", "1", "--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1", "-np", "1"]
-    method = ["--method", "denoising", "--set", "denoising.noise=0.5", "--backbone", backbone]
+    method = ["--method", "denoising", "--set", "denoising.noise=0.5", "--backbone", "primus_tiny"]
     done = run_command(["nnUNetv2_pretrain", "910", *method, *short, "-device", "cpu"], environment)
     assert "DenoisingConfig(noise=0.5)" in done.stdout
     results = Path(nnunet_folders["nnUNet_results"]) / "Dataset910_Tiny"

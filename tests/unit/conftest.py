@@ -35,36 +35,16 @@ def patch(request: pytest.FixtureRequest) -> tuple[int, ...]:
 @pytest.fixture
 def make(method_class: type, patch: tuple[int, ...]) -> Callable[..., Any]:
     """Function (kind, patch, channels, embed, **config) -> method around a tiny "unet", "plain" U-Net or "primus"."""
-    import torch
-    from dynamic_network_architectures.architectures.primus import Primus
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-    from torch import nn
-
-    from nnunet_ssl.backbones import wrap_network
+    from nnunet_ssl.testing.tiny_step import tiny_method
 
     default_patch = patch
     small: dict[str, Any] = SMALL.get(method_class.name, {})
 
-    def unet(channels: int, out: int, ndim: int, plain: bool) -> nn.Module:
-        conv, norm = (nn.Conv3d, nn.InstanceNorm3d) if ndim == 3 else (nn.Conv2d, nn.InstanceNorm2d)
-        return (PlainConvUNet if plain else ResidualEncoderUNet)(
-            channels, 3, [8, 16, 24], conv, 3, [1, 2, 2], 1, out, [1, 1], True, norm,
-            norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
-        )  # fmt: skip
-
     def build(kind: str, patch: tuple[int, ...] | None = None, channels: int = 1, embed: int = 72, **given: Any) -> Any:
-        torch.manual_seed(0)
-        patch = default_patch if patch is None else patch
         if kind == "primus" and "mask_block" in small:
             given = {"mask_block": 8, **given}  # a token
-        config = method_class.Config(**{**small, **given})
-        size, out = method_class.views(config, patch).network_size, method_class.output_channels(config, channels)
-        network = (
-            Primus(channels, embed, (8,) * 3, out, 2, embed // 72, size, init_values=0.1, scale_attn_inner=True)
-            if kind == "primus"
-            else unet(channels, out, len(patch), kind == "plain")
-        )
-        return method_class(wrap_network(network, size, method_class.crop_setting), config)
+        settings = {**small, **given}
+        return tiny_method(method_class, kind, default_patch if patch is None else patch, channels, embed, settings)
 
     return build
 
@@ -72,17 +52,12 @@ def make(method_class: type, patch: tuple[int, ...]) -> Callable[..., Any]:
 @pytest.fixture
 def batch_of(method_class: type, patch: tuple[int, ...]) -> Callable[..., dict[str, Any]]:
     """Function (patch, channels, number, **config) -> random batch of the regions that the method reads."""
-    import torch
+    from nnunet_ssl.testing.tiny_step import tiny_batch
 
     default_patch = patch
 
-    def draw(
-        patch: tuple[int, ...] | None = None, channels: int = 1, number: int = 3, **config: Any
-    ) -> dict[str, torch.Tensor]:
-        views = method_class.views(method_class.Config(**config), default_patch if patch is None else patch)
-        first = (number, views.regions) if views.regions > 1 else (number,)
-        image = torch.randn(*first, channels, *views.region_size, generator=torch.Generator().manual_seed(7))
-        return {"image": image, "excluded": torch.zeros(*first, 1, *views.region_size, dtype=torch.bool)}
+    def draw(patch: tuple[int, ...] | None = None, channels: int = 1, number: int = 3, **config: Any) -> dict[str, Any]:
+        return tiny_batch(method_class, default_patch if patch is None else patch, channels, number, config)
 
     return draw
 
@@ -90,11 +65,7 @@ def batch_of(method_class: type, patch: tuple[int, ...]) -> Callable[..., dict[s
 @pytest.fixture
 def prepared() -> Callable[..., dict[str, Any]]:
     """Function (method, batch, seed) -> inputs of the network."""
-    import torch
-
-    def prepare(method: Any, batch: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
-        with torch.no_grad():
-            return method.prepare(batch, torch.Generator().manual_seed(seed))
+    from nnunet_ssl.testing.tiny_step import prepare
 
     return prepare
 

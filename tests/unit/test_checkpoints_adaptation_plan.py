@@ -210,7 +210,7 @@ def test_other_primus_can_be_rebuilt_from_its_arguments(options: dict[str, Any])
     assert architecture["arch_class_name"] == "Primus"
     shape = [4 * size for size in architecture["arch_kwargs"]["patch_embed_size"]]
     with torch.device("meta"):
-        rebuilt = Primus(input_channels=1, num_classes=2, input_shape=shape, **architecture["arch_kwargs"])
+        rebuilt = Primus(input_channels=1, num_classes=2, **{**architecture["arch_kwargs"], "input_shape": shape})
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     assert {name: tensor.shape for name, tensor in rebuilt.state_dict().items()} == shapes
     assert rebuilt.eva.blocks[0].attn.num_heads == network.eva.blocks[0].attn.num_heads

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunet_ssl.checkpoints.description.describe import Description, describe
+from nnunet_ssl.checkpoints.description.describe import describe
+from nnunet_ssl.checkpoints.description.description import Description
 from nnunet_ssl.checkpoints.networks.spec import checked_spec
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.info import main
@@ -20,7 +21,7 @@ KEYS = {
     *("network_source", "architecture", "parameters", "tensors", "dtypes", "non_finite_tensors", "input_channels"),
     *("channel_names", "patch_size", "recommended_patch_size", "spacing", "resampled", "normalization"),
     *("transpose_forward", "image_reader", "token_order", "dataset", "further_datasets", "num_images", "epochs_done"),
-    *("epochs_planned", "versions", "licence", "citations", "notes", "problem", "uses", "weights", "teacher"),
+    *("epochs_planned", "versions", "licence", "citations", "notes", "problem", "uses", "weights", "teacher", "stems"),
 }
 PRIMUS = {"embed_dim": 36, "patch_embed_size": [8, 8, 8], "eva_depth": 1, "eva_numheads": 2, "scale_attn_inner": True}
 

@@ -5,56 +5,37 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.testing import steps, steps_of
+from nnunet_ssl.testing.tiny_step import prepare, tiny_batch, tiny_method
 
 OWN = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
-PLANS = [  # backbone, patch, channels, images
-    ("unet", (16, 16, 16), 1, 1),
-    ("unet", (16, 24, 32), 3, 2),
-    ("plain", (24, 40), 2, 2),
-    ("primus", (16, 24, 32), 2, 2),
-    ("primus", (24, 24, 24), 1, 1),
-]
-NEEDS_TWO = ("simclr", "swin_unetr")
+SMALL = {  # what the recipe has too large for tiny patches
+    "mae": {"mask_block": 8},
+    "simmim": {"mask_block": 8},
+    "simclr": {"projector_dim": 64},
+    "voco": {"projector_dim": 64},
+    "consistent_views": {"projector_dim": 64},
+    "swin_unetr": {"embedding_dim": 32},
+    "self_distillation": {"projector_dim": 64, "prototypes": 48, "compared_tokens": 16},
+}
+TestSteps = steps_of(*OWN, settings=SMALL)
 
 
-@pytest.fixture(params=OWN)
-def method_class(request):
-    return get_method(request.param)
+@pytest.mark.parametrize("method", ["simclr", "swin_unetr"])
+def test_tasks_that_compare_images_refuse_a_single_one(method):
+    cls, patch = get_method(method), (16, 16, 16)
+    task = tiny_method(cls, "unet", patch, settings=SMALL[method])
+    with pytest.raises(ValueError, match=r"got a batch of one.*--batch-size \d+"):
+        prepare(task, tiny_batch(cls, patch, images=1, settings=SMALL[method]))
 
 
-@pytest.mark.parametrize(("kind", "size", "channels", "images"), PLANS)
-@pytest.mark.filterwarnings("ignore:.*is too small")
-def test_one_step_on_any_plans(kind, size, channels, images, method_class, make, batch_of, prepared):
-    if kind not in ("unet", "plain") and kind not in method_class.backbones:
-        with pytest.raises(ValueError, match="works on unet networks, not on primus"):
-            make(kind, size, channels)
-        return
-    method, batch = make(kind, size, channels), batch_of(size, channels, images)
-    if images == 1 and method_class.name in NEEDS_TWO:
-        with pytest.raises(ValueError, match=r"got a batch of one.*--batch-size \d+"):
-            prepared(method, batch)
-        return
-    output = method(prepared(method, batch))
-    output.loss.backward()
-    assert output.loss.isfinite()
-    moved = {n for n, p in method.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
-    assert any(n.startswith("backbone.network") for n in moved)
-    assert all(len(image) == images for image in output.preview.values())
+def test_a_task_with_random_numbers_of_its_own_breaks_the_contract(monkeypatch):
+    class Careless(get_method("mae")):
+        def prepare(self, batch, generator):
+            image = batch["image"]
+            return super().prepare({**batch, "image": image + torch.rand_like(image)}, generator)
 
-
-def test_patch_that_does_not_fit_says_what_to_type(method_class, make):
-    given = {"crop_size": (10, 12, 12)} if method_class.crop_setting else {}
-    patch = (16, 24, 24) if given else (10, 12, 12)
-    flag = rf"--set {method_class.crop_setting}=\[12,12,12\]" if given else "--patch-size 12 12 12"
-    with pytest.raises(BackboneError, match=rf"next valid size is \(12, 12, 12\): {flag}"):
-        make("unet", patch, **given)
-
-
-@pytest.mark.filterwarnings("ignore:.*is too small")
-def test_same_generator_state_same_inputs(method_class, make, batch_of, prepared):
-    method = make("unet")
-    first, again, other = (prepared(method, batch_of(), seed) for seed in (1, 1, 2))
-    assert all(torch.equal(first[k], again[k]) for k in first)
-    assert any(not torch.equal(first[k], other[k]) for k in first)
+    monkeypatch.setattr(steps, "get_method", lambda _: Careless)
+    with pytest.raises(AssertionError):
+        steps.StepContract().test_same_generator_same_inputs("careless", SMALL["mae"])

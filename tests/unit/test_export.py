@@ -11,6 +11,7 @@ import pytest
 import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from readers_of_exports import READERS, encoder_of, same_encoder
 from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation.adapt import adapt_checkpoint
@@ -218,6 +219,32 @@ def test_others_load_what_we_would_load(backbone: str, channels: int, patch: tup
         network(torch.zeros(1, channels, *patch))
 
 
+@pytest.mark.parametrize("reader", list(READERS))
+@pytest.mark.parametrize("backbone", ["ResidualEncoderUNet", "PlainConvUNet", "Primus", "PrimusX"])
+def test_every_reader_finds_all_of_the_encoder(reader: str, backbone: str) -> None:
+    """The rules of other programs, on an export of every kind of network; PrimusX: a file of nnssl's, given on."""
+    checkpoint = checkpoint_of("unet" if "UNet" in backbone else "primus")
+    if backbone == "PlainConvUNet":
+        kwargs = {key: value for key, value in UNET.items() if key != "n_blocks_per_stage"}
+        kwargs |= {"n_conv_per_stage": [1, 1, 1]}
+        network = unet(kind=PlainConvUNet, kwargs=kwargs)
+        plan = build_adaptation_plan(network, plans_of(network, kwargs), "3d_fullres", 1, PATCH)
+        checkpoint |= {"network_weights": network.state_dict(), "nnssl_adaptation_plan": plan}
+    if backbone == "PrimusX":
+        architecture = checkpoint["nnssl_adaptation_plan"]["architecture_plans"]
+        theirs = {"encoder_eva_depth": 2, "encoder_eva_numheads": 2, "decoder_eva_depth": 1, "patch_drop_rate": 0.8}
+        kept = {key: PRIMUS[key] for key in ("embed_dim", "patch_embed_size", "init_values", "scale_attn_inner")}
+        architecture.update(arch_class_name="PrimusX", arch_kwargs={**kept, **theirs, "input_channels": 1})
+    made = portable(checkpoint).checkpoint
+    network = READERS[reader](made, 1, PATCH)
+    assert len(encoder_of(network)) > 20
+    assert same_encoder(network, made["network_weights"])
+    kwargs = made["nnssl_adaptation_plan"]["architecture_plans"]["arch_kwargs"]
+    if backbone.startswith("Primus"):
+        assert kwargs["input_shape"] == list(PATCH)
+        assert not {"patch_drop_rate", "decoder_eva_depth", "input_channels"} & set(kwargs)
+
+
 def test_presets_are_named_and_load() -> None:
     """The full-size networks, without memory."""
     from nnunet_ssl.checkpoints.adaptation_plan import RESENC_L
@@ -237,6 +264,7 @@ def test_primus_without_preset_is_described_as_others_read_it() -> None:
     plan = portable(checkpoint_of("primus")).checkpoint["nnssl_adaptation_plan"]
     kwargs = plan["architecture_plans"]["arch_kwargs"]
     assert (kwargs["encoder_eva_depth"], kwargs["encoder_eva_numheads"]) == (2, 2)
+    assert (kwargs["input_shape"], kwargs["drop_path_rate"]) == (list(PATCH), 0.0)
     assert "eva_depth" not in kwargs
     assert len(empty_network(plan, 1, PATCH).eva.blocks) == 2
 

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import blosc2
 import numpy as np
 import pytest
 import torch
 from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.planners.preprocessing.foreground import LOCATIONS, SHARE
+from nnunet_ssl.planners.sharing.finished import discard
 from nnunet_ssl.trainers.data import batches
 from nnunet_ssl.trainers.data.augmentation import Augmentation
 from nnunet_ssl.trainers.data.batches import Chunks, Positions, load_batches
 from nnunet_ssl.trainers.data.corpus import Corpus, CorpusDataset, read_box, storage_and_cases
 from nnunet_ssl.trainers.data.patch_sampler import AROUND_ANATOMY, PatchSampler, around
 from nnunet_ssl.trainers.data.patches import PatchDataset
+from nnunet_ssl.trainers.data.sampling_locations import SamplingLocations
 from nnunet_ssl.views.spec import Views
 
 SHAPE = (30, 24, 20)
@@ -59,11 +64,11 @@ def test_box_is_cut_as_nnunet_does(start):
 def test_what_lies_beyond_the_image_is_excluded(tmp_path):
     """In patches and in the centres of held-out cases; every voxel of the image is above 0, padding is 0."""
     save(tmp_path / "A", "case", numbered() + 1.0)
-    dataset = CorpusDataset("A", str(tmp_path / "A"))
+    source = CorpusDataset("A", str(tmp_path / "A"))
     for size in ((8, 8, 8), (8, 30, 25), (40, 40, 40)):
-        patch = dataset(dataset, size)[0]
+        patch = dataset(source, size)[0]
         assert torch.equal(patch["excluded"], patch["image"] == 0)
-        centre = Corpus([dataset], ["A/case"]).centre_crop("A/case", size)
+        centre = Corpus([source], ["A/case"]).centre_crop("A/case", size)
         assert torch.equal(centre["excluded"], centre["image"] == 0)
         assert patch["excluded"].any() == (size != (8, 8, 8))
 
@@ -133,17 +138,59 @@ def test_weights_say_how_often_an_image_is_drawn(tmp_path):
         dataset(CorpusDataset("Dataset001_A", str(tmp_path / "d")), weights=[0.5, 0.5])
 
 
-def test_patches_around_the_anatomy(tmp_path):
+def write_store(folder: Path, cases: dict[str, dict[int, list]], version: int = 1) -> None:
+    """Places of labels as nnU-Net's development branch stores them beside the cases."""
+    store, keys = folder / "fg_sampling", sorted({label for labels in cases.values() for label in labels})
+    store.mkdir()
+    rows = [
+        [(keys.index(label), np.ravel_multi_index(np.array(v).T, SHAPE)) for label, v in c.items()]
+        for c in cases.values()
+    ]
+    runs = [run for row in rows for run in row]
+    totals = [sum(len(flat) for _, flat in row) for row in rows]
+    np.save(store / "indptr.npy", np.cumsum([0, *map(len, rows)]))
+    np.save(store / "class_id.npy", np.array([key for key, _ in runs], np.uint16))
+    np.save(store / "count.npy", np.array([len(flat) for _, flat in runs], np.uint32))
+    np.save(store / "base.npy", np.cumsum([0, *totals[:-1]]))
+    np.save(store / "shape.npy", np.array([SHAPE] * len(cases)))
+    flat = np.concatenate([flat for _, flat in runs]).astype(np.uint64)
+    blosc2.asarray(flat, urlpath=str(store / "locations.b2nd"), chunks=(2,), blocks=(1,))
+    meta = {"version": version, "identifiers": list(cases), "class_keys": keys}
+    (store / "meta.json").write_text(json.dumps(meta))
+
+
+@pytest.mark.parametrize("noted_in", ["pkl", "store"])
+def test_patches_around_the_anatomy(tmp_path, noted_in):
     """A third of the patches at least has the anatomy inside; anonymised voxels attract none, and none leaves the image."""
     corner_of_image = np.array([[0, 28, 22, 18]])
-    noted = {"class_locations": {1: corner_of_image, 2: np.array([[0, 1, 1, 1]])}}
-    save(tmp_path / "d", "a", numbered(), **noted)
-    dataset = CorpusDataset("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
-    starts = [corner(dataset(dataset)[i]) for i in range(400)]
+    if noted_in == "pkl":
+        noted = {"class_locations": {1: corner_of_image, 2: np.array([[0, 1, 1, 1]])}}
+        save(tmp_path / "d", "a", numbered(), **noted)
+    else:
+        save(tmp_path / "d", "a", numbered(), present_labels=[0, 1, 2])
+        others = {"another": {2: [[5, 5, 5]] * 3}, "b": {1: [[9, 9, 9]] * 3, 2: [[3, 3, 3]]}}
+        write_store(tmp_path / "d", {**others, "a": {1: [[28, 22, 18]], 2: [[1, 1, 1]]}})
+    images = CorpusDataset("Dataset001_A", str(tmp_path / "d"), anatomy_label=1)
+    starts = [corner(dataset(images)[i]) for i in range(400)]
     assert all(all(0 <= s <= full - 8 for s, full in zip(start, SHAPE, strict=True)) for start in starts)
     last = tuple(full - 8 for full in SHAPE)
     assert starts.count(last) / 400 == pytest.approx(AROUND_ANATOMY, abs=0.07)
     assert starts.count((0, 0, 0)) < 10
+
+
+def test_the_store_of_places(tmp_path):
+    save(tmp_path / "d", "a", numbered())
+    write_store(tmp_path / "d", {"a": {2: [[1, 2, 3], [4, 5, 6]]}, "b": {1: [[7, 8, 9]]}})
+    store = SamplingLocations(str(tmp_path / "d"))
+    assert store.of("a", 2).tolist() == [[1, 2, 3], [4, 5, 6]]
+    assert store.of("b", 1).tolist() == [[7, 8, 9]]
+    assert store.of("a", 1) is store.of("b", 3) is store.of("made later", 1) is None
+    discard(str(tmp_path / "d"), ["a"])
+    assert not SamplingLocations(str(tmp_path / "d")).is_there, "it would name places in an image that is no more"
+    (tmp_path / "new").mkdir()
+    write_store(tmp_path / "new", {"a": {1: [[1, 1, 1]]}}, version=2)
+    with pytest.raises(CorpusError, match="is of version 2, and this nnunet_ssl reads version 1"):
+        SamplingLocations(str(tmp_path / "new")).of("a", 1)
 
 
 def airy_image(share: float) -> tuple[np.ndarray, np.ndarray]:

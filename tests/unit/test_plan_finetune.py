@@ -13,7 +13,7 @@ import torch
 from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
 from nnunet_ssl.checkpoints.networks.spec import NetworkSpec, checked_spec
-from nnunet_ssl.checkpoints.networks.stated import network_of, stated_network
+from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.plan_finetune import main
 from nnunet_ssl.errors import CheckpointError, CorpusError
@@ -200,22 +200,6 @@ def test_a_plan_that_the_weights_contradict_is_not_believed(file: Path) -> None:
     assert network.kwargs.get("features_per_stage", [8])[0] == 8
     if "nnssl_adaptation_plan" in checkpoint:
         assert "where that network has" in network.notes[0]
-
-
-def test_primusx_of_nnfoundation() -> None:
-    kwargs = {
-        "embed_dim": 1056,
-        "patch_embed_size": (8, 8, 8),
-        "encoder_eva_depth": 40,
-        "encoder_eva_numheads": 16,
-        "scale_attn_inner": True,
-        "init_values": [0.1],
-    }
-    plan = {"arch_class_name": "PrimusX", "arch_kwargs": kwargs, "arch_kwargs_requiring_import": None}
-    network = stated_network({"nnssl_adaptation_plan": {"architecture_plans": plan}})
-    assert network is not None
-    assert (network.kwargs["eva_depth"], network.kwargs["eva_numheads"]) == (40, 16)
-    assert (network.kwargs["init_values"], network.kwargs["drop_path_rate"]) == (0.1, 0.2)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from batchgenerators.augmentations.utils import resize_segmentation
 from nnunetv2.preprocessing.cropping.cropping import crop_to_nonzero as stock_crop
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
@@ -38,7 +40,8 @@ from nnunet_ssl.planners.preprocessing.normalization import (
     scheme_of_image,
     schemes_for,
 )
-from nnunet_ssl.planners.preprocessing.resampling import faster, resample
+from nnunet_ssl.planners.preprocessing.resampling import resample
+from nnunet_ssl.planners.preprocessing.resampling_choice import faster, unknown_arguments
 from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
 
 UNUSED = {"use_mask_for_norm": False, "intensityproperties": {}}
@@ -91,6 +94,38 @@ def test_only_nnunets_default_resampling_is_replaced() -> None:
         partial(resample_data_or_seg_to_shape, order=0),
     ):
         assert faster(other) is other
+
+
+@pytest.mark.parametrize("tiebreak", ["nearest", "lowest", "highest"])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_labels_that_share_a_voxel(tiebreak: str, classes: int) -> None:
+    labels = np.random.default_rng(1).integers(0, classes, (1, 12, 10, 8)).astype(np.int8)
+    new = (6, 5, 8)  # halves: every second voxel is shared evenly
+    expected = resize_segmentation(labels[0], new, order=1, seg_tiebreak=tiebreak)
+    result = resample(labels, new, (1, 1, 1), (2, 2, 1), is_seg=True, order=1, seg_tiebreak=tiebreak)
+    np.testing.assert_array_equal(result[0], expected)
+    assert tiebreak == "nearest" or (result != resample(labels, new, (1, 1, 1), (2, 2, 1), is_seg=True, order=1)).any()
+
+
+def test_arguments_of_a_newer_nnunet_are_honoured_or_named() -> None:
+    """Plans of the development branch, which says how ties are settled, with this nnU-Net."""
+    usual = {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None}
+
+    def problems(name: str = "resample_data_or_seg_to_shape", **more: Any) -> list[str]:
+        return unknown_arguments({"resampling_fn_seg": name, "resampling_fn_seg_kwargs": {**usual, **more}})
+
+    assert faster(partial(resample_data_or_seg_to_shape, **usual, seg_tiebreak="lowest")).func is resample
+    assert not problems(seg_tiebreak="highest")
+    assert not problems(order=0, seg_tiebreak="lowest")  # where there are no ties
+    flat = faster(partial(resample_data_or_seg_to_shape, is_seg=True, order=0, seg_tiebreak="lowest"))
+    assert flat(np.zeros((1, 4, 4, 4), np.int8), (2, 2, 2), (1, 1, 1), (2, 2, 2)).shape == (1, 2, 2, 2)
+    (problem,) = problems(seg_tiebreak="first")
+    assert "nearest, lowest, highest for seg_tiebreak, found 'first'" in problem
+    (problem,) = problems(colour="blue")
+    assert "holds colour, which resample_data_or_seg_to_shape of the installed nnunetv2" in problem
+    assert "pip install --upgrade nnunetv2" in problem
+    (problem,) = problems("tiny_resampling_of_nobody")
+    assert "no resampling function tiny_resampling_of_nobody" in problem
 
 
 def test_cropping_is_nnunets() -> None:

@@ -17,6 +17,8 @@ from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_map
 from torch import Tensor
 
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.planners.preprocessing.foreground import LOCATIONS
+from nnunet_ssl.trainers.data.sampling_locations import SamplingLocations
 
 TRAINING, VALIDATION = 0, 1  # streams of random numbers
 # mmap reads only the pages of the blocks that are asked for; nnU-Net leaves it out on Windows, where it does not work.
@@ -74,6 +76,7 @@ class Corpus:
         self.datasets = {s.name: s for s in datasets}
         self.identifiers = sorted(identifiers)
         self._stored: dict[str, Any] = {}
+        self._sampling = {s.name: SamplingLocations(s.folder) for s in datasets}
         for dataset in datasets:
             storage, _ = storage_and_cases(dataset.folder)
             if storage is not None:
@@ -98,9 +101,12 @@ class Corpus:
         return self._array(identifier, seg=True)
 
     def properties(self, identifier: str) -> dict[str, Any]:
-        """What preprocessing noted about a case."""
+        """What preprocessing noted about a case, with the places of the anatomy wherever they are noted."""
         dataset, case = self.split(identifier)
-        return load_pickle(join(dataset.folder, f"{case}.pkl"))
+        noted, label, places = load_pickle(join(dataset.folder, f"{case}.pkl")), dataset.anatomy_label, None
+        if label is not None and LOCATIONS not in noted and self._sampling[dataset.name].is_there:
+            places = self._sampling[dataset.name].of(case, label)
+        return noted if places is None else {**noted, LOCATIONS: places}
 
     def _array(self, identifier: str, seg: bool) -> Any:
         dataset, case = self.split(identifier)

@@ -15,7 +15,7 @@ from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.errors import MachineError
-from nnunet_ssl.methods import Method
+from nnunet_ssl.methods.base import Method
 from nnunet_ssl.trainers.device.compiling import Compiler, Elsewhere, NotCompiled
 from nnunet_ssl.trainers.distributed import sharding
 

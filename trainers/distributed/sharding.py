@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from nnunet_ssl.errors import MachineError
-from nnunet_ssl.methods import Method
+from nnunet_ssl.methods.base import Method
 from nnunet_ssl.recipes import Recipe, build_optimizer
 from nnunet_ssl.trainers.device.compiling import Compiler
 

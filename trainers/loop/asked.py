@@ -18,9 +18,11 @@ HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_
 GEOMETRY = ("patch_size", "batch_size", "spacing", "normalization_schemes", "architecture")
 
 
-def note_weights(plans: dict[str, Any], weights: str | None) -> None:
+def note_weights(plans: dict[str, Any], weights: str | None, stem: str | None = None) -> None:
     """Write into the plans of a run which weights it starts from: the last part of the name, no path of this machine."""
     plans[WEIGHTS] = None if weights is None else os.path.basename(weights.rstrip("/")) or weights
+    if weights is not None and stem is not None:
+        plans[WEIGHTS] += f" with stem {stem}"
 
 
 def differences(held: dict[str, Any], asked: dict[str, Any], configuration: str, method: str) -> list[str]:

@@ -11,7 +11,7 @@ from nnunet_ssl.backbones.blockwise import compute_by_product
 from nnunet_ssl.backbones.channels_last import leave_biases_out, use_channels_last
 from nnunet_ssl.backbones.norms import keep_layout
 from nnunet_ssl.integration.architecture import build_network
-from nnunet_ssl.methods import Method
+from nnunet_ssl.methods.base import Method
 from nnunet_ssl.views.spec import Views
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.errors import CheckpointError
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
@@ -89,7 +90,7 @@ def finish_epoch(trainer: RunContext) -> None:
     if (due or last) and math.isfinite(log["val_losses"]) and not (best is not None and log["val_losses"] >= best):
         trainer.position.best = log["val_losses"]
         save_unless_disk_is_full(trainer, "checkpoint_best.pth")
-    if trainer.local_rank == 0:
+    if is_first():
         attempt_to_draw(trainer.print_to_log_file, draw_epoch, trainer, last)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.signals import AT_ONCE, Stopped, guarded_forks, stopping_on_signals
 from nnunet_ssl.trainers.distributed.processes import Consensus
 from nnunet_ssl.trainers.loop.early_stop import Enough
@@ -42,7 +43,7 @@ class InterruptibleTrainer(nnUNetTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.interruption = Interruption()
-        self.interruption.loud = self.local_rank == 0
+        self.interruption.loud = is_first()
         self.consensus = Consensus(several=False)
 
     def run_training(self) -> None:
@@ -68,6 +69,7 @@ class InterruptibleTrainer(nnUNetTrainer):
         """As nnU-Net's, whose own handler for SIGUSR1 does not stay."""
         self.interruption.insist()
         super().on_train_epoch_start()
+        self.interruption.insist()
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's step, unless somebody asked to stop."""
@@ -84,7 +86,7 @@ class InterruptibleTrainer(nnUNetTrainer):
         super().on_epoch_end()
         if self.current_epoch >= self.num_epochs:
             return
-        by_file = self.local_rank == 0 and asked_to_finish(self.output_folder)
+        by_file = is_first() and asked_to_finish(self.output_folder)
         if self.consensus.now(bool(self.interruption.finishing or by_file)):
             reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
             done = f"stopped after {self.current_epoch} of {self.num_epochs} epochs"
@@ -93,7 +95,7 @@ class InterruptibleTrainer(nnUNetTrainer):
     def on_train_end(self) -> None:
         """As nnU-Net's."""
         super().on_train_end()
-        if self.local_rank == 0:
+        if is_first():
             forget_to_finish(self.output_folder)
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -127,7 +129,7 @@ class InterruptibleTrainer(nnUNetTrainer):
                 f"saved in {file}. The same command {then} (nnUNetv2_train wants --c in place of -pretrained_weights)."
             )
         self.print_to_log_file(f"{sentence}, {saved}")
-        if self.local_rank == 0 and number == USR2:
+        if is_first() and number == USR2:
             forget_to_finish(self.output_folder)
         for loader in (self.dataloader_train, self.dataloader_val):
             with suppress(AttributeError):  # without reading processes there is nothing to end

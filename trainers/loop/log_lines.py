@@ -6,81 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os.path import join
 from statistics import median
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
 
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.messages import counted
 from nnunet_ssl.recipes import Recipe
-from nnunet_ssl.trainers.context import RunContext
+from nnunet_ssl.trainers.context import RunContext, TrainingContext
 from nnunet_ssl.trainers.device.precision import autocast_dtype
 from nnunet_ssl.trainers.loop.judging import YARDSTICK
 from nnunet_ssl.trainers.loop.progress import duration
 
 ENOUGH = 0.2  # of an epoch's iterations, from which its length can be told
-
-
-class Trained(Protocol):
-    """What is said of every training."""
-
-    @property
-    def plans_manager(self) -> PlansManager:
-        """nnU-Net's view of the plans."""
-
-    @property
-    def configuration_manager(self) -> ConfigurationManager:
-        """And of their configuration."""
-
-    @property
-    def configuration_name(self) -> str:
-        """E.g. "3d_fullres"."""
-
-    @property
-    def fold(self) -> int | str:
-        """A number, or "all"."""
-
-    @property
-    def num_input_channels(self) -> int:
-        """Of the network."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """Optimiser, learning rate, clipping, warm-up."""
-
-    @property
-    def num_epochs(self) -> int:
-        """Of the recipe."""
-
-    @property
-    def num_iterations_per_epoch(self) -> int:
-        """Of the settings."""
-
-
-class Finetuned(Trained, Protocol):
-    """What is said of a fine-tuning besides."""
-
-    @property
-    def device(self) -> torch.device:
-        """Of this process."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per step and process."""
-
-    @property
-    def is_ddp(self) -> bool:
-        """Whether several processes train together."""
-
-    @property
-    def output_folder(self) -> str:
-        """Of the run's results."""
-
-    @property
-    def output_folder_base(self) -> str:
-        """The folder around it, with the plans of the run."""
 
 
 def summary(trainer: RunContext) -> str:
@@ -108,7 +47,7 @@ def summary(trainer: RunContext) -> str:
     )
 
 
-def finetuning_summary(trainer: Finetuned, network: nn.Module) -> str:
+def finetuning_summary(trainer: TrainingContext, network: nn.Module) -> str:
     """The same of a fine-tuning."""
     return _lines(
         "Fine-tuning",
@@ -130,19 +69,19 @@ def _lines(title: str, rows: Mapping[str, object]) -> str:
     return "\n".join([title, *(f"  {key + ':':<13}{value}" for key, value in rows.items())])
 
 
-def _data(trainer: Trained, others: Sequence[str] = ()) -> str:
+def _data(trainer: TrainingContext, others: Sequence[str] = ()) -> str:
     plans = trainer.plans_manager
     names = " and ".join([plans.dataset_name, *others])
     return f"{names}, {trainer.configuration_name} of {plans.plans_name}, fold {trainer.fold}"
 
 
-def _network(trainer: Trained, network: nn.Module) -> str:
+def _network(trainer: TrainingContext, network: nn.Module) -> str:
     size = sum(p.numel() for p in network.parameters()) / 1e6
     channels = counted(int(trainer.num_input_channels or 1), "input channel")
     return f"{type(network).__name__}, {size:.1f} million parameters, {channels}"
 
 
-def _patches(trainer: Trained, size: Sequence[int]) -> str:
+def _patches(trainer: TrainingContext, size: Sequence[int]) -> str:
     spacing = " x ".join(f"{s:.3g}" for s in trainer.configuration_manager.spacing)
     return f"{shape_text(size)} voxels of {spacing} mm"
 
@@ -155,7 +94,7 @@ def _recipe(recipe: Recipe) -> str:
     )
 
 
-def _length(trainer: Trained) -> str:
+def _length(trainer: TrainingContext) -> str:
     warmup = trainer.recipe.warmup_epochs
     first = f", the first {warmup} as warm-up" if warmup > 1 else ", the first as warm-up" if warmup else ""
     iterations = counted(trainer.num_iterations_per_epoch, "iteration")

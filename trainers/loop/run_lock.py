@@ -15,6 +15,7 @@ from nnunet_ssl.files.heartbeat import BEAT, SILENCE
 from nnunet_ssl.files.locks import Lock, Owner
 from nnunet_ssl.files.owner import place
 from nnunet_ssl.files.unwritable import cannot_write
+from nnunet_ssl.integration.versions import is_first
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -50,7 +51,7 @@ def alone_in(folder: str, doing: str) -> Iterator[None]:
 def alone_in_folder_of(trainer: nnUNetTrainer) -> AbstractContextManager[None]:
     """The lock of a trainer's result folder, held by its first process; raises as `alone_in`."""
     folder = trainer.output_folder
-    return alone_in(folder, doing(folder)) if trainer.local_rank == 0 else nullcontext()
+    return alone_in(folder, doing(folder)) if is_first() else nullcontext()
 
 
 def _acquire(path: str, doing: str) -> Lock:

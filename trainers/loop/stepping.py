@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nnunet_ssl.backbones.drop_path import use_keys
 from nnunet_ssl.losses.gather import shared_counts
-from nnunet_ssl.methods import Method, MethodOutput
+from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.trainers.context import StepContext
 from nnunet_ssl.trainers.data.corpus import derive_seed
 from nnunet_ssl.trainers.data.packing import unpack

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os.path import join
 from signal import Signals
 
+from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.messages import counted
 from nnunet_ssl.signals import AFTER_EPOCH
 from nnunet_ssl.trainers.context import RunContext, Stoppable
@@ -36,7 +37,7 @@ def stop_after_epoch(trainer: RunContext) -> None:
     """After SIGUSR2, or where there is a file FINISH_EPOCH: save and leave, as an epoch has ended and none has begun."""
     if trainer.position.epoch >= trainer.num_epochs:
         return  # the run ends by itself
-    by_file = trainer.local_rank == 0 and asked_to_finish(trainer.output_folder)
+    by_file = is_first() and asked_to_finish(trainer.output_folder)
     if trainer.consensus.now(bool(trainer.interruption.finishing or by_file)):
         reason = f"{FINISH_EPOCH} found" if by_file else "SIGUSR2 received"
         sentence = f"{reason}: stopped after {trainer.position.epoch} of {trainer.num_epochs} epochs"
@@ -96,7 +97,7 @@ def save_and_leave(trainer: RunContext, sentence: str, ending: SystemExit) -> No
         "nothing is saved, checkpointing is disabled" if trainer.disable_checkpointing else f"saved in {file}. {AGAIN}"
     )
     trainer.print_to_log_file(f"{sentence}, {saved}")
-    if trainer.local_rank == 0 and ending.code == leave_with(USR2).code:
+    if is_first() and ending.code == leave_with(USR2).code:
         forget_to_finish(trainer.output_folder)
     leave(trainer, ending)
 

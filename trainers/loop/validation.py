@@ -12,7 +12,8 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.files.atomic import write_json
-from nnunet_ssl.methods import MethodOutput
+from nnunet_ssl.integration.versions import is_first, process_number
+from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
@@ -42,14 +43,14 @@ def validate_cases(trainer: RunContext) -> None:
     folder = join(trainer.output_folder, "validation")
     os.makedirs(folder, exist_ok=True)
     trainer.network.eval()
-    first, shared = trainer.local_rank == 0, trainer.is_ddp and not trainer.settings.shard
+    first, shared = is_first(), trainer.is_ddp and not trainer.settings.shard
     turns = dist.get_world_size() if shared else 1
     own: dict[str, Any] = {}
     with trainer.compiler.switched_off():  # of another batch size, the network would be compiled once more for these
         for number, (identifier, others) in enumerate(companions.items()):
             if number % turns == 0:
                 stop_validating_if_asked(trainer)
-            if shared and number % turns != trainer.local_rank:
+            if shared and number % turns != process_number():
                 continue
             output = run_case(trainer, corpus, [identifier, *others])
             own[identifier] = {"loss": output.loss.item(), **{k: v.item() for k, v in output.terms.items()}}

@@ -28,9 +28,15 @@ def adapt_checkpoint(
     target_patch_size: Sequence[int] | None = None,
     target_channel_names: Sequence[str] | None = None,
     image_channels: int | None = None,
+    stem: str | None = None,
 ) -> tuple[dict[str, Tensor], TransferReport]:
-    """`adapt` for a whole checkpoint as `read_checkpoint` returns it; `transfer` None means its method's default."""
-    weights, info = canonical_weights(checkpoint, num_heads=_num_heads(target))
+    """`adapt` for a whole checkpoint as `read_checkpoint` returns it; `transfer` None means its method's default.
+
+    stem: which one, of a checkpoint with a stem for every data set (`choose_stem`).
+    """
+    weights, info = canonical_weights(
+        checkpoint, num_heads=_num_heads(target), stem=stem, target_channel_names=target_channel_names
+    )
     return adapt(
         weights,
         target,

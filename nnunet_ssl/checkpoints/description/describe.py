@@ -6,7 +6,6 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,8 @@ from nnunet_ssl.checkpoints.adaptation.report import GROUPS
 from nnunet_ssl.checkpoints.aliases import own_name
 from nnunet_ssl.checkpoints.canonical import canonical_weights
 from nnunet_ssl.checkpoints.description.conventions import Conventions, read_conventions
+from nnunet_ssl.checkpoints.description.description import Description
 from nnunet_ssl.checkpoints.description.file_format import name_format, naming_notes
-from nnunet_ssl.checkpoints.description.printed import printed
 from nnunet_ssl.checkpoints.export.portable import STUDENT, TEACHER, has_teacher
 from nnunet_ssl.checkpoints.foreign_values import mapping, text, whole_number
 from nnunet_ssl.checkpoints.hub.download import sha256_of
@@ -29,64 +28,6 @@ from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import network_weights
 from nnunet_ssl.checkpoints.token_order import needs_conversion
 from nnunet_ssl.errors import CheckpointError
-
-
-@dataclass(frozen=True)
-class Description:
-    """Facts about a checkpoint; None and empty where the file does not state them. Keys of `to_json` stay as they are.
-
-    `parameters` counts aliased tensors once. Patch sizes in voxels and `spacing` in mm, in the network's order of axes.
-    `weights`: "student" or "teacher", of a pre-training that has both; `teacher`: whether the file holds that one as well.
-    `problem` is why the file cannot be fine-tuned from, None when it can. `uses` are pairs of a purpose and a command.
-    """
-
-    path: str
-    size_bytes: int
-    sha256: str
-    format: str
-    repo_id: str | None = None
-    revision: str | None = None
-    trainer: str | None = None
-    method: str | None = None
-    weights: str | None = None
-    teacher: bool = False
-    backbone: str | None = None
-    network: str | None = None
-    network_source: str | None = None
-    architecture: dict[str, Any] | None = None
-    parameters: dict[str, int] = field(default_factory=dict)
-    tensors: int = 0
-    dtypes: dict[str, int] = field(default_factory=dict)
-    non_finite_tensors: list[str] = field(default_factory=list)
-    input_channels: int | None = None
-    channel_names: list[str] = field(default_factory=list)
-    patch_size: list[int] | None = None
-    recommended_patch_size: list[int] | None = None
-    spacing: list[float] | None = None
-    resampled: bool | None = None
-    normalization: list[str] = field(default_factory=list)
-    transpose_forward: list[int] | None = None
-    image_reader: str | None = None
-    token_order: str | None = None
-    dataset: str | None = None
-    further_datasets: list[str] = field(default_factory=list)
-    num_images: int | None = None
-    epochs_done: int | None = None
-    epochs_planned: int | None = None
-    versions: dict[str, str] = field(default_factory=dict)
-    licence: str | None = None
-    citations: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    problem: str | None = None
-    uses: list[tuple[str, str]] = field(default_factory=list)
-
-    def to_json(self) -> dict[str, Any]:
-        """All fields as plain data for json.dump, uses as [{"purpose", "command"}]."""
-        return {**asdict(self), "uses": [{"purpose": p, "command": c} for p, c in self.uses]}
-
-    def table(self) -> str:
-        """Everything as text for people; what is unknown says so."""
-        return printed(self)
 
 
 def describe(
@@ -135,6 +76,7 @@ def describe(
         method=info.get("method"),
         weights=_weights(checkpoint, ssl),
         teacher=has_teacher(checkpoint),
+        stems=list(info.get("stems", ()))[:1000],
         backbone=backbone,
         network=None if spec is None else str(spec),
         network_source=None if spec is None else spec.source,

@@ -11,7 +11,9 @@ from torch import Tensor
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.canonical import attention_heads, canonical_weights, token_grid
 from nnunet_ssl.checkpoints.export.private import DATASET_JSON, INIT_ARGS, Scrubber
-from nnunet_ssl.checkpoints.networks.stated import PRIMUSX_NAMES, network_of, training_configuration
+from nnunet_ssl.checkpoints.networks.arguments import DROPPED
+from nnunet_ssl.checkpoints.networks.stated import PRIMUS_DEFAULTS, PRIMUSX_NAMES, network_of, training_configuration
+from nnunet_ssl.checkpoints.stems import IN_PROJECTION
 from nnunet_ssl.checkpoints.token_order import TOKEN_ORDERS, to_swapped_order
 from nnunet_ssl.errors import CheckpointError
 
@@ -29,6 +31,7 @@ class ExportOptions:
     keep_log: bool = False  # losses and times of every epoch
     keep_heads: bool = False  # the pretext task's own layers
     weights: str = STUDENT  # which of the networks of a pre-training with a teacher
+    stem: str | None = None  # which one, of a checkpoint with a stem for every data set
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ def portable(checkpoint: Mapping[str, Any], options: ExportOptions | None = None
         raise ValueError(f"The token order is one of {', '.join(TOKEN_ORDERS)}, found {options.token_order!r}.")
     if options.weights == TEACHER:
         checkpoint = taught_by(checkpoint)
-    weights, info = canonical_weights(checkpoint)
+    weights, info = canonical_weights(checkpoint, stem=options.stem)
     scrub = Scrubber()
+    if info["stems"]:
+        scrub.removed.append(f"stems other than {info['stem']} ({len(info['stems'])} in all)")
     ssl = _describe(checkpoint, info, options, scrub)
     if info["backbone"] == "primus":
         ssl["token_order"] = options.token_order
@@ -103,7 +108,7 @@ def adaptation_plan_of(
 
     Checkpoints of nnU-Net have none: it is made from the plans in them. Keys name the places of the bare network. The one
     pre-training configuration is called after its spacing style, as nnssl does: SSL3D_classification looks for
-    "onemmiso". A Primus that is no preset names depth and heads as nnU-Net's development branch reads them.
+    "onemmiso".
     """
     plan = checkpoint.get("nnssl_adaptation_plan")
     if not isinstance(plan, Mapping) or not plan:
@@ -116,22 +121,36 @@ def adaptation_plan_of(
         if isinstance(plan.get(key), str):
             plan[key] = plan[key].removeprefix(prefix)
     plan["keys_to_in_proj"] = [str(key).removeprefix(prefix) for key in plan.get("keys_to_in_proj") or ()]
+    if info["stems"]:  # of which one is left, under the usual names
+        plan["key_to_stem"], plan["keys_to_in_proj"] = "encoder.stem", list(IN_PROJECTION)
     pretraining = dict(plan.get("pretrain_plan") or {})
     pretraining["configurations"] = {
         settings.get("spacing_style") or name: settings
         for name, settings in (pretraining.get("configurations") or {}).items()
     }
     plan["pretrain_plan"] = pretraining
-    architecture = dict(plan.get("architecture_plans") or {})
-    if isinstance(architecture.get("arch_kwargs"), Mapping) and architecture.get("arch_class_name") == "Primus":
-        theirs = {ours: name for name, ours in PRIMUSX_NAMES.items()}
-        architecture["arch_kwargs"] = {theirs.get(k, k): v for k, v in architecture["arch_kwargs"].items()}
-    plan["architecture_plans"] = architecture
+    plan["architecture_plans"] = _architecture(dict(plan.get("architecture_plans") or {}), info)
     recommended = plan.get("recommended_downstream_patchsize")
     if plan.get("key_to_lpe") is None and recommended is not None and info["patch_size"] != list(recommended):
         # No weight of a U-Net depends on it, but TaWald/nnUNet crashes where the two differ (VoCo's and SimCLR's crops).
         plan.setdefault("pretrain_patch_size", recommended)
     return plan
+
+
+def _architecture(architecture: dict[str, Any], info: Mapping[str, Any]) -> dict[str, Any]:
+    """The network of an adaptation plan for all its readers; presets have no arguments, readers know theirs.
+
+    A Primus that is no preset names depth and heads as nnU-Net's development branch reads them, and what GloViTa and
+    nnDetection ask for besides; what is the pre-training's own has no place in it.
+    """
+    kwargs = architecture.get("arch_kwargs")
+    if not isinstance(kwargs, Mapping) or architecture.get("arch_class_name") not in ("Primus", "PrimusX"):
+        return architecture
+    theirs = {ours: name for name, ours in PRIMUSX_NAMES.items()}
+    named = {theirs.get(key, key): value for key, value in kwargs.items() if key not in DROPPED}
+    asked = {"input_shape": info["patch_size"], **PRIMUS_DEFAULTS}
+    missing = {key: value for key, value in asked.items() if key not in named and value is not None}
+    return {**architecture, "arch_kwargs": {**named, **missing}}
 
 
 def _plan_from_plans(

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.hub.address import WEIGHT_SUFFIXES, HubAddress, choose_weights, is_weights
 from nnunet_ssl.checkpoints.hub.errors import explain
 from nnunet_ssl.errors import CheckpointError
+from nnunet_ssl.version import __version__
 
 COMPANIONS = ("adaptation_plan.json", "config.json")  # nnssl's convention; the hub counts downloads by config.json
 SHA256 = re.compile(r"[0-9a-f]{64}")

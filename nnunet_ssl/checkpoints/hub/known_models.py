@@ -25,7 +25,8 @@ OPENMIND_DATA = "OpenMind: 114,570 volumes of 34,191 subjects, from 800 OpenNeur
 class KnownModel:
     """A public checkpoint. patch in voxels, spacing in mm, or "as it is" for images that were not resampled.
 
-    `filename` only where the repository holds several checkpoints. `method` is one of ours where we have it.
+    `filename` only where the repository holds several checkpoints. `method` is one of ours where we have it. `only_for`: the
+    program that alone has this network.
     """
 
     name: str
@@ -40,6 +41,7 @@ class KnownModel:
     spacing: tuple[float, float, float] | str | None = None
     filename: str | None = None
     note: str | None = None
+    only_for: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain data."""
@@ -76,17 +78,18 @@ def _challenge(team: str, method: str) -> KnownModel:
     )
 
 
-def _missing_piece(suffix: str, method: str, data: str, modality: str, licence: str | None = None) -> KnownModel:
+def _missing_piece(
+    suffix: str, method: str, data: str, modality: str, backbone: str = "ResEncL", **further: Any
+) -> KnownModel:
     return KnownModel(
-        name=f"ResEncL-MissingPiece-{suffix}",
+        name=f"{backbone}-MissingPiece-{suffix}",
         method=method,
-        backbone="ResEncL",
+        backbone=backbone,
         data=data,
         modality=modality,
-        repo_id=f"MIC-DKFZ/ResEncL-MissingPiece-{suffix}",
+        repo_id=f"MIC-DKFZ/{backbone}-MissingPiece-{suffix}",
         citation=MISSING_PIECE,
-        licence=licence,
-        note="Made for detection with nnDetection.",
+        **{"note": "Made for detection with nnDetection.", **further},
     )
 
 
@@ -107,6 +110,12 @@ def _nnfoundation(kind: str, backbone: str, note: str) -> KnownModel:
 
 
 CUBE = (160, 160, 160)
+SUPERVISED, MIXED = (
+    "MultiTalent",
+    "mixed",
+)  # segmentation of many data sets at once, with their labels (arXiv:2303.14444)
+LABELLED = "65 public data sets with segmentations"
+STEMS = "One stem per data set, that of CT (351_0) by default: nnUNetv2_pretrain_info lists them, --stem chooses."
 KNOWN_MODELS: tuple[KnownModel, ...] = (
     _openmind("ResEncL", "MAE", "mae", patch=CUBE),
     _openmind("ResEncL", "S3D", "spark3d", patch=CUBE),
@@ -127,10 +136,20 @@ KNOWN_MODELS: tuple[KnownModel, ...] = (
     _challenge("DKFZ_MAE", "mae"),
     _challenge("Datamen", "VoxCon"),
     _challenge("HiLab", "Vox-MSD"),
-    _missing_piece("MAE", "mae", "CT-RATE among others, see its page", "CT, see page", "cc-by-4.0"),
+    _missing_piece("MAE", "mae", "CT-RATE among others, see its page", "CT, see page", licence="cc-by-4.0"),
     _missing_piece("S3D", "spark3d", "CT-RATE and ABCD Study", "CT, MRI"),
     _missing_piece("MG", "models_genesis", "see its page", "see page"),
-    _missing_piece("VoCo", "voco", "see its page", "see page"),
+    _missing_piece("VoCo", "voco", "see its page", "see page", patch=(192, 192, 64)),
+    _missing_piece("MultiTalent", SUPERVISED, LABELLED, MIXED, note=f"{STEMS} Made for detection with nnDetection."),
+    _missing_piece(
+        "MultiTalent",
+        SUPERVISED,
+        LABELLED,
+        MIXED,
+        backbone="RetinaUNet",
+        note=f"{STEMS} nnDetection's own network, encoder and FPN: no network of nnU-Net takes these weights.",
+        only_for="nnDetection (branch finetuning)",
+    ),
 )
 
 

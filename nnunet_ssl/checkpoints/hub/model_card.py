@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.files.atomic import copy_file, write_text
 from nnunet_ssl.quoting import code, markdown
+from nnunet_ssl.version import __version__
 
 PROJECT_CITATIONS = (
     "Isensee et al., nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation, Nature "

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from nnunet_ssl import __version__
 from nnunet_ssl.checkpoints.export.private import Scrubber
 from nnunet_ssl.checkpoints.hub.address import BARE, HubAddress, is_weights
 from nnunet_ssl.checkpoints.hub.errors import explain
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.errors import CheckpointError, RepositoryNotEmptyError
+from nnunet_ssl.version import __version__
 
 TEXTS = (".json", ".md", ".txt")
 PUBLISHED = (".pth", ".pt", ".safetensors", ".png", *TEXTS)

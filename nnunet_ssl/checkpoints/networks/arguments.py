@@ -1,4 +1,10 @@
-"""The arguments of networks that files may name, and what their values may be."""
+"""The arguments of networks that files may name, and what their values may be.
+
+Of an argument that a file names, one of three things becomes. Those in UNET_ARGUMENTS and PRIMUS_ARGUMENTS change what the
+network computes, and are read and checked. Those in DROPPED cannot change what stem and encoder make of an image, so they
+are dropped, and the report names them. All others are refused: a network built without an argument that nobody here knows
+would run, and might compute something else than the one whose weights these are.
+"""
 
 from __future__ import annotations
 
@@ -124,9 +130,24 @@ PRIMUS_ARGUMENTS: dict[str, Callable[[Any], Any]] = {
     "use_abs_pos_embed": _boolean,
     "mlp_ratio": _number,
     "drop_path_rate": _rate,
-    "patch_drop_rate": _rate,
     "proj_drop_rate": _rate,
     "attn_drop_rate": _rate,
     "init_values": _number,
     "scale_attn_inner": _boolean,
+}
+
+_OF_IMAGES = "channels come from the images, classes from the labels"
+_OF_DECODER = "the pre-training's decoder is not part of the network"
+DROPPED: dict[str, str] = {  # with the reason
+    "input_channels": _OF_IMAGES,
+    "in_channels": _OF_IMAGES,
+    "output_channels": _OF_IMAGES,
+    "num_classes": _OF_IMAGES,
+    "deep_supervision": "the trainer decides",
+    "decoder_eva_depth": _OF_DECODER,
+    "decoder_eva_numheads": _OF_DECODER,
+    "decoder_eva_embed_dim": _OF_DECODER,
+    # Of an MAE that leaves hidden tokens out. Fine-tuned with it, a network would see a few tokens of every image, and with some
+    # versions of timm it does not run at all.
+    "patch_drop_rate": "hides tokens, in pre-training alone",
 }

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation_plan import PRIMUS_PRESETS, RESENC_L
-from nnunet_ssl.checkpoints.networks.arguments import LAYERS, PRIMUS_ARGUMENTS, UNET_ARGUMENTS
+from nnunet_ssl.checkpoints.networks.arguments import DROPPED, LAYERS, PRIMUS_ARGUMENTS, UNET_ARGUMENTS
 from nnunet_ssl.errors import CheckpointError
 
 NETWORKS = {
@@ -87,7 +87,10 @@ class NetworkSpec:
 
 
 def checked_spec(name: str, kwargs: Mapping[str, Any], source: str, notes: Sequence[str] = ()) -> NetworkSpec:
-    """The spec of a network a file describes; raises CheckpointError for every name or number not on our lists."""
+    """The spec of a network a file describes; raises CheckpointError for every name or number not on our lists.
+
+    Its notes name the arguments that were dropped, see `arguments`.
+    """
     where = f"The architecture in {source}"
     short = str(name).rpartition(".")[2]
     if short not in NETWORKS or name not in (short, NETWORKS[short], *FORMER_NAMES):
@@ -96,6 +99,11 @@ def checked_spec(name: str, kwargs: Mapping[str, Any], source: str, notes: Seque
             "in this list and never imported. Fine-tune networks of other kinds with the program they come from."
         )
     readers = PRIMUS_ARGUMENTS if short == "Primus" else UNET_ARGUMENTS
+    dropped = [key for key in kwargs if key not in readers and key in DROPPED]
+    if dropped:
+        told = ", ".join(f"{key} {str(kwargs[key])[:20]} ({DROPPED[key]})" for key in dropped)
+        notes = [*notes, f"left out of the network: {told}"]
+        kwargs = {key: value for key, value in kwargs.items() if key not in dropped}
     unknown = sorted(str(key)[:50] for key in kwargs if key not in readers)
     if unknown:
         raise CheckpointError(

@@ -67,6 +67,10 @@ def stated_network(checkpoint: Mapping[str, Any]) -> NetworkSpec | None:
             f"{', '.join(['ResEncL', *sizes])}."
         )
     if str(name).startswith("Primus"):
+        twice = [key for key, own in PRIMUSX_NAMES.items() if key in kwargs and own in kwargs]
+        if twice:
+            named = ", ".join(f"{key} and {PRIMUSX_NAMES[key]}" for key in twice)
+            raise CheckpointError(f"{where} says {named} of its encoder. Expected one of the two names.")
         renamed = {PRIMUSX_NAMES.get(str(key), str(key)): value for key, value in kwargs.items()}
         return checked_spec("Primus" if name == "PrimusX" else str(name), {**PRIMUS_DEFAULTS, **renamed}, where)
     return checked_spec(str(name), kwargs, where)

@@ -1,18 +1,77 @@
-"""A description of a checkpoint as text."""
+"""What is known of a checkpoint, as data and as text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from nnunet_ssl.checkpoints.stems import listed
 from nnunet_ssl.quoting import cell, printable
-
-if TYPE_CHECKING:
-    from nnunet_ssl.checkpoints.description.describe import Description
 
 UNSTATED = "not stated in the file"
 
 
-def printed(d: Description) -> str:
+@dataclass(frozen=True)
+class Description:
+    """Facts about a checkpoint; None and empty where the file does not state them. Keys of `to_json` stay as they are.
+
+    `parameters` counts aliased tensors once. Patch sizes in voxels and `spacing` in mm, in the network's order of axes.
+    `weights`: "student" or "teacher", of a pre-training that has both; `teacher`: whether the file holds that one as well.
+    `stems`: their ids, where there is one for every data set.
+    `problem` is why the file cannot be fine-tuned from, None when it can. `uses` are pairs of a purpose and a command.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str
+    format: str
+    repo_id: str | None = None
+    revision: str | None = None
+    trainer: str | None = None
+    method: str | None = None
+    weights: str | None = None
+    teacher: bool = False
+    stems: list[str] = field(default_factory=list)
+    backbone: str | None = None
+    network: str | None = None
+    network_source: str | None = None
+    architecture: dict[str, Any] | None = None
+    parameters: dict[str, int] = field(default_factory=dict)
+    tensors: int = 0
+    dtypes: dict[str, int] = field(default_factory=dict)
+    non_finite_tensors: list[str] = field(default_factory=list)
+    input_channels: int | None = None
+    channel_names: list[str] = field(default_factory=list)
+    patch_size: list[int] | None = None
+    recommended_patch_size: list[int] | None = None
+    spacing: list[float] | None = None
+    resampled: bool | None = None
+    normalization: list[str] = field(default_factory=list)
+    transpose_forward: list[int] | None = None
+    image_reader: str | None = None
+    token_order: str | None = None
+    dataset: str | None = None
+    further_datasets: list[str] = field(default_factory=list)
+    num_images: int | None = None
+    epochs_done: int | None = None
+    epochs_planned: int | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    licence: str | None = None
+    citations: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problem: str | None = None
+    uses: list[tuple[str, str]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as plain data for json.dump, uses as [{"purpose", "command"}]."""
+        return {**asdict(self), "uses": [{"purpose": p, "command": c} for p, c in self.uses]}
+
+    def table(self) -> str:
+        """Everything as text for people; what is unknown says so."""
+        return _table(self)
+
+
+def _table(d: Description) -> str:
     """Aligned rows, then notes, then what to type next."""
     rows = [
         ("file", f"{d.path} ({_size(d.size_bytes)})"),
@@ -22,6 +81,7 @@ def printed(d: Description) -> str:
         ("trainer", _join(d.trainer)),
         ("method", _join(d.method)),
         *([("weights", d.weights + (", its teacher lies beside them" if d.teacher else ""))] if d.weights else []),
+        *([("stems", f"{len(d.stems)}, to choose from with --stem: {listed(d.stems)}")] if d.stems else []),
         ("network", f"{d.network}, according to {d.network_source}" if d.network else "unknown"),
         ("parameters", f"{sum(d.parameters.values()):,} in {d.tensors} tensors ({_counts(d.dtypes)})"),
         *(("", f"{group}: {number:,}") for group, number in d.parameters.items()),
