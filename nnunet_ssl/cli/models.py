@@ -104,8 +104,8 @@ def known_model_text(model: KnownModel) -> str:
         return "\n".join([*lines, f"\nIt can be used with {model.only_for} alone.", *fetch])
     lines += [
         "\nFine-tune it on data set 4 (any number of channels, any patch size):",
-        f"  nnUNetv2_plan_finetune -d 4 -pretrained_weights {model.name}",
-        "    writes plans that fit and prints the training command, or with plans you have:",
+        f"  nnUNetv2_finetune 4 -pretrained_weights {model.name}",
+        "    plans, preprocesses and trains; or, with plans you have, by nnU-Net's own command:",
         f"  nnUNetv2_train 4 3d_fullres 0 -tr SSLFinetuneTrainer -p PLANS -pretrained_weights {model.name}",
     ]
     if model.backbone in PRETRAIN:

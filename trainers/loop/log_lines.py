@@ -42,7 +42,7 @@ def summary(trainer: RunContext) -> str:
             "device": f"{trainer.device}, {precision}{deterministic}",
             "written to": trainer.output_folder,
             "settings": join(trainer.output_folder_base, "plans.json"),
-            "please cite": trainer.method_class.citation,
+            "please cite": trainer.method.citation,
         },
     )
 
