@@ -62,6 +62,17 @@ def test_gpus() -> None:
     assert finding.what == "2 GPU(s), H200, with bf16"
 
 
+def test_a_timm_newer_than_the_networks_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = doctor.check_bounds()
+    assert finding.ok
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: "1.0.31" if name == "timm" else real(name))
+    (finding,) = doctor.check_bounds()
+    assert not finding.ok
+    assert finding.what == "timm 1.0.31 is not what dynamic_network_architectures allows (<1.0.23)"
+    assert finding.cure == "pip install 'timm<1.0.23'"
+
+
 def test_old_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"nnunetv2": "2.7.0", "torch": "2.5.1+cu124", "torchvision": "0.20.1"}
     monkeypatch.setattr(doctor, "version", lambda package: installed.get(package, "1.0"))
