@@ -1,4 +1,4 @@
-"""The same work on every case, in spawned processes."""
+"""One function applied to every case, in spawned processes."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def summary(trainer: RunContext) -> str:
 
 
 def finetuning_summary(trainer: TrainingContext, network: nn.Module) -> str:
-    """The same of a fine-tuning."""
+    """The lines of `summary` for a fine-tuning."""
     return _lines(
         "Fine-tuning",
         {
