@@ -110,6 +110,7 @@ DIFFERENT = {  # from run to run, and between the README's run and the smaller o
     r"\d+ (s|min \d+ s|h \d+ min)(?=,|$)": "TIME",
     r"\b(epoch|iteration|image|subject|case)s\b": r"\1",
     r"\b(is|are) held": "is held",
+    r"\b(bfloat16|float32)\b": "PRECISION",
     r"^(Learned|No better than guessing)": "VERDICT",
     r"-?\d+([.,]\d+)*(e-?\d+)?": "N",
     r"\s+": " ",
