@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> str | None:
 
 
 def one_line_of_ours(error: BaseException) -> str | None:
-    """The same in a command of ours, where what the system refuses (a missing file, a closed pipe, memory) is no bug either."""
+    """As `one_line`, in a command of ours: what the system refuses there (a file, a closed pipe, memory) is no bug either."""
     message = one_line(error)
     if message is not None or os.environ.get("NNUNET_SSL_TRACEBACK"):
         return message

@@ -2,7 +2,8 @@
 
 torch 2.12 on an AMD CPU with avx512_bf16: the weight gradient of conv3d in bfloat16 contains uninitialised memory whenever
 the first spatial axis is longer than one voxel and shorter than the kernel, as at the bottleneck of small crops. Other
-axes, float32 and GPUs are not affected.
+axes, float32 and GPUs are not affected. No report of it was found in PyTorch's or oneDNN's issues (the nearest is
+https://github.com/pytorch/pytorch/issues/68868); `tests/unit/test_thin_convolutions.py` tells when it is mended.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def own_name(name: str) -> str:
 
 
 def resolve_aliases(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same names with all copies of a tensor set to the one the network really ran.
+    """Return the weights under the same names, with all copies of a tensor set to the one the network really ran.
 
     That is `encoder.*.all_modules.*`: SparK's conversion to sparse layers split the pairs, and left `conv` and `norm`
     untrained at their initial values.

@@ -19,7 +19,9 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from nnunet_ssl.cli.pipes import until_nobody_reads
 from nnunet_ssl.cli.probe import probe
+from nnunet_ssl.integration.nnunet_version import nnunet_version
 from nnunet_ssl.integration.torchvision_build import CURE, is_mismatch
 
 PACKAGES = ("nnunet_ssl", "nnunetv2", "torch", "torchvision", "timm", "dynamic_network_architectures")
@@ -54,7 +56,7 @@ def check_versions() -> Iterator[Finding]:
         wanted = ".".join(map(str, oldest))
         yield Finding(
             numbers >= oldest,
-            f"{package} {installed}",
+            f"{package} {nnunet_version() if package == 'nnunetv2' and numbers >= oldest else installed}",
             f"pip install --upgrade '{package}>={wanted}'" if oldest else "",
         )
 
@@ -209,6 +211,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "something is wrong.",
     )
     parser.parse_args(argv)
+    with until_nobody_reads():
+        return examine()
+
+
+def examine() -> int:
+    """Print all findings; returns 1 when something is wrong."""
     problems = 0
     for title, checks in (
         ("versions", check_versions),

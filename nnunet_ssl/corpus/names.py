@@ -100,7 +100,7 @@ def safe_name(text: str) -> str:
 
 
 def _alike(name: str) -> str:
-    """The same for names that some file systems take for one another."""
+    """Key of a name; two that some file systems take for one another have the same."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

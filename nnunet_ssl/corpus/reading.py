@@ -75,7 +75,7 @@ def cut_off(path: str, expected: int) -> str | None:
 
 
 def _damaged_stream(path: str, expected: int = 0) -> str | None:
-    """The same by unpacking all of a gzip file, which is slow but knows files that were packed in several pieces."""
+    """As `cut_off`, by unpacking all of a gzip file, which is slow but knows files that were packed in several pieces."""
     unpacked = 0
     try:
         with gzip.open(path) as file:

@@ -37,7 +37,7 @@ def _by_mount(_: int, folder: str) -> bool:
 
 
 def trustworthy(mounts: list[list[str]], folder: str) -> bool:
-    """The same from the fields of /proc/self/mounts: source, mount point, type, options."""
+    """Whether locks can be trusted in `folder`, by the fields of /proc/self/mounts: source, mount point, type, options."""
     best: list[str] = []
     for fields in mounts:
         point = fields[1].replace("\\040", " ").rstrip("/")

@@ -30,7 +30,7 @@ class Phases:
     """Makes a bare network train as a schedule says; what it does is a function of the epoch alone.
 
     While the decoder trains alone, the encoder has no gradients, no weight decay, no optimiser state, no dropout and no
-    stochastic depth; what of it nothing was loaded into (`fresh`, names of parameters) trains with the decoder.
+    stochastic depth; its parameters that the checkpoint did not have (`fresh`, by name) train with the decoder.
     Whenever what trains changes, a new optimiser takes over. Plays the part of nnU-Net's learning-rate scheduler.
     Raises CheckpointError where the encoder must be known and the network does not say where it is.
     """

@@ -50,7 +50,7 @@ def processes(together: bool) -> int:
 
 
 def rank(together: bool) -> int:
-    """Which of them this one is."""
+    """The number of this process among those that share the batch, 0 for one that is alone."""
     return dist.get_rank() if processes(together) > 1 else 0
 
 

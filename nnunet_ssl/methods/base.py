@@ -43,6 +43,8 @@ class Method(nn.Module):
     name: ClassVar[str]
     citation: ClassVar[str]
     Config: ClassVar[type]
+    Inputs: ClassVar[type | None] = None  # a TypedDict: what `prepare` returns (`methods/tensors.py`)
+    Encoded: ClassVar[type | None] = None  # likewise of `encode`
     backbones: ClassVar[tuple[str, ...]] = ("unet", "primus")
     crop_setting: ClassVar[str | None] = (
         None  # "method.field" that sets what the network sees, where not the patch does

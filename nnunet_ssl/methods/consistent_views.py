@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from nnunet_ssl.losses.embeddings import health, knn_agreement
 from nnunet_ssl.losses.gather import warn_if_few
 from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.base import MethodOutput
-from nnunet_ssl.methods.mae import MAE, MAEConfig
+from nnunet_ssl.methods.mae import MAE, MAEConfig, MAETokens
+from nnunet_ssl.methods.tensors import Feature, Whole
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.views.crops import (
@@ -67,6 +68,20 @@ class ConsistentViewsConfig(MAEConfig):
         )
 
 
+class ConsistentViewsInputs(MAETokens):
+    """What the task makes of a batch: as `MAE` of 2B views, the first ones of all images, then the second ones, and"""
+
+    start: Whole  # [2B, D]: first voxel, within the view, of what both views show
+    extent: Whole  # [2B, D]: its size in voxels
+
+
+class ConsistentViewsEncoded(TypedDict):
+    """What the task makes of the network's answers."""
+
+    reconstructed: Feature  # [2B, C, *crop]
+    local: Feature  # [2B, cells, F]: what the decoder was given, pooled on a grid over what both views show
+
+
 class ConsistentViews(MAE):
     """Consistent views: masked autoencoding of two overlapping crops, and alignment of what they have in common.
 
@@ -84,6 +99,8 @@ class ConsistentViews(MAE):
     name = "consistent_views"
     trivial_answer = "the mean grey value and unrelated features"
     Config = ConsistentViewsConfig
+    Inputs = ConsistentViewsInputs
+    Encoded = ConsistentViewsEncoded
     crop_setting = "consistent_views.crop_size"
     citation = (
         "Consistent View Alignment Improves Foundation Models for 3D Medical Image Segmentation (2025). arXiv:2509.13846. "
@@ -196,6 +213,5 @@ class ConsistentViews(MAE):
         images = torch.arange(number, device=inputs["image"].device)
         contrast = equal_embeddings(images, usable[0] & usable[1], config.temperature)
         reconstructed = super().yardstick(inputs)
-        return (
-            config.reconstruction_weight * reconstructed + config.alignment_weight + config.contrast_weight * contrast
-        )
+        views = config.alignment_weight + config.contrast_weight * contrast
+        return config.reconstruction_weight * reconstructed + views

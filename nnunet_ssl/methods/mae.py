@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.heads.autoencoder import AUTOENCODERS
 from nnunet_ssl.losses.reconstruction import Loss, LossOn, MaskedReconstruction
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Float, Whole
 from nnunet_ssl.settings.bounds import Count, NotNegative, Rate
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
@@ -55,6 +56,20 @@ class MAEConfig:
         check_ratio(self.mask_ratio)
 
 
+class MAEInputs(TypedDict):
+    """What the task makes of a batch."""
+
+    image: Float  # [B, C, *patch]
+    excluded: Bool  # [B, 1, *patch]
+    hidden: Bool  # [B, 1, *patch]
+
+
+class MAETokens(MAEInputs, total=False):
+    """And for a Primus, which is given only what is seen."""
+
+    keep: Whole  # [B, K]: numbers of the tokens, in C order, that are not hidden
+
+
 class MAE(Method):
     """Masked autoencoder.
 
@@ -68,6 +83,7 @@ class MAE(Method):
     name = "mae"
     trivial_answer = "the mean grey value"
     Config = MAEConfig
+    Inputs: ClassVar[type] = MAETokens
     citation = (
         "He K., Chen X., Xie S., Li Y., Dollar P., Girshick R. (2022). Masked Autoencoders Are Scalable Vision "
         "Learners. CVPR. | Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nnunet_ssl.losses.reconstruction import Loss, constant_error, explained_variance, masked_error
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Float
 from nnunet_ssl.settings.bounds import Count, PerAxis, Probability
 from nnunet_ssl.views import rng
 from nnunet_ssl.views.bezier import bezier_intensity
@@ -53,6 +54,14 @@ class ModelsGenesisConfig:
             )
 
 
+class ModelsGenesisInputs(TypedDict):
+    """What the task makes of a batch."""
+
+    image: Float  # [B, C, *patch], mirrored: what is to be restored
+    excluded: Bool  # [B, 1, *patch]
+    corrupted: Float  # [B, C, *patch]
+
+
 class ModelsGenesis(Method):
     """Restoration of corrupted images; U-Nets and Primus, 2D and 3D.
 
@@ -69,6 +78,7 @@ class ModelsGenesis(Method):
     name = "models_genesis"
     trivial_answer = "the mean grey value, or the input handed back"
     Config = ModelsGenesisConfig
+    Inputs = ModelsGenesisInputs
     citation = (
         "Zhou Z., Sodha V., Pang J., Gotway M. B., Liang J. (2021). Models Genesis. Medical Image Analysis 67. | "
         "Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."

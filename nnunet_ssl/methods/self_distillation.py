@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd, log, prod
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ from nnunet_ssl.losses.embeddings import health, knn_agreement
 from nnunet_ssl.losses.gather import global_sum, warn_if_few
 from nnunet_ssl.losses.reconstruction import Loss
 from nnunet_ssl.methods.base import MethodOutput
-from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig
+from nnunet_ssl.methods.simmim import SimMIM, SimMIMConfig, SimMIMInputs
+from nnunet_ssl.methods.tensors import Bool, Feature, Float, Whole
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Positive, Probability, Width
 from nnunet_ssl.views import rng
@@ -88,6 +89,25 @@ class SelfDistillationConfig(SimMIMConfig):
         )
 
 
+class SelfDistillationInputs(SimMIMInputs):
+    """What the task makes of a batch: as `SimMIM` of 2B views, the first ones of all images, then the second ones, and"""
+
+    places: Whole  # [2B, T]: numbers of the compared tokens, in C order
+    token_usable: Bool  # [2B, T]: hidden, and mostly image
+    image_usable: Bool  # [2B]: both views are mostly image
+    temperature: Float  # of the teacher, a scalar
+
+
+class SelfDistillationEncoded(TypedDict):
+    """What the task makes of the answers of student and teacher."""
+
+    reconstructed: Feature  # [2B, C, *crop]
+    token: Feature  # [2B, T, F]
+    image: Feature  # [2B, F]
+    teacher_token: Feature  # [2B, T, F]
+    teacher_image: Feature  # [2B, F]
+
+
 class SelfDistillation(SimMIM):
     """A student that sees two masked crops of an image, and a teacher that sees them whole.
 
@@ -113,6 +133,8 @@ class SelfDistillation(SimMIM):
     name = "self_distillation"
     trivial_answer = "the mean grey value and all prototypes alike"
     Config = SelfDistillationConfig
+    Inputs = SelfDistillationInputs
+    Encoded = SelfDistillationEncoded
     crop_setting = "self_distillation.crop_size"
     citation = (
         "Jiang J. et al. (2022). Self-supervised 3D anatomy segmentation using self-distilled masked image transformer (SMIT). "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from nnunet_ssl.losses.embeddings import health, knn_agreement
 from nnunet_ssl.losses.gather import check_images
 from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Feature, Float, Whole
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Positive, Share, Width
 from nnunet_ssl.views.contrastive import augment_crops
@@ -71,6 +72,21 @@ class SimCLRConfig:
         )
 
 
+class SimCLRInputs(TypedDict):
+    """What the task makes of a batch: P pairs of crops of each image."""
+
+    region: Float  # [B, C, *region]
+    views: Float  # [2 * P * B, C, *crop]: the first half holds the references, the second their partners
+    usable: Bool  # [2 * P * B]: crops that are mostly image
+    corners: Whole  # [B, 2 * P, D]: first voxels
+
+
+class SimCLREncoded(TypedDict):
+    """What the task makes of the network's answers."""
+
+    features: Feature  # [2 * P * B, F], pooled over all stages
+
+
 class SimCLR(Method):
     """Contrastive learning of crops.
 
@@ -87,6 +103,8 @@ class SimCLR(Method):
     name = "simclr"
     trivial_answer = "equal embeddings"
     Config = SimCLRConfig
+    Inputs = SimCLRInputs
+    Encoded = SimCLREncoded
     crop_setting = "simclr.crop_size"
     images_needed = 2
     citation = (

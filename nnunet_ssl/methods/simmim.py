@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from nnunet_ssl.backbones import Backbone
 from nnunet_ssl.losses.reconstruction import Loss, LossOn, MaskedReconstruction
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Float
 from nnunet_ssl.settings.bounds import NotNegative
 from nnunet_ssl.views.masks import (
     MaskBlock,
@@ -51,6 +52,14 @@ class SimMIMConfig:
         check_ratio(self.mask_ratio)
 
 
+class SimMIMInputs(TypedDict):
+    """What the task makes of a batch."""
+
+    image: Float  # [B, C, *patch]
+    excluded: Bool  # [B, 1, *patch]
+    hidden: Bool  # [B, 1, *patch], in whole tokens
+
+
 class SimMIM(Method):
     """Masked image modelling with mask tokens in the encoder, 2D (U-Nets) and 3D.
 
@@ -64,6 +73,7 @@ class SimMIM(Method):
     name = "simmim"
     trivial_answer = "the mean grey value"
     Config = SimMIMConfig
+    Inputs: ClassVar[type] = SimMIMInputs
     citation = (
         "Xie Z. et al. (2022). SimMIM: A Simple Framework for Masked Image Modeling. CVPR. | Wald T. et al. (2025). "
         "An OpenMind for 3D medical vision self-supervised learning. ICCV."

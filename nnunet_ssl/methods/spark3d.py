@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from nnunet_ssl.losses.reconstruction import (
     MaskedReconstruction,
 )
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Float
 from nnunet_ssl.settings.bounds import NotNegative
 from nnunet_ssl.views.host import to_device
 from nnunet_ssl.views.masks import (
@@ -85,6 +86,15 @@ class Densify(nn.Module):
         return self.projection(x)
 
 
+class Spark3DInputs(TypedDict):
+    """What the task makes of a batch."""
+
+    image: Float  # [B, C, *patch]
+    excluded: Bool  # [B, 1, *patch]
+    hidden_cells: Bool  # [B, *coarsest]: of the encoder's last feature map
+    hidden: Bool  # [B, 1, *patch]
+
+
 class Spark3D(Method):
     """Sparse masked autoencoder for U-Nets, 2D and 3D.
 
@@ -103,6 +113,7 @@ class Spark3D(Method):
     trivial_answer = "the mean grey value"
     backbones = ("unet",)
     Config = Spark3DConfig
+    Inputs = Spark3DInputs
     citation = (
         "Wald T. et al. (2025). Revisiting MAE pre-training for 3D medical image segmentation. CVPR. | Tian K. et al. "
         "(2023). Designing BERT for Convolutional Networks: Sparse and Hierarchical Masked Modeling. ICLR."

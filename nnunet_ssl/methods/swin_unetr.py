@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, log, log2
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from nnunet_ssl.losses.gather import check_images, global_mean, processes
 from nnunet_ssl.losses.nt_xent import equal_embeddings, nt_xent
 from nnunet_ssl.losses.reconstruction import constant_error, explained_variance
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Feature, Float, Whole
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import NotNegative, Positive, Rate, Share, Width
 from nnunet_ssl.views import rng
@@ -110,6 +111,29 @@ def average_halves(x: Tensor) -> Tensor:
     return x.flatten(1)
 
 
+class SwinUNETRInputs(TypedDict):
+    """What the task makes of a batch: two views of each image, the first ones of all images, then the second ones."""
+
+    turned: Float  # [2B, C, *patch]: what is to be restored
+    cut: Float  # [2B, C, *patch]: what the network sees
+    hidden: Bool  # [2B, 1, *patch]: where they differ
+    turns: Whole  # [2B], quarters: 0 to 3
+    excluded: Bool  # [2B, 1, *patch]
+
+
+class SwinUNETREncoded(TypedDict):
+    """What the task makes of the network's answers."""
+
+    pooled: Feature  # [2B, F]: the bottleneck's average
+
+
+class SwinUNETRWeighed(SwinUNETREncoded, total=False):
+    """And what only some weights need."""
+
+    halves: Feature  # [2B, F * 2^D]: averages of the bottleneck's halves
+    reconstructed: Feature  # [2B, C, *patch]
+
+
 class SwinUNETR(Method):
     """Rotation, contrast and inpainting.
 
@@ -131,6 +155,8 @@ class SwinUNETR(Method):
     name = "swin_unetr"
     trivial_answer = "a guessed turn, equal embeddings and the median grey value"
     Config = SwinUNETRConfig
+    Inputs = SwinUNETRInputs
+    Encoded = SwinUNETRWeighed
     citation = (
         "Tang Y. et al. (2022). Self-Supervised Pre-Training of Swin Transformers for 3D Medical Image Analysis. CVPR. | "
         "Wald T. et al. (2025). An OpenMind for 3D medical vision self-supervised learning. ICCV."
@@ -159,16 +185,18 @@ class SwinUNETR(Method):
         number, size, host = len(image), image.shape[2:], rng.Host(generator)
         if self.training and config.contrast_weight:
             check_images("SwinUNETR's contrast", number, ENOUGH, RECIPE_BATCH, together=True)
+        # 1. Two views of each image are turned.
         turns = host.randint(0, 4, 2 * number)
         turned = turn([*image, *image], turns)
+        # 2. Boxes of them are filled with noise.
         box = (config.min_box, config.max_box)
         hidden = random_cutout(2 * number, size, config.max_cutout, box, generator)
         noise = rng.randn(turned.shape, generator)
         axes = tuple(range(1, noise.ndim))
         low, high = noise.amin(axes, keepdim=True), noise.amax(axes, keepdim=True)
         cut = torch.where(hidden, noise.sub_(low).div_(high - low), turned)
-        # The second pass takes from the image beside it, 0 and 1, 2 and 3, ..., which lies in the same process; with the
-        # probability that an image of the batch, drawn blindly, is the own one, nothing happens.
+        # 3. Boxes of them are filled from another image: the one beside it (0 and 1, 2 and 3, ...), which this process has.
+        # Drawn blindly, it would now and then be the same image: as often, nothing happens.
         own = np.arange(number)
         beside = np.where((own ^ 1) < number, own ^ 1, max(number - 2, 0))
         foreign = host.rand(2 * number) >= 1 / (number * processes(self.training))
@@ -187,7 +215,7 @@ class SwinUNETR(Method):
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        bottleneck = self.backbone.features(inputs["cut"])[-1]
+        bottleneck = self.backbone.features(inputs["cut"])[-1]  # [2B, F, *coarsest]
         encoded = {"pooled": bottleneck.flatten(2).mean(dim=2)}
         if self.config.rotation_weight:
             encoded["halves"] = average_halves(bottleneck)
@@ -202,12 +230,14 @@ class SwinUNETR(Method):
         loss = turned.new_zeros(())
         terms: dict[str, Tensor] = {}
         preview = {"input": turned, "masked": inputs["cut"]}
+        # 4. How was it turned?
         if config.rotation_weight:
             scores = self.rotation_head(encoded["halves"]).float()
             rotation = cross_entropy(scores, inputs["turns"])
             loss = loss + config.rotation_weight * rotation
             terms["rotation"] = rotation.detach()
             terms["rotation_accuracy"] = (scores.argmax(dim=1) == inputs["turns"]).float().mean()
+        # 5. Which is the other view of the same image?
         if config.contrast_weight:
             embeddings = self.contrast_head(pooled)
             views_usable = mostly_usable(excluded)
@@ -219,6 +249,7 @@ class SwinUNETR(Method):
             loss = loss + config.contrast_weight * contrast.loss
             terms |= {"contrast": contrast.loss.detach(), **contrast.terms, **health(embeddings, views_usable)}
             terms["knn_agreement"] = knn_agreement(first, second, both)
+        # 6. What was in the boxes?
         if config.inpainting_weight:
             reconstructed = encoded["reconstructed"]
             counts = (~excluded).float().expand_as(turned)
@@ -238,8 +269,5 @@ class SwinUNETR(Method):
         images = torch.arange(len(turned) // 2, device=turned.device)
         contrast = equal_embeddings(images, usable[0] & usable[1], config.temperature)
         reconstructed = constant_error(turned, ~excluded, "l1")
-        return (
-            config.rotation_weight * log(4)
-            + config.contrast_weight * contrast
-            + config.inpainting_weight * reconstructed
-        )
+        guessed = config.rotation_weight * log(4) + config.contrast_weight * contrast
+        return guessed + config.inpainting_weight * reconstructed

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from nnunet_ssl.losses.embeddings import health
 from nnunet_ssl.losses.gather import warn_if_few
 from nnunet_ssl.losses.voco_loss import explained, voco_loss
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Feature, Float, Whole
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Count, NotNegative, PerAxis, Width
 from nnunet_ssl.views.contrastive import augment_crops
@@ -75,6 +76,22 @@ class VoCoConfig:
         )
 
 
+class VoCoInputs(TypedDict):
+    """What the task makes of a batch: K base crops, which tile the region, and T target crops of each image."""
+
+    region: Float  # [B, C, *region]
+    crops: Float  # [(K + T) * B, C, *crop]: the first base crops of all images, then the second ones, and so on
+    usable: Bool  # [B, K + T]: crops that are mostly image
+    overlap: Float  # [B, T, K]: share of a target crop that a base crop covers
+    target_corners: Whole  # [B, T, D]: first voxels
+
+
+class VoCoEncoded(TypedDict):
+    """What the task makes of the network's answers."""
+
+    features: Feature  # [(K + T) * B, F], pooled over all stages
+
+
 class VoCo(Method):
     """Volume contrast.
 
@@ -90,6 +107,8 @@ class VoCo(Method):
     name = "voco"
     trivial_answer = "crops that are all equally similar"
     Config = VoCoConfig
+    Inputs = VoCoInputs
+    Encoded = VoCoEncoded
     crop_setting = "voco.crop_size"
     citation = (
         "Wu L., Zhuang J., Chen H. (2024). VoCo: A Simple-yet-Effective Volume Contrastive Learning Framework for 3D "
@@ -135,17 +154,18 @@ class VoCo(Method):
                 purpose="for steady gradients",
             )
         region, crop = image.shape[2:], self.backbone.patch_size
+        # 1. Base crops tile the region, K of them; T target crops lie anywhere in it.
         starts = [range(0, r, c) for r, c in zip(region, crop, strict=True)]
         grid = np.array(list(product(*starts)))  # [K, D] in C order
         targets = random_corners(len(image), self.config.target_crops, region, crop, generator)
         corners = np.concatenate([np.broadcast_to(grid, (len(image), *grid.shape)), targets], axis=1)  # [B, K + T, D]
-        # [K + T, B] as one batch: the base crops of all images, then the target crops.
+        # 2. [K + T, B] as one batch: the base crops of all images, then the target crops.
         crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
         return {
             "region": image,
             "crops": augment_crops(crops, generator, self.config.augmentation) if self.training else crops,
             "usable": usable.view(-1, len(image)).T,  # [B, K + T]
-            "overlap": to_device(shared_fractions(targets, grid, crop), image.device),
+            "overlap": to_device(shared_fractions(targets, grid, crop), image.device),  # 3. what is to be predicted
             "target_corners": to_device(targets, image.device),
         }
 
@@ -154,9 +174,11 @@ class VoCo(Method):
 
     def compare(self, encoded: dict[str, Tensor], inputs: dict[str, Tensor]) -> MethodOutput:
         config, overlap, usable = self.config, inputs["overlap"], inputs["usable"]
+        # 4. Embeddings of all crops, [(K + T) * B, E]; the cosine of two is the overlap that they predict.
         bases, embeddings = overlap.shape[2], self.projector(encoded["features"], usable.T.flatten())
         per_image = embeddings.unflatten(0, (-1, len(overlap))).transpose(0, 1)  # [B, K + T, E]
-        parts = voco_loss(
+        # 5. Cosines shall be the overlaps, and those of base crops, which have none, 0.
+        losses = voco_loss(
             per_image[:, :bases],
             per_image[:, bases:],
             overlap,
@@ -166,17 +188,17 @@ class VoCo(Method):
             squared=config.regularisation == "squared",
         )
         loss = (
-            config.overlap_weight * parts.overlapping
-            + config.apart_weight * parts.apart
-            + config.regularisation_weight * parts.regularisation
+            config.overlap_weight * losses.overlapping
+            + config.apart_weight * losses.apart
+            + config.regularisation_weight * losses.regularisation
         )
-        similarity = parts.similarity
+        similarity = losses.similarity
         counted = (usable[:, bases:].unsqueeze(2) & usable[:, :bases].unsqueeze(1)).float()
         sharing, apart = overlap * counted, (overlap == 0) * counted
         terms = {
-            "overlapping": parts.overlapping.detach(),
-            "apart": parts.apart.detach(),
-            "regularisation": parts.regularisation.detach(),
+            "overlapping": losses.overlapping.detach(),
+            "apart": losses.apart.detach(),
+            "regularisation": losses.regularisation.detach(),
             "positive_similarity": (similarity * sharing).sum() / sharing.sum().clamp(min=1e-8),
             "negative_similarity": (similarity * apart).sum() / apart.sum().clamp(min=1),
             "explained_variance": explained(overlap, similarity, counted),

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from nnunet_ssl.losses.segmentation_loss import accuracy, segmentation_loss
 from nnunet_ssl.methods.base import Method, MethodOutput
+from nnunet_ssl.methods.tensors import Bool, Float, Whole
 from nnunet_ssl.settings.blocks import require
 from nnunet_ssl.settings.bounds import Bounds, Count, NotNegative, Share
 from nnunet_ssl.views import rng
@@ -48,6 +49,16 @@ class VolumeFusionConfig:
         require(self.ce_weight + self.dice_weight > 0, "ce_weight and dice_weight must be not both 0.")
 
 
+class VolumeFusionInputs(TypedDict):
+    """What the task makes of a batch of pairs."""
+
+    foreground: Float  # [B, C, *patch]
+    background: Float  # [B, C, *patch]
+    fused: Float  # [B, C, *patch]
+    level: Whole  # [B, 1, *patch], 0 (background alone) to `levels` - 1
+    excluded: Bool  # [B, 1, *patch], in either image
+
+
 class VolumeFusion(Method):
     """Segmentation of fusion levels; U-Nets and Primus, 2D and 3D.
 
@@ -64,6 +75,7 @@ class VolumeFusion(Method):
     name = "volume_fusion"
     trivial_answer = "the best guess by the place alone"
     Config = VolumeFusionConfig
+    Inputs = VolumeFusionInputs
     citation = (
         "Wang G., Wu J., Luo X., Liu X., Li K., Zhang S. (2023). MIS-FM: 3D Medical Image Segmentation using Foundation "
         "Models Pretrained on a Large-Scale Unannotated Dataset. arXiv:2306.16925. | "

@@ -11,6 +11,7 @@ import torch
 
 from nnunet_ssl.errors import BackboneError
 from nnunet_ssl.methods import get_method
+from nnunet_ssl.methods.tensors import disagreements
 from nnunet_ssl.testing.tiny_step import prepare, tiny_batch, tiny_method
 from nnunet_ssl.testing.waiting import step_without_waiting
 
@@ -39,7 +40,7 @@ class StepContract:
     def test_one_step_on_any_plans(
         self, method: str, own: Any, kind: str, patch: tuple[int, ...], channels: int, images: int
     ) -> None:
-        """A finite loss that moves the network and can be shown; or an error that says what to do."""
+        """Inputs as said, and a finite loss that moves the network and can be shown; or an error that says what to do."""
         cls = get_method(method)
         if len(patch) not in self.axes:
             pytest.skip(f"{method} does not work on {len(patch)} axes")
@@ -57,6 +58,8 @@ class StepContract:
             if images < task.images_needed and re.search(r"--batch-size \d+", str(error)):
                 return  # it needs more images, and says what to type
             raise
+        assert disagreements(task.Inputs, inputs) == []
+        assert task.Encoded is None or disagreements(task.Encoded, task.encode(inputs)) == []
         output = task(inputs)
         output.loss.backward()
         assert output.loss.isfinite()

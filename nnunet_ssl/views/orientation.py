@@ -27,7 +27,7 @@ def turn(x: Tensor | Sequence[Tensor], turns: np.ndarray, axes: tuple[int, int] 
 def mirrored_and_turned(
     x: Tensor | Sequence[Tensor], flips: np.ndarray, turns: np.ndarray, axes: tuple[int, int] = (-2, -1)
 ) -> Iterator[Tensor]:
-    """One by one the images after `mirror` and `turn`, each copied at most once, and a view where it lies as it did."""
+    """Yield the images after `mirror` and `turn`, each copied at most once; those that neither changes are views, not copies."""
     ndim = x[0].ndim + 1
     first, second = (a % ndim - 1 for a in axes)  # of one image [C, *spatial]
     square = x[0].shape[first] == x[0].shape[second]

@@ -191,6 +191,6 @@ def _nearest(old: int, new: int) -> np.ndarray:
 
 
 def _nearest_slices(old: int, new: int) -> np.ndarray:
-    """The same as nnU-Net computes it across thick slices."""
+    """Nearest neighbours across thick slices, as nnU-Net computes them."""
     position = (np.arange(new) + 0.5) * (float(old) / new) - 0.5
     return ndi.map_coordinates(np.arange(old), position[None], order=0, mode="nearest").astype(np.int64)

@@ -89,7 +89,7 @@ def living(folder: str) -> list[str]:
 
 
 def certainly_living(folder: str) -> list[str]:
-    """The same; where only heart-beats tell, after waiting for one, or until their silence tells the contrary."""
+    """As `living`; where only heart-beats tell, after waiting for one, or until their silence tells the contrary."""
     first = _signs(folder)
     while True:
         found, signs = living(folder), _signs(folder)

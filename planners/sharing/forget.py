@@ -129,7 +129,7 @@ def forget(name: str, cases: Collection[str] | None) -> list[str]:
 
 
 def forget_gone(name: str, cases: Collection[str]) -> list[str]:
-    """The same for cases that were taken out of a data set, as far as anything was made of them."""
+    """Forget cases that were taken out of a data set, as far as anything was made of them."""
     base = join(nnUNet_preprocessed, name)
     known = set(read_left_out(base)).union(*(_cases_in(folder) for folder in preprocessed_folders(base)))
     return forget(name, known.intersection(cases)) if known.intersection(cases) else []

@@ -49,7 +49,7 @@ class Chunks:
 
     @classmethod
     def of(cls, samples: int, bytes_per_sample: int) -> Chunks:
-        """As even as possible, none above `CHUNK_BYTES` unless a sample is."""
+        """Chunks that are as even as possible, none above `CHUNK_BYTES` unless a sample is."""
         number = -(-samples // max(1, CHUNK_BYTES // bytes_per_sample))
         return cls(samples, -(-samples // number))
 

@@ -57,7 +57,7 @@ class Packed:
 
     @property
     def bytes(self) -> int:
-        """Of all boxes together."""
+        """Length of what holds all boxes."""
         return _bytes(self.entries, self.dtype)[1]
 
     def boxes(self) -> Iterator[Box]:
@@ -72,7 +72,7 @@ class Packed:
 
 
 def _bytes(entries: Sequence[PackedBox], dtype: torch.dtype) -> tuple[int, int]:
-    """Of all images, and of these and all masks."""
+    """(bytes of all images, bytes of all images and masks)."""
     images = sum(prod(p.shape) for p in entries) * dtype.itemsize
     return images, images + sum(prod(p.shape[1:]) for p in entries if p.excludes)
 

@@ -35,5 +35,5 @@ class SharedMemory:
 
 
 def give_back(piece: Tensor) -> None:
-    """What lay in a piece of another process was copied."""
+    """Tell the reading process that its piece of memory was copied and can be written anew."""
     piece[-1] = FREE

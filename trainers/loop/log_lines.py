@@ -42,13 +42,13 @@ def summary(trainer: RunContext) -> str:
             "device": f"{trainer.device}, {precision}{deterministic}",
             "written to": trainer.output_folder,
             "settings": join(trainer.output_folder_base, "plans.json"),
-            "please cite": trainer.method_class.citation,
+            "please cite": trainer.method.citation,
         },
     )
 
 
 def finetuning_summary(trainer: TrainingContext, network: nn.Module) -> str:
-    """The same of a fine-tuning."""
+    """The lines of `summary` for a fine-tuning."""
     return _lines(
         "Fine-tuning",
         {
