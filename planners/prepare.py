@@ -133,8 +133,9 @@ def find_planner(planner: type[SSLPlanner] | str) -> type[SSLPlanner]:
         )
     if not (isinstance(planner, type) and issubclass(planner, SSLPlanner) and hasattr(planner, "preset")):
         raise CorpusError(
-            f"{planner} is not a planner for pre-training. Use SSLPlannerResEncL, SSLPlannerPrimusM, SSLPlannerResEncTiny "
-            "or SSLPlannerPrimusTiny; with nnU-Net's planners run nnUNetv2_plan_experiment and name the plans with -p."
+            f"{planner} is not a planner for pre-training. Use SSLPlannerResEncL, SSLPlannerPrimusM, SSLPlannerPrimusX, "
+            "SSLPlannerResEncTiny or SSLPlannerPrimusTiny; with nnU-Net's planners run nnUNetv2_plan_experiment and name the "
+            "plans with -p."
         )
     return planner
 

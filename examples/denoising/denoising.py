@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl import Method, MethodOutput, Positive, SSLTrainer, Views, explained_variance, masked_mse
+from nnunet_ssl import Method, MethodOutput, Positive, Views, explained_variance, masked_mse
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,3 @@ class Denoising(Method):
             terms = {"explained_variance": explained_variance(*scored)}
         preview = {"target": inputs["target"], "noisy": inputs["noisy"], "denoised": prediction.detach()}
         return MethodOutput(loss, terms, preview)
-
-
-class SSLDenoisingTrainer(SSLTrainer):
-    """Makes `nnUNetv2_train ... -tr SSLDenoisingTrainer` work; nnUNetv2_pretrain does not need it."""
-
-    method_name = "denoising"

@@ -6,11 +6,11 @@ import re
 import subprocess
 import sys
 from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
+from nnunet_ssl.integration.class_lookup import names_of
 from nnunet_ssl.methods import get_method, method_names
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def test_every_own_method_has_a_page():
 
 
 def test_readme_names_only_trainers_and_planners_that_exist():
-    known = {e.name for group in ("nnunetv2.trainers", "nnunetv2.planners") for e in entry_points(group=group)}
+    known = {name for group in ("nnunetv2.trainers", "nnunetv2.planners") for name in names_of(group)}
     named = set(re.findall(r"\bSSL(?:\w+Trainer|Planner\w+)\b", (CHECKOUT / "README.md").read_text()))
     assert named
     assert named <= known

@@ -53,6 +53,7 @@ PLAIN = {
     "report/pictures.py": dict.fromkeys(("draw_preview", "draw_overlay", "_first_channel", "_checked_spacing"), MISUSE),
     "settings/blocks.py": {"require": "for `__post_init__` of configs, see the test below"},
     "trainers/data/batches.py": {"Chunks.join": MISUSE},
+    "trainers/pretraining.py": {"__getattr__": "Python's protocol of modules"},
     "trainers/launch.py": {"wait_for": "a bug in one of several processes, with its traceback"},
     "trainers/data/patches.py": {"PatchDataset.__init__": MISUSE},
     "trainers/ssl_trainer.py": {"SSLTrainer.initialize": MISUSE},
