@@ -43,11 +43,13 @@ def main() -> int:
     if args.nnunet is not None and not (args.nnunet / "nnunetv2").is_dir():
         parser.error(f"{args.nnunet} has no folder nnunetv2 in it.")
     found = environment(args.nnunet.resolve() if args.nnunet else None)
-    for command in (["-c", WHICH], ["-m", "pytest", *(for_pytest or QUICK)]):
-        code = subprocess.run([args.python, *command], env=found, cwd=CHECKOUT, check=False).returncode
-        if code:
-            return code
-    return 0
+    code = subprocess.run([args.python, "-c", WHICH], env=found, cwd=CHECKOUT, check=False).returncode
+    if code:
+        return code
+    os.chdir(CHECKOUT)
+    os.execve(
+        args.python, [args.python, "-m", "pytest", *(for_pytest or QUICK)], found
+    )  # in this process: it ends with it
 
 
 if __name__ == "__main__":
