@@ -24,7 +24,13 @@ from nnunet_ssl.methods import TRAINERS
 from nnunet_ssl.nearest import did_you_mean
 from nnunet_ssl.signals import children_hold_back
 from nnunet_ssl.trainers.device.devices import require_device, use_threads
-from nnunet_ssl.trainers.launch import is_finished, pass_signals_on, wait_for
+from nnunet_ssl.trainers.launch import (
+    end_quietly_on_signals,
+    is_finished,
+    pass_signals_on,
+    telling_the_parent,
+    wait_for,
+)
 from nnunet_ssl.trainers.loop.state import existing_checkpoint
 from nnunet_ssl.trainers.loop.validation import summary_file
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -111,10 +117,9 @@ def train_fold(job: Finetuning, fold: str, goes_on: bool, num_gpus: int) -> None
 
 def run_ddp_obeying(rank: int, *arguments: Any) -> None:
     """nnU-Net's process of several, which lets signals through that its parent held back while it began."""
-    from nnunet_ssl.trainers.launch import end_quietly_on_signals
-
     end_quietly_on_signals()
-    run_ddp(rank, *arguments)
+    with telling_the_parent():
+        run_ddp(rank, *arguments)
 
 
 def next_commands(job: Finetuning, folds: Sequence[str]) -> str:

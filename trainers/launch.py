@@ -167,15 +167,22 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
     if run.device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if run.device == "cuda" else "gloo", rank=rank, world_size=num_processes)
-    try:
+    with telling_the_parent():
         run_process(run)
+    # Only after success of all: leaving the group first would make the others fail before this process has told its error.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def telling_the_parent() -> Iterator[None]:
+    """In a process of several: what a user can mend is marked as such, because torch hands the parent a text, not the error."""
+    try:
+        yield
     except Exception as error:
         message = one_line(error)
         if message is None:
             raise
-        raise TrainingError(TOLD + message) from None  # torch hands the parent a text, not the error
-    # Only after success of all: leaving the group first would make the others fail before this process has told its error.
-    dist.destroy_process_group()
+        raise TrainingError(TOLD + message) from None
 
 
 def end_quietly_on_signals() -> None:
