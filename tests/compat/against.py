@@ -46,6 +46,7 @@ def main() -> int:
     code = subprocess.run([args.python, "-c", WHICH], env=found, cwd=CHECKOUT, check=False).returncode
     if code:
         return code
+    program = os.path.abspath(args.python) if os.sep in args.python else args.python
     os.chdir(CHECKOUT)
     os.execve(
         args.python, [args.python, "-m", "pytest", *(for_pytest or QUICK)], found
