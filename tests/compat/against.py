@@ -48,9 +48,8 @@ def main() -> int:
         return code
     program = os.path.abspath(args.python) if os.sep in args.python else args.python
     os.chdir(CHECKOUT)
-    os.execve(
-        args.python, [args.python, "-m", "pytest", *(for_pytest or QUICK)], found
-    )  # in this process: it ends with it
+    tests = for_pytest or QUICK
+    os.execvpe(program, [program, "-m", "pytest", *tests], found)  # in this process: who ends it ends the tests
 
 
 if __name__ == "__main__":
