@@ -276,6 +276,10 @@ class RunContext(CheckpointContext, Stoppable, TrainingContext, Protocol):
     def preview(self) -> dict[str, Tensor]:
         """Of the first held-out image: [C, *spatial] each."""
 
+    @property
+    def preview_key(self) -> str:
+        """Of that image, `<data set>/<case>`; of several where samples have several."""
+
     def do_split(self) -> tuple[list[str], list[str]]:
         """(training, validation) identifiers."""
 

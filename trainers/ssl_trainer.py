@@ -107,6 +107,7 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.loud = is_first()
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
+        self.preview_key = ""  # which one that is
         self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
         self.warned_of_collapse = False
         self._said: set[str] = set()
@@ -379,6 +380,7 @@ class SSLTrainer(nnUNetTrainer):
         output = compute() if self.settings.shard else self.compiler.attempt(False, compute, compute)
         if self.position.iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
+            self.preview_key = str(batch["key"][0])
         self.position.validated += 1
         return {"loss": output.loss.detach(), **output.terms}
 

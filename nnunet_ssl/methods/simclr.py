@@ -76,6 +76,7 @@ class SimCLRInputs(TypedDict):
     """What the task makes of a batch: P pairs of crops of each image."""
 
     region: Float  # [B, C, *region]
+    excluded: Bool  # [B, 1, *region]
     views: Float  # [2 * P * B, C, *crop]: the first half holds the references, the second their partners
     usable: Bool  # [2 * P * B]: crops that are mostly image
     corners: Whole  # [B, 2 * P, D]: first voxels
@@ -141,7 +142,13 @@ class SimCLR(Method):
         # [2 * pairs, B] as one batch: the first half holds the references, the second their partners.
         crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
         views = augment_crops(crops, generator, self.config.augmentation) if self.training else crops
-        return {"region": image, "views": views, "usable": usable, "corners": to_device(corners, image.device)}
+        return {
+            "region": image,
+            "excluded": excluded,
+            "views": views,
+            "usable": usable,
+            "corners": to_device(corners, image.device),
+        }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"features": pooled_features(self.backbone, inputs["views"])}
@@ -164,7 +171,7 @@ class SimCLR(Method):
         return equal_embeddings(images, first & second, self.config.temperature)
 
     def _preview(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The first pair of every image: where it lies in the region (1, 2; 3 in both), and what the network saw."""
+        """The first pair of every image: where it lies in the region, and what the network saw."""
         region, corners, pairs = inputs["region"], inputs["corners"], self.config.pairs_per_image
         crop, number = self.backbone.patch_size, len(region)
         first, second = corners[:, 0], corners[:, pairs]
@@ -174,8 +181,10 @@ class SimCLR(Method):
         start, extent = shared_box(first, second, crop)
         return {
             "region": region,
-            "crops": places[0].int() + 2 * places[1].int(),
+            "reference_crop": places[0],
+            "partner_crop": places[1],
             "reference": reference,
             "overlap_of_reference": box_mask(start, extent, crop),
             "partner": partner,
+            "excluded": inputs["excluded"],
         }

@@ -52,7 +52,7 @@ def finish(trainer: Any) -> dict[str, Any]:
 def main(job: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     MetaLogger.plot_progress_png = lambda *_: None
-    epochs.draw_preview = validation.draw_preview = lambda *_: None  # type: ignore[assignment]
+    epochs.draw_sample = validation.draw_sample = lambda *_: None  # type: ignore[assignment]
     scratch = Path(job["scratch"])
     (scratch / "lines").mkdir(parents=True)
     trainer = make(job, scratch / "undisturbed")

@@ -17,10 +17,10 @@ from torch import distributed as dist
 from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.report.attempt import attempt_to_draw
-from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
 from nnunet_ssl.trainers.loop.log_lines import epoch_line
+from nnunet_ssl.trainers.loop.previews import draw_sample
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
@@ -109,4 +109,5 @@ def draw_epoch(trainer: RunContext, last: bool) -> None:
         os.makedirs(join(trainer.output_folder, "previews"), exist_ok=True)
         epoch = trainer.current_epoch + 1
         file = join(trainer.output_folder, "previews", f"epoch_{epoch:04d}.png")
-        draw_preview(trainer.preview, file, f"{trainer.method_name}, validation, epoch {epoch}")
+        title = f"{trainer.method_name}, validation, epoch {epoch}"
+        draw_sample(trainer, trainer.preview, trainer.preview_key, file, title)
