@@ -277,6 +277,10 @@ class RunContext(CheckpointContext, Stoppable, TrainingContext, Protocol):
         """Of the first held-out image: [C, *spatial] each."""
 
     @property
+    def log_file(self) -> str:
+        """nnU-Net's, of this start of the run."""
+
+    @property
     def preview_key(self) -> str:
         """Of that image, `<data set>/<case>`; of several where samples have several."""
 

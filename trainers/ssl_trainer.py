@@ -49,6 +49,7 @@ from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite, verdict
 from nnunet_ssl.trainers.loop.log_lines import summary
 from nnunet_ssl.trainers.loop.next_commands import next_commands_of
 from nnunet_ssl.trainers.loop.position import Phase, Position
+from nnunet_ssl.trainers.loop.previews import update_report
 from nnunet_ssl.trainers.loop.progress import EpochBar
 from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
 from nnunet_ssl.trainers.loop.stopping import (
@@ -435,6 +436,7 @@ class SSLTrainer(nnUNetTrainer):
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)
+                update_report(self)
             self.print_to_log_file(next_commands_of(self), add_timestamp=False)
         finally:
             self.interruption.ignore()

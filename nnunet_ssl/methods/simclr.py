@@ -80,6 +80,7 @@ class SimCLRInputs(TypedDict):
     views: Float  # [2 * P * B, C, *crop]: the first half holds the references, the second their partners
     usable: Bool  # [2 * P * B]: crops that are mostly image
     corners: Whole  # [B, 2 * P, D]: first voxels
+    first_excluded: Bool  # [2 * B, 1, *crop]: of the first pair of each image
 
 
 class SimCLREncoded(TypedDict):
@@ -140,7 +141,8 @@ class SimCLR(Method):
         first, second = overlapping_corners(len(image), pairs, image.shape[2:], crop, overlap, generator)
         corners = np.concatenate([first, second], axis=1)  # [B, 2 * pairs, D]
         # [2 * pairs, B] as one batch: the first half holds the references, the second their partners.
-        crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
+        crops, not_image = cut_views(image, corners, crop), cut_views(excluded, corners, crop)
+        usable, number = mostly_usable(not_image), len(image)
         views = augment_crops(crops, generator, self.config.augmentation) if self.training else crops
         return {
             "region": image,
@@ -148,6 +150,7 @@ class SimCLR(Method):
             "views": views,
             "usable": usable,
             "corners": to_device(corners, image.device),
+            "first_excluded": torch.cat([not_image[:number], not_image[pairs * number :][:number]]),
         }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,4 +190,6 @@ class SimCLR(Method):
             "overlap_of_reference": box_mask(start, extent, crop),
             "partner": partner,
             "excluded": inputs["excluded"],
+            "excluded_of_reference": inputs["first_excluded"][:number],
+            "excluded_of_partner": inputs["first_excluded"][number:],
         }

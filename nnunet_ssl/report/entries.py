@@ -39,18 +39,19 @@ class Kind(Enum):
 class View:
     """The entries [*spatial] that lie in one row of pictures, as they are displayed.
 
-    hidden: painted over "masked". outlined: drawn around in "corrupted". excluded: where there is no image, in entries of its
-    shape.
+    hidden: painted over "masked". outlined: drawn around in "corrupted". excluded: where there is no image, by the name of the
+    entry, and under "" for all others of its shape.
     """
 
     entries: dict[str, np.ndarray]
     hidden: np.ndarray | None = None
     outlined: np.ndarray | None = None
-    excluded: np.ndarray | None = None
+    excluded: dict[str, np.ndarray] = field(default_factory=dict)
     kinds: dict[str, Kind] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.excluded = self.entries.pop("excluded", None)
+        names = [name for name in self.entries if name == "excluded" or name.startswith("excluded_of_")]
+        self.excluded = {name.removeprefix("excluded").removeprefix("_of_"): self.entries.pop(name) for name in names}
         self.kinds = {name: Kind.of(name, image) for name, image in self.entries.items()}
         self.hidden = _hidden_of_masked(self.entries)
         if "masked" not in self.entries and "corrupted" in self.entries:
@@ -58,8 +59,9 @@ class View:
 
     def striped(self, name: str) -> np.ndarray | None:
         """Where there is no image in an entry."""
-        fits = self.excluded is not None and self.excluded.shape == self.entries[name].shape
-        return self.excluded if fits and self.excluded is not None and self.excluded.any() else None
+        masks = (self.excluded.get(key) for key in (name, name.rpartition("_of_")[2], ""))
+        fitting = next((mask for mask in masks if mask is not None and mask.shape == self._shape(name)), None)
+        return fitting if fitting is not None and fitting.any() else None
 
     def hidden_masks(self, columns: Sequence[str]) -> list[np.ndarray]:
         """The masks that are drawn in the colour of what is hidden."""

@@ -65,7 +65,7 @@ class Geometry:
             return image
         order = self._order()
         against = [n for n, a in enumerate(order) if self.codes[a] != _axis(self.codes[a])[1]]
-        return np.flip(image.transpose(order), against)
+        return np.flip(image.transpose(order), tuple(against))
 
     def displayed_spacing(self, ndim: int) -> tuple[float, ...]:
         """Voxel size per axis of a displayed image; 1 where it is not known."""
@@ -84,8 +84,8 @@ class Geometry:
         if self.codes is None or self.turned:
             return None
         shown = [_axis(self.codes[a]) for n, a in enumerate(self._order()) if n != axis]
-        (top, bottom), (left, right) = shown
-        return Marks(left, right, top, bottom)
+        rows, columns = shown
+        return Marks(columns[0], columns[1], rows[0], rows[1])
 
     def _order(self) -> list[int]:
         codes = self.codes or ()

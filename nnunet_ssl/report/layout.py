@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -88,7 +88,12 @@ def _write(figure: Figure, note: Note, y: float) -> None:
     width, height = figure.get_size_inches()
     if note.colour:
         box = (0.08 / width, (y - 0.045) / height), 0.16 / width, 0.09 / height
-        style = {"facecolor": note.colour, "edgecolor": "#777777", "linewidth": 0.4, "hatch": note.hatch}
+        style: dict[str, Any] = {
+            "facecolor": note.colour,
+            "edgecolor": "#777777",
+            "linewidth": 0.4,
+            "hatch": note.hatch,
+        }
         figure.add_artist(Rectangle(*box, transform=figure.transFigure, **style))
     x = 0.08 if note.colour is None else 0.3
     figure.text(x / width, y / height, note.text, va="center", fontsize=NOTE_SIZE, color="#333333")

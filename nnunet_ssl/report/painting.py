@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.patheffects import withStroke
 
 from nnunet_ssl.report.geometry import Marks
-from nnunet_ssl.report.planes import DPI, LABEL_COLOURS
+from nnunet_ssl.report.planes import LABEL_COLOURS
 
 HIDDEN_COLOUR = "#8F7FB5"  # a muted violet: no grey of an image can be mistaken for it
 BOX_COLOUR = "#E69F00"  # of masks that hide nothing: where a crop lies, what two of them share
@@ -78,9 +78,8 @@ def stripe(axes: Axes, mask: np.ndarray) -> None:
     """
     if not mask.any():
         return
-    box = axes.get_position()
-    inches = axes.figure.get_size_inches() * DPI
-    width, height = (max(1, round(edge * n)) for edge, n in zip((box.width, box.height), inches, strict=True))
+    tint(axes, mask, NO_IMAGE_COLOURS[0], 1.0)  # whose edges are those of the image's voxels to the pixel
+    width, height = max(1, round(axes.bbox.width)), max(1, round(axes.bbox.height))  # pixels
     rows, columns = np.arange(height), np.arange(width)
     large = mask[(rows * mask.shape[0] // height)[:, None], columns * mask.shape[1] // width]
     second = (rows[:, None] + columns) // STRIPE_PIXELS % 2

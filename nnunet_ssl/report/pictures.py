@@ -57,8 +57,8 @@ def draw_preview(
     A mask called "hidden" (True = hidden) gets no column of its own where there is an image called "masked": it is painted
     over that one; or "corrupted": it is drawn around. Without it, the voxels in which "masked" differs from "input" are
     painted, if all of them have one value (noise in their place stays visible). A mask called "excluded" has no column either:
-    where it is True there is no image, only stripes, in all entries of its shape. Two views, with names that all end in "_a"
-    or "_b", are drawn below each other.
+    where it is True there is no image, only stripes, in all entries of its shape, or where it is called `excluded_of_x` in `x`.
+    Two views, with names that all end in "_a" or "_b", are drawn below each other.
     geometry, scale: of the images.
 
     Raises ValueError for an empty preview and for shapes that cannot be drawn.
@@ -136,7 +136,7 @@ def _notes(
     images = [name for name in columns if kinds[name] is Kind.IMAGE]
     notes = []
     if any(view.outlined is not None and view.outlined.any() for view in every):
-        notes.append(Note("inside of this line the task put something else there", HIDDEN_COLOUR))
+        notes.append(Note("inside this line the task replaced the image", HIDDEN_COLOUR))
     if any(mask.any() for view in every for mask in view.hidden_masks(columns)):
         notes.append(Note("hidden from the network", HIDDEN_COLOUR))
     if any(view.striped(name) is not None for view in every for name in columns):
@@ -145,9 +145,8 @@ def _notes(
     if masks:
         notes.append(Note(f"the place that the column names ({', '.join(masks)})", BOX_COLOUR))
     for name in (n for n in columns if kinds[n] is Kind.LABELS):
-        labels = sorted({int(n) for view in every for n in np.unique(view.entries[name]) if n})
-        if len(labels) > 1:
-            notes.append(Note(f"{_caption(name)}: {_colours(labels)}"))
+        labels = sorted({int(n) for view in every for n in np.unique(view.entries[name])})
+        notes.append(Note(f"{_caption(name)}: {_colours(labels)}"))
     if any(kinds[name] is Kind.SHARE for name in columns):
         notes.append(Note("shares: from 0 % (dark blue) to 100 % (yellow)"))
     notes += [
@@ -169,8 +168,10 @@ def _stripes() -> tuple[str, str]:
 
 def _colours(labels: Sequence[int]) -> str:
     words = ("orange", "light blue", "green", "yellow", "dark blue", "red", "pink")
-    named = [f"{label} {words[LABEL_COLOURS.index(label_colour(label))]}" for label in labels[: len(words)]]
-    return ", ".join(named) + (", and so on" if len(labels) > len(words) else "")
+    some = [label for label in labels if 0 < label <= len(words)]
+    named = [f"{label} {words[LABEL_COLOURS.index(label_colour(label))]}" for label in some]
+    zero, more = ["0 black"] if 0 in labels else [], ["and so on"] if max(labels) > len(words) else []
+    return ", ".join([*zero, *named, *more])
 
 
 def _largest(image: np.ndarray) -> float:

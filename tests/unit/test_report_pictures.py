@@ -143,6 +143,14 @@ class TestPreview:
         both = [sum(share(tmp_path / f"{n}.png", c) for c in NO_IMAGE_COLOURS) for n in ("one", "other")]
         assert both[0] == pytest.approx(both[1], rel=0.02)
 
+    def test_crops_have_stripes_of_their_own(self, image: torch.Tensor, tmp_path: Path) -> None:
+        crop = torch.zeros(1, 8, 8, 8, dtype=torch.bool)
+        preview = {"region": image, "crop": image[:, :8, :8, :8], "excluded": torch.zeros_like(image, dtype=torch.bool)}
+        draw_preview({**preview, "excluded_of_crop": crop}, tmp_path / "none.png")
+        draw_preview({**preview, "excluded_of_crop": ~crop}, tmp_path / "all.png")
+        colour = NO_IMAGE_COLOURS[1]
+        assert share(tmp_path / "none.png", colour) == 0 < share(tmp_path / "all.png", colour)
+
     def test_a_mask_of_a_place_is_drawn_over_its_image_and_cut_through(
         self, image: torch.Tensor, tmp_path: Path
     ) -> None:

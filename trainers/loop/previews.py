@@ -1,4 +1,4 @@
-"""Pictures of what the network was given and what it made of it, with what the images' files say about them."""
+"""What a run shows of itself: pictures with what the images' files say about them, and the page report.html."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from nnunet_ssl.integration.versions import is_first
+from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.report.run_page import write_report
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.data.geometry import geometry_of, grey_scale_of
 
@@ -17,3 +20,10 @@ def draw_sample(trainer: RunContext, preview: Mapping[str, Tensor], key: str, pa
     scale = grey_scale_of(trainer.plans_manager, trainer.configuration_manager)
     geometry = replace(geometry_of(trainer, key), turned=not trainer.method_class.keeps_orientation)
     draw_preview(preview, path, title, geometry, scale)
+
+
+def update_report(trainer: RunContext) -> None:
+    """Write report.html anew, by the first process; where that fails, the log says so once and the run goes on."""
+    if is_first():
+        what = "report.html cannot be written"
+        attempt_to_draw(trainer.print_to_log_file, write_report, trainer.output_folder, trainer.log_file, what=what)
