@@ -10,13 +10,13 @@ INSTALLED := .venv/.installed
 # nnunet_ssl/trainers and nnunet_ssl/planners are links to top-level folders; pyproject.toml has ruff skip the links.
 # Waiting threads give their core to those who have something to do; see benchmarks/LOG.md.
 export OMP_WAIT_POLICY ?= PASSIVE
-SOURCES := nnunet_ssl trainers planners tests benchmarks docs examples
+SOURCES := .ci setup.py nnunet_ssl trainers planners tests benchmarks docs examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check lint types format docs clean
+.PHONY: help install demo test test-fast check lint types format docs constraints versions clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-11s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## the virtual environment .venv, with uv where it is on the PATH, else with pip
 
@@ -48,12 +48,18 @@ docs: $(INSTALLED) ## pages and tables that come from the code (docs/make_pictur
 	$(BIN)/python docs/make_layouts.py
 	$(BIN)/python docs/make_mistakes.py
 
+constraints: $(INSTALLED) ## the versions in .venv into constraints.txt, after its tests have passed
+	$(BIN)/python .ci/freeze.py
+
+versions: $(INSTALLED) ## quick tests with the oldest and newest versions we promise, as users install them
+	$(BIN)/python .ci/versions.py
+
 clean: ## remove everything that make made
 	rm -rf .venv build demo nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose interpreter is gone is made again; a new setup.cfg is installed into the one that is there.
-$(INSTALLED): setup.cfg pyproject.toml
+$(INSTALLED): setup.cfg setup.py pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo 'Python 3.10 or newer is needed; found:' >&2; "$(PYTHON)" --version >&2; \
 	  echo 'Name another one: make PYTHON=/path/to/python3 ...' >&2; exit 1; }

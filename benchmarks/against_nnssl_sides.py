@@ -80,7 +80,7 @@ class Ours:
         from few_labels import CONFIGURATION, make_trainer
 
         from nnunet_ssl.trainers.device.precision import autocast_dtype
-        from nnunet_ssl.trainers.launch import trainer_class
+        from nnunet_ssl.trainers.pretraining import trainer_class
 
         crop, region = [patch] * 3, list(region_of(method, patch))
         own = {

@@ -70,7 +70,7 @@ class Protocol:
 def pretrained(folder: Path, backbone: str, method: str, number: int) -> Path:
     """Where nnUNetv2_pretrain leaves a pre-trained network."""
     plans = f"nnUNet{import_module('nnunet_ssl.cli.pretrain_flags').BACKBONES[backbone].replace('Planner', '')}Plans"
-    trainer = import_module("nnunet_ssl.trainers.launch").trainer_class(method).__name__
+    trainer = import_module("nnunet_ssl.trainers.pretraining").trainer_class(method).__name__
     run = folder / "runs" / backbone / method / str(number) / f"Dataset{POOL}_Pool"
     return run / f"{trainer}__{plans}__{CONFIGURATION}" / "fold_all" / "checkpoint_final.pth"
 

@@ -21,7 +21,7 @@ from nnunet_ssl.demo.job import CONFIGURATION, RAW, RESULTS
 from nnunet_ssl.demo.run import environment
 from nnunet_ssl.demo.steps import Step, run_steps
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.trainers.launch import trainer_class
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 PICTURES = Path(__file__).with_name("pictures")
 PRIMUS = ("voco",)  # a U-Net takes longer to tell crops apart

@@ -11,7 +11,6 @@ import numpy as np
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape, check_image
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
@@ -24,6 +23,7 @@ from nnunet_ssl.files.folders import require_writable
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.preprocessing.cropping import crop_to_nonzero
 from nnunet_ssl.planners.sharing.workers import Died, Task, work_off
+from nnunet_ssl.progress_bars import progress_bar
 
 MAX_BRIGHT_SAMPLES = 100_000  # per case and channel; plenty for percentiles where no label says what matters
 PERCENTILES = (0.5, 50.0, 99.5)
@@ -81,7 +81,7 @@ class SSLFingerprintExtractor(DatasetFingerprintExtractor):
         hidden = hidden if isinstance(hidden, int) else None
         shared = (reader, num_samples, num_channels, hidden)
         tasks = (Task(name, (case["images"], case["label"])) for name, case in self.dataset.items())
-        outcomes = tqdm(
+        outcomes = progress_bar(
             work_off(analyse, tasks, self.num_processes, shared),
             desc="Extracting dataset fingerprint",
             total=len(self.dataset),

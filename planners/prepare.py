@@ -32,6 +32,7 @@ from nnunet_ssl.files.atomic import copy_file
 from nnunet_ssl.files.folders import is_writable, require_writable
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.files.torn import is_whole
+from nnunet_ssl.messages import counted
 from nnunet_ssl.planners import ssl_planner
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.joint import copy_jointly, have_joint_plans, joint_plans_name, plan_jointly
@@ -132,8 +133,9 @@ def find_planner(planner: type[SSLPlanner] | str) -> type[SSLPlanner]:
         )
     if not (isinstance(planner, type) and issubclass(planner, SSLPlanner) and hasattr(planner, "preset")):
         raise CorpusError(
-            f"{planner} is not a planner for pre-training. Use SSLPlannerResEncL, SSLPlannerPrimusM, SSLPlannerResEncTiny "
-            "or SSLPlannerPrimusTiny; with nnU-Net's planners run nnUNetv2_plan_experiment and name the plans with -p."
+            f"{planner} is not a planner for pre-training. Use SSLPlannerResEncL, SSLPlannerPrimusM, SSLPlannerPrimusX, "
+            "SSLPlannerResEncTiny or SSLPlannerPrimusTiny; with nnU-Net's planners run nnUNetv2_plan_experiment and name the "
+            "plans with -p."
         )
     return planner
 
@@ -250,7 +252,9 @@ def _preprocess(
         if ready:
             copy_labels(name, cases, dataset_json["file_ending"])
         else:
-            print(f"{name}: preprocessing for {plans_name}, {configuration}; {len(cases)} images.", flush=True)
+            print(
+                f"{name}: preprocessing for {plans_name}, {configuration}; {counted(len(cases), 'image')}.", flush=True
+            )
             preprocessor = SSLPreprocessor(verbose=False)
             preprocessor.wanted = wanted
             preprocessor.run(name, configuration, plans_name, num_processes)
@@ -362,7 +366,7 @@ def _stock_preprocess(
             f"labels into a dataset of their own and pre-train on both: nnUNetv2_pretrain {dataset_id(name)} ID "
             f"-p {shlex.quote(plans_name)}; or use the planners for pre-training: --backbone resenc_l"
         )
-    print(f"{name}: preprocessing {len(images)} images for {plans_name}, {configuration}, as nnU-Net does.")
+    print(f"{name}: preprocessing {counted(len(images), 'image')} for {plans_name}, {configuration}, as nnU-Net does.")
     manager = PlansManager(load_plans(name, plans_name)).get_configuration(configuration)
     # By its name: nnU-Net's own function takes a number, and 123 for the beginning of 1234.
     manager.preprocessor_class(verbose=False).run(name, configuration, plans_name, num_processes=max(1, num_processes))

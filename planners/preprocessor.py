@@ -12,7 +12,6 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from tqdm import tqdm
 
 from nnunet_ssl.corpus.check import check_cropped_shape
 from nnunet_ssl.corpus.dataset_names import dataset_id
@@ -44,6 +43,7 @@ from nnunet_ssl.planners.sharing.follow import follow_dataset_json, planning_loc
 from nnunet_ssl.planners.sharing.labels import copy_labels
 from nnunet_ssl.planners.sharing.start import settle, start_or_continue
 from nnunet_ssl.planners.sharing.workers import Died, work_off
+from nnunet_ssl.progress_bars import progress_bar
 
 
 def require_some(name: str, number: int, folder: str) -> None:
@@ -233,7 +233,7 @@ class SSLPreprocessor(DefaultPreprocessor):
         bad_labels: dict[str, str] = {}
         hidden = not (self.show_progress_bar and number)
         try:
-            with tqdm(desc="Preprocessing cases", total=number, disable=hidden) as bar:
+            with progress_bar(desc="Preprocessing cases", total=number, disable=hidden) as bar:
                 results = work_off(self.run_case_save, iter(distribution), num_processes, shared)
                 for case, result in results:
                     examined.add(case)

@@ -97,6 +97,18 @@ RESENC_L = Preset(
     ssl=PUBLISHED,
 )
 PRIMUS_M = Preset(**primus(864, 16, 12, drop_path_rate=0.2), patch_edge=160, batch_size=2, ssl=PUBLISHED)
+# The ViT of nnFoundation (https://arxiv.org/abs/2609.26924) as nnssl trains it, on images that are not resampled; nnssl calls it
+# PrimusX. Its CNN is RESENC_L with the same patch, batch and epochs.
+PRIMUS_X = Preset(
+    **primus(1056, 40, 16, drop_path_rate=0.2),
+    patch_edge=192,
+    batch_size=2,
+    ssl={
+        "batch_size": 96,
+        "num_epochs": 2500,
+        "mae": {"initial_lr": 2e-3, "mask_ratio": 0.8, "decoder_depth": 8},
+    },
+)
 RESENC_TINY = Preset(
     **residual_encoder_unet((12, 24, 48, 96), (1, 2, 2, 2)),
     patch_edge=64,

@@ -35,7 +35,7 @@ from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, r
 from nnunet_ssl.planners.preprocessing.normalization import PER_IMAGE, distinct_modalities, require_style, schemes_for
 from nnunet_ssl.planners.preprocessing.storage import KEY as STORAGE_KEY
 from nnunet_ssl.planners.preprocessing.storage import require_storage
-from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, RESENC_L, RESENC_TINY, Preset
+from nnunet_ssl.planners.presets import PRIMUS_M, PRIMUS_TINY, PRIMUS_X, RESENC_L, RESENC_TINY, Preset
 from nnunet_ssl.planners.sharing.follow import follow_dataset_json
 
 SPACING_STYLES = ("onemmiso", "median", "noresample")
@@ -265,6 +265,12 @@ class SSLPlannerPrimusM(SSLPlanner):
     """Primus-M, the transformer of the OpenMind benchmark."""
 
     preset, default_plans_name = PRIMUS_M, "nnUNetSSLPrimusMPlans"
+
+
+class SSLPlannerPrimusX(SSLPlanner):
+    """The large transformer of nnFoundation; its authors resample nothing: `--spacing noresample`."""
+
+    preset, default_plans_name = PRIMUS_X, "nnUNetSSLPrimusXPlans"
 
 
 class SSLPlannerResEncTiny(SSLPlanner):

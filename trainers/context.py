@@ -120,7 +120,7 @@ class LoaderContext(Context, Protocol):
     def say_once(self, message: str) -> None:
         """Say something the first time it comes."""
 
-    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:
+    def configure_rotation_dummyDA_mirroring_and_inital_patch_size(self) -> Any:  # noqa: N802  # nnU-Net's name
         """nnU-Net's choice of rotations and mirror axes."""
 
 

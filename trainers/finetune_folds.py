@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from os.path import isfile, join
 from typing import Any
 
@@ -20,10 +19,18 @@ from torch.multiprocessing.spawn import spawn
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.errors import BadFile, MachineError, SettingsError
 from nnunet_ssl.files.entering import read_json
+from nnunet_ssl.integration.class_lookup import find_registered, names_of
+from nnunet_ssl.methods import TRAINERS
 from nnunet_ssl.nearest import did_you_mean
 from nnunet_ssl.signals import children_hold_back
 from nnunet_ssl.trainers.device.devices import require_device, use_threads
-from nnunet_ssl.trainers.launch import is_finished, pass_signals_on, wait_for
+from nnunet_ssl.trainers.launch import (
+    end_quietly_on_signals,
+    is_finished,
+    pass_signals_on,
+    telling_the_parent,
+    wait_for,
+)
 from nnunet_ssl.trainers.loop.state import existing_checkpoint
 from nnunet_ssl.trainers.loop.validation import summary_file
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
@@ -48,9 +55,9 @@ class Finetuning:
 
 def require_trainer(name: str) -> None:
     """Raise SettingsError for the name of a trainer that there is not, or that pre-trains."""
-    ours = {entry.name: entry for entry in entry_points(group="nnunetv2.trainers")}
+    ours = names_of(TRAINERS)
     if name in ours:
-        if issubclass(ours[name].load(), SSLTrainer):
+        if issubclass(find_registered(TRAINERS, name), SSLTrainer):
             raise SettingsError(f"-tr {name} pre-trains, and this command fine-tunes. To pre-train: nnUNetv2_pretrain.")
         return
     try:
@@ -110,10 +117,9 @@ def train_fold(job: Finetuning, fold: str, goes_on: bool, num_gpus: int) -> None
 
 def run_ddp_obeying(rank: int, *arguments: Any) -> None:
     """nnU-Net's process of several, which lets signals through that its parent held back while it began."""
-    from nnunet_ssl.trainers.launch import end_quietly_on_signals
-
     end_quietly_on_signals()
-    run_ddp(rank, *arguments)
+    with telling_the_parent():
+        run_ddp(rank, *arguments)
 
 
 def next_commands(job: Finetuning, folds: Sequence[str]) -> str:

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from os.path import basename, dirname, getmtime, getsize, isfile, join
 from types import FrameType
 from typing import Any
@@ -36,7 +35,7 @@ from nnunet_ssl.trainers.loop.interruption import leave_with
 from nnunet_ssl.trainers.loop.judging import COLLAPSED
 from nnunet_ssl.trainers.loop.state import RESUME_ORDER, existing_checkpoint
 from nnunet_ssl.trainers.loop.validation import summary_file
-from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 TOLD = "nnunet_ssl says: "  # before what a process tells its parent of an error that a user can mend
 
@@ -53,15 +52,6 @@ class Run:
     device: str
     pretrained_weights: str | None = None
     stem: str | None = None  # of pretrained_weights that have several
-
-
-def trainer_class(method: str) -> type[SSLTrainer]:
-    """The registered trainer of a method; a method of another package without one gets `SSL<Method>Trainer`."""
-    for entry in entry_points(group="nnunetv2.trainers"):
-        if entry.name.startswith("SSL") and entry.name.lower() == f"ssl{method.replace('_', '')}trainer":
-            return entry.load()
-    name = f"SSL{''.join(part.capitalize() for part in method.split('_'))}Trainer"
-    return type(name, (SSLTrainer,), {"method_name": method, "__module__": __name__})
 
 
 def output_folder(method: str, plans: Mapping[str, Any], configuration: str, fold: int | str) -> str:
@@ -177,15 +167,22 @@ def run_spawned(rank: int, run: Run, num_processes: int) -> None:
     if run.device == "cuda":
         torch.cuda.set_device(rank)
     dist.init_process_group("nccl" if run.device == "cuda" else "gloo", rank=rank, world_size=num_processes)
-    try:
+    with telling_the_parent():
         run_process(run)
+    # Only after success of all: leaving the group first would make the others fail before this process has told its error.
+    dist.destroy_process_group()
+
+
+@contextmanager
+def telling_the_parent() -> Iterator[None]:
+    """In a process of several: what a user can mend is marked as such, because torch hands the parent a text, not the error."""
+    try:
+        yield
     except Exception as error:
         message = one_line(error)
         if message is None:
             raise
-        raise TrainingError(TOLD + message) from None  # torch hands the parent a text, not the error
-    # Only after success of all: leaving the group first would make the others fail before this process has told its error.
-    dist.destroy_process_group()
+        raise TrainingError(TOLD + message) from None
 
 
 def end_quietly_on_signals() -> None:

@@ -1,63 +1,30 @@
-"""The pre-training trainers, one per pretext task; the backbone comes from the plans."""
+"""The pre-training trainers that nnU-Net's users name, one per pretext task: SSLMAETrainer, SSLSimCLRTrainer, ...
 
+They differ in the name of their task and in nothing else, so they are made from the installed tasks when they are first asked
+for (PEP 562): `from nnunet_ssl.trainers.pretraining import SSLMAETrainer` works as if it stood here. The backbone comes from the
+plans. A package whose task needs more of its trainer registers one of that name, and that one is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nnunet_ssl.integration.class_lookup import find_registered
+from nnunet_ssl.methods import TRAINERS, get_method, trainer_names
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 
-class SSLMAETrainer(SSLTrainer):
-    """Masked autoencoder."""
-
-    method_name = "mae"
-
-
-class SSLSpark3DTrainer(SSLTrainer):
-    """Spark3D: masked autoencoder with a sparse encoder, for U-Nets."""
-
-    method_name = "spark3d"
+def trainer_class(method: str) -> type[SSLTrainer]:
+    """The trainer of an installed task; raises SettingsError for others, listing the known ones."""
+    get_method(method)
+    return find_registered(TRAINERS, next(name for name, task in trainer_names().items() if task == method))
 
 
-class SSLSimMIMTrainer(SSLTrainer):
-    """SimMIM: masked image modelling with mask tokens in the encoder."""
+if not TYPE_CHECKING:
 
-    method_name = "simmim"
-
-
-class SSLModelsGenesisTrainer(SSLTrainer):
-    """Models Genesis: restoration of corrupted images."""
-
-    method_name = "models_genesis"
-
-
-class SSLVolumeFusionTrainer(SSLTrainer):
-    """VolumeFusion: in which proportion two images were mixed."""
-
-    method_name = "volume_fusion"
-
-
-class SSLVoCoTrainer(SSLTrainer):
-    """VoCo: the overlap of crops with a grid of crops."""
-
-    method_name = "voco"
-
-
-class SSLSwinUNETRTrainer(SSLTrainer):
-    """SwinUNETR's tasks: rotation, contrast and inpainting."""
-
-    method_name = "swin_unetr"
-
-
-class SSLSimCLRTrainer(SSLTrainer):
-    """SimCLR: contrast of overlapping crops."""
-
-    method_name = "simclr"
-
-
-class SSLConsistentViewsTrainer(SSLTrainer):
-    """Masked autoencoding of two views that agree where they overlap."""
-
-    method_name = "consistent_views"
-
-
-class SSLSelfDistillationTrainer(SSLTrainer):
-    """A student that sees masked crops, and a slower twin that sees them whole: SMIT, with iBOT's losses."""
-
-    method_name = "self_distillation"
+    def __getattr__(name: str) -> Any:
+        if name not in trainer_names():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        method = trainer_names()[name]
+        own = {"method_name": method, "__module__": __name__, "__doc__": f"Pre-training with the task {method}."}
+        return globals().setdefault(name, type(name, (SSLTrainer,), own))

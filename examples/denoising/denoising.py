@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nnunet_ssl import Method, MethodOutput, Positive, SSLTrainer, Views, explained_variance, masked_mse
+from nnunet_ssl import Method, MethodOutput, Positive, Views, explained_variance, masked_mse
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,3 @@ class Denoising(Method):
         preview = {"target": inputs["target"], "noisy": inputs["noisy"], "denoised": prediction.detach()}
         preview["excluded"] = inputs["excluded"]
         return MethodOutput(loss, terms, preview)
-
-
-class SSLDenoisingTrainer(SSLTrainer):
-    """Makes `nnUNetv2_train ... -tr SSLDenoisingTrainer` work; nnUNetv2_pretrain does not need it."""
-
-    method_name = "denoising"

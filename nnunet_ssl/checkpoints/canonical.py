@@ -64,7 +64,10 @@ def canonical_weights(
         which = f"the mean of {len(stems)}" if taken == MEAN else f"{taken} of {len(stems)}"
         notes.append(f"stem: {which}, {chosen.why} (nnUNetv2_plan_finetune --stem chooses another)")
     elif stem is not None:
-        raise CheckpointError(f"--stem {stem}: the checkpoint has one stem for all images. Leave --stem out.")
+        raise CheckpointError(
+            f"The checkpoint has one stem for all images, and not several to choose {stem} from. Leave out --stem, or "
+            '"stem" in the finetune block of the plans.'
+        )
     info = {**_describe(checkpoint, weights), "stems": stems, "stem": taken, "notes": notes}
     if info["backbone"] != "primus":
         return weights, info

@@ -138,9 +138,13 @@ def build_overview_of_preprocessed(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of nnUNetv2_pretrain_corpus."""
     from nnunet_ssl.cli.errors import one_line_errors
+    from nnunet_ssl.cli.pipes import until_nobody_reads
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_corpus", "Nothing is half written; the same command begins anew."):
+    with (
+        one_line_errors("nnUNetv2_pretrain_corpus", "Nothing is half written; the same command begins anew."),
+        until_nobody_reads(),
+    ):
         run(args)
 
 

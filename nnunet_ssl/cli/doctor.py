@@ -12,14 +12,20 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from typing import Any
 
+from packaging.requirements import Requirement
+
+from nnunet_ssl.cli.pipes import until_nobody_reads
 from nnunet_ssl.cli.probe import probe
+from nnunet_ssl.integration.nnunet_version import nnunet_version
 from nnunet_ssl.integration.torchvision_build import CURE, is_mismatch
 
 PACKAGES = ("nnunet_ssl", "nnunetv2", "torch", "torchvision", "timm", "dynamic_network_architectures")
+BOUNDING = ("nnunet_ssl", "nnunetv2", "dynamic_network_architectures")  # whose bounds matter
 OLDEST = {"nnunetv2": (2, 8), "torch": (2, 5)}
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 AUTOLOAD = "TORCH_DEVICE_BACKEND_AUTOLOAD"
@@ -50,9 +56,25 @@ def check_versions() -> Iterator[Finding]:
         wanted = ".".join(map(str, oldest))
         yield Finding(
             numbers >= oldest,
-            f"{package} {installed}",
+            f"{package} {nnunet_version() if package == 'nnunetv2' and numbers >= oldest else installed}",
             f"pip install --upgrade '{package}>={wanted}'" if oldest else "",
         )
+
+
+def check_bounds() -> Iterator[Finding]:
+    """What the packages allow of each other's versions; `pip install --upgrade timm` breaks it with a warning at most."""
+    bad: dict[str, Finding] = {}
+    for package in BOUNDING:
+        with suppress(PackageNotFoundError):  # told above
+            for need in map(Requirement, requires(package) or ()):
+                with suppress(PackageNotFoundError):
+                    found, extra = version(need.name), need.marker is not None and "extra" in str(need.marker)
+                    if not extra and not need.specifier.contains(found, prereleases=True):
+                        cure = f"pip install {shlex.quote(f'{need.name}{need.specifier}')}"
+                        bad[need.name] = Finding(
+                            False, f"{need.name} {found} is not what {package} allows ({need.specifier})", cure
+                        )
+    yield from bad.values() or (Finding(True, "they fit each other"),)
 
 
 def run_probe() -> tuple[dict[str, Any] | None, str]:
@@ -189,9 +211,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "something is wrong.",
     )
     parser.parse_args(argv)
+    with until_nobody_reads():
+        return examine()
+
+
+def examine() -> int:
+    """Print all findings; returns 1 when something is wrong."""
     problems = 0
     for title, checks in (
         ("versions", check_versions),
+        ("bounds of versions", check_bounds),
         ("in a fresh process", check_fresh_process),
         ("folders", check_folders),
     ):

@@ -79,10 +79,10 @@ def understand(args: argparse.Namespace) -> None:
     wrong = [fold for fold in args.folds if fold != "all" and not fold.isdecimal()]
     if wrong:
         raise SettingsError(f'-f wants "all" or numbers of folds, found {", ".join(wrong)}')
-    geometry = [args.adapt, args.spacing, args.patch_size, args.plans_name]
+    geometry = [args.adapt, args.spacing, args.patch_size, args.stem, args.plans_name]
     if args.plans is not None and any(value is not None for value in geometry):
         raise SettingsError(
-            "-p names plans that stay as they are; --adapt, --spacing, --patch-size and -plans_name are for new ones"
+            "-p names plans that stay as they are; --adapt, --spacing, --patch-size, --stem and -plans_name are for new ones"
         )
     if args.num_gpus < 1 or args.num_processes < 1:
         raise SettingsError(f"--num-gpus and -np want at least 1, found {args.num_gpus} and {args.num_processes}")

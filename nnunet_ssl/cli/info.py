@@ -51,9 +51,10 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of nnUNetv2_pretrain_info."""
     from nnunet_ssl.cli.errors import one_line_errors
+    from nnunet_ssl.cli.pipes import until_nobody_reads
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_info", "The same command begins anew."):
+    with one_line_errors("nnUNetv2_pretrain_info", "The same command begins anew."), until_nobody_reads():
         run(args)
 
 

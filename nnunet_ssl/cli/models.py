@@ -22,7 +22,11 @@ EXAMPLES = (
 NOTES = """\
 Cache, token, offline mode and mirror are those of huggingface_hub: HF_HOME, HF_TOKEN (or `hf auth login`), HF_HUB_OFFLINE,
 HF_ENDPOINT."""
-PRETRAIN = {"ResEncL": "resenc_l", "PrimusM": "primus_m"}  # backbone -> --backbone of nnUNetv2_pretrain
+PRETRAIN = {
+    "ResEncL": "resenc_l",
+    "PrimusM": "primus_m",
+    "Primus": "primus_x",
+}  # backbone -> --backbone of nnUNetv2_pretrain
 COLUMNS = ("name", "method", "backbone", "modality", "patch", "spacing [mm]", "licence", "repository")
 
 
@@ -100,8 +104,8 @@ def known_model_text(model: KnownModel) -> str:
         return "\n".join([*lines, f"\nIt can be used with {model.only_for} alone.", *fetch])
     lines += [
         "\nFine-tune it on data set 4 (any number of channels, any patch size):",
-        f"  nnUNetv2_plan_finetune -d 4 -pretrained_weights {model.name}",
-        "    writes plans that fit and prints the training command, or with plans you have:",
+        f"  nnUNetv2_finetune 4 -pretrained_weights {model.name}",
+        "    plans, preprocesses and trains; or, with plans you have, by nnU-Net's own command:",
         f"  nnUNetv2_train 4 3d_fullres 0 -tr SSLFinetuneTrainer -p PLANS -pretrained_weights {model.name}",
     ]
     if model.backbone in PRETRAIN:
@@ -139,9 +143,10 @@ def run(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of nnUNetv2_pretrain_models."""
     from nnunet_ssl.cli.errors import one_line_errors
+    from nnunet_ssl.cli.pipes import until_nobody_reads
 
     args = build_parser().parse_args(argv)
-    with one_line_errors("nnUNetv2_pretrain_models"):
+    with one_line_errors("nnUNetv2_pretrain_models"), until_nobody_reads():
         run(args)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.methods import trainer_names
 from nnunet_ssl.nearest import did_you_mean
 
 CONFIGURATION = re.compile(r"[23]d(_\w+)?")  # what nnU-Net's planners call theirs
@@ -75,7 +76,7 @@ def take_dataset(args: argparse.Namespace, required: bool = True) -> None:
 
 def method_of_trainer(trainer: str, methods: Sequence[str]) -> str:
     """mae for SSLMAETrainer; raises SettingsError for trainers of other kinds."""
-    by_trainer = {f"ssl{method.replace('_', '')}trainer": method for method in methods}
+    by_trainer = {name.lower(): method for name, method in trainer_names().items() if method in methods}
     found = by_trainer.get(trainer.lower())
     if found is not None:
         return found
@@ -83,14 +84,5 @@ def method_of_trainer(trainer: str, methods: Sequence[str]) -> str:
         raise SettingsError(
             f"{trainer} trains with labels. To pre-train: --method mae, or another one; to fine-tune: nnUNetv2_finetune"
         )
-    near = did_you_mean(trainer, [trainer_name(method) for method in methods])
+    near = did_you_mean(trainer, list(trainer_names()))
     raise SettingsError(f"there is no pre-training trainer {trainer}.{near} Methods: {', '.join(methods)}")
-
-
-def trainer_name(method: str) -> str:
-    """The name of a method's trainer as it is registered, or as it would be written."""
-    from importlib.metadata import entry_points
-
-    wanted = f"ssl{method.replace('_', '')}trainer"
-    names = (entry.name for entry in entry_points(group="nnunetv2.trainers"))
-    return next((name for name in names if name.lower() == wanted), f"SSL{method}Trainer")

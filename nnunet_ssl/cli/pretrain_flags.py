@@ -17,6 +17,7 @@ from nnunet_ssl.settings.blocks import SAMPLING, PretrainBlock
 BACKBONES = {
     "resenc_l": "SSLPlannerResEncL",
     "primus_m": "SSLPlannerPrimusM",
+    "primus_x": "SSLPlannerPrimusX",
     "resenc_tiny": "SSLPlannerResEncTiny",
     "primus_tiny": "SSLPlannerPrimusTiny",
 }

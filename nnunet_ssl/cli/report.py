@@ -10,7 +10,7 @@ from nnunet_ssl.cli.parser import CommandParser
 EXAMPLES = (
     "nnUNetv2_pretrain_report $nnUNet_results/Dataset004_Hippocampus/SSLMAETrainer__.../fold_all",
     "nnUNetv2_pretrain_report .",
-    'for run in $nnUNet_results/*/SSL*/fold_*; do nnUNetv2_pretrain_report "$run"; done',
+    "nnUNetv2_pretrain_report results/Dataset745_MyBrains/SSLMAETrainer__.../fold_0",
 )
 NOTES = """\
 A pre-training writes report.html after every epoch by itself. The page is one file, and needs no network. This makes it from

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 
-from tqdm import tqdm
-
 from nnunet_ssl.corpus.check import shape_text
 from nnunet_ssl.corpus.formats import dicom, itk, nifti, tiff
 from nnunet_ssl.corpus.formats.header import Header, require_spacing
@@ -15,6 +13,7 @@ from nnunet_ssl.corpus.reader import ending_of
 from nnunet_ssl.corpus.reading import damage, describe_failure
 from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.files.entering import why_no_content, why_no_file
+from nnunet_ssl.progress_bars import progress_bar
 
 CHUNK = 128  # files per task of a thread
 FORMATS: dict[tuple[str, ...], Callable[[str], Header]] = {
@@ -54,7 +53,7 @@ def read_headers(paths: Sequence[str], num_threads: int, show_progress: bool = T
     chunks = iter(lambda: list(islice(iterator, CHUNK)), [])
     with (
         ThreadPoolExecutor(max(1, num_threads)) as pool,
-        tqdm(desc="Reading headers", total=len(paths), disable=not (show_progress and len(paths))) as bar,
+        progress_bar(desc="Reading headers", total=len(paths), disable=not (show_progress and len(paths))) as bar,
     ):
         for results in pool.map(read_chunk, chunks):
             bar.update(len(results))

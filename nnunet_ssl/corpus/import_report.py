@@ -39,7 +39,7 @@ def describe_import(done: Imported) -> str:
     lines += [
         f"The table: {join(registered.folder, FILE)}",
         "Next:",
-        f"  nnUNetv2_pretrain_corpus -d {number} --html corpus.html      look at it",
-        f"  nnUNetv2_pretrain {number} --method mae --backbone primus_m",
+        f"  nnUNetv2_pretrain_corpus {number} --html corpus.html      look at it",
+        f"  nnUNetv2_pretrain {number}",
     ]
     return "\n".join(lines)

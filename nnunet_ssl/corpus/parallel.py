@@ -9,9 +9,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.progress_bars import progress_bar
 from nnunet_ssl.signals import children_hold_back, obey
 
 T = TypeVar("T")
@@ -28,7 +27,7 @@ def work_through(
 
     What `function` raises is raised here. Raises CorpusError when a process was killed.
     """
-    with tqdm(desc=description, total=len(tasks), disable=not (show_progress and tasks)) as bar:
+    with progress_bar(desc=description, total=len(tasks), disable=not (show_progress and tasks)) as bar:
         for result in _results(function, tasks, min(num_processes, len(tasks))):
             bar.update()
             yield result

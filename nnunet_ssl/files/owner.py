@@ -15,8 +15,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds a lock. `place` is where process numbers mean what they mean there, `born` tells a process
-    from a later one with its number; both are for `ended_here`, the rest is for people."""
+    """A process that holds a lock.
+
+    `place` is where process numbers mean what they mean there, `born` tells a process from a later one with its number; both are
+    for `ended_here`, the rest is for people.
+    """
 
     host: str
     pid: int

@@ -75,7 +75,7 @@ class TokenAutoencoder(nn.Module):
         )
 
     def visible(self, blocks: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-        """ "keep" [B, K]: the tokens that are not hidden, as many in every sample, by their number in C order."""
+        """The entry "keep" [B, K]: the tokens that are not hidden, as many in every sample, by their number in C order."""
         hidden = upsample_blocks(blocks, self.blocks, self.grid)
         return {"keep": to_device(np.stack([np.flatnonzero(~own) for own in hidden]), device)}
 

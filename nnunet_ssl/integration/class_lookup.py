@@ -11,11 +11,12 @@ from typing import Any
 
 from nnunet_ssl.errors import BadFile
 from nnunet_ssl.integration.torchvision_build import CURE, is_mismatch
+from nnunet_ssl.methods import TRAINERS, trainer_names
 from nnunet_ssl.nearest import did_you_mean
 
 # The `current_module` nnU-Net searches -> the entry-point group for what it searches there.
 GROUPS = {
-    "nnunetv2.training.nnUNetTrainer": "nnunetv2.trainers",
+    "nnunetv2.training.nnUNetTrainer": TRAINERS,
     "nnunetv2.experiment_planning": "nnunetv2.planners",
     "nnunetv2.preprocessing": "nnunetv2.preprocessors",
     "nnunetv2.preprocessing.preprocessors": "nnunetv2.preprocessors",
@@ -90,13 +91,13 @@ def require_kind(found: Any, name: str, module: str) -> None:
 
 
 def find_registered(group: str, name: str) -> Any:
-    """The class or function registered as `name` in an entry-point group, None if there is none.
+    """The class or function registered as `name` in an entry-point group, or the trainer of a task; None if there is none.
 
     Raises whatever importing it raises, after saying on stderr whose class it is.
     """
     candidates = registered(group, name)
     if not candidates:
-        return None
+        return made_for_task(name) if group == TRAINERS else None
     entry = candidates[0]
     if len(candidates) > 1:
         described = ", ".join(registered_by(candidate) for candidate in candidates)
@@ -108,9 +109,17 @@ def find_registered(group: str, name: str) -> Any:
         raise
 
 
+def made_for_task(name: str) -> Any:
+    """The pre-training trainer of an installed task, None for other names."""
+    if name not in trainer_names():
+        return None
+    return getattr(importlib.import_module("nnunet_ssl.trainers.pretraining"), name)
+
+
 def names_of(group: str) -> list[str]:
     """The names of a group, sorted."""
-    return [entry.name for entry in registered(group)]
+    made = trainer_names() if group == TRAINERS else ()
+    return sorted({*(entry.name for entry in registered(group)), *made})
 
 
 def registered(group: str, name: str | None = None) -> list[EntryPoint]:

@@ -16,13 +16,30 @@ if TYPE_CHECKING:
     from nnunet_ssl.methods.base import Method
     from nnunet_ssl.views.spec import Views
 
-GROUP = "nnunet_ssl.methods"
+GROUP, TRAINERS = "nnunet_ssl.methods", "nnunetv2.trainers"
 
 
 @lru_cache(maxsize=1)
 def method_names() -> tuple[str, ...]:
     """Names of all installed methods, ours and those of other packages."""
     return tuple(sorted({e.name for e in entry_points(group=GROUP)}))
+
+
+@lru_cache(maxsize=1)
+def trainer_names() -> dict[str, str]:
+    """{name of its nnU-Net trainer: task} of all installed methods, e.g. {"SSLMAETrainer": "mae"}.
+
+    SSL, the task's name written as its class is, Trainer; or the name of a trainer that somebody registered for it. None of
+    them needs to be registered: `nnunet_ssl.trainers.pretraining` makes those that are not.
+    """
+    by_hand = {entry.name.lower(): entry.name for entry in entry_points(group=TRAINERS)}
+    names = {}
+    for entry in entry_points(group=GROUP):
+        plain, written = entry.name.replace("_", ""), entry.value.rpartition(":")[2]
+        if written.lower() != plain.lower():
+            written = "".join(part.capitalize() for part in entry.name.split("_"))
+        names[by_hand.get(f"ssl{plain}trainer".lower(), f"SSL{written}Trainer")] = entry.name
+    return names
 
 
 def get_method(name: str) -> type[Method]:

@@ -69,7 +69,7 @@ class ConsistentViewsConfig(MAEConfig):
 
 
 class ConsistentViewsInputs(MAETokens):
-    """What the task makes of a batch: as `MAE` of 2B views, the first ones of all images, then the second ones, and"""
+    """What the task makes of a batch: as `MAE` of 2B views, the first ones of all images, then the second ones."""
 
     start: Whole  # [2B, D]: first voxel, within the view, of what both views show
     extent: Whole  # [2B, D]: its size in voxels

@@ -90,7 +90,7 @@ class SelfDistillationConfig(SimMIMConfig):
 
 
 class SelfDistillationInputs(SimMIMInputs):
-    """What the task makes of a batch: as `SimMIM` of 2B views, the first ones of all images, then the second ones, and"""
+    """What the task makes of a batch: as `SimMIM` of 2B views, the first ones of all images, then the second ones."""
 
     places: Whole  # [2B, T]: numbers of the compared tokens, in C order
     token_usable: Bool  # [2B, T]: hidden, and mostly image

@@ -77,7 +77,15 @@ def _draw(axes: Axes, curves: Mapping[str, np.ndarray | None], label: str) -> No
             continue
         # A value between two missing ones would be invisible as a line; so would a run's first epoch.
         marker = "o" if np.isfinite(values).sum() < 30 else ""
-        axes.plot(values, color=colour, linewidth=1.6, marker=marker, markersize=3, label=name or None)
+        axes.plot(
+            np.arange(1, len(values) + 1),
+            values,
+            color=colour,
+            linewidth=1.6,
+            marker=marker,
+            markersize=3,
+            label=name or None,
+        )
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, ncol=4, loc="best", labelcolor="black")
     elif not axes.lines:
@@ -97,9 +105,9 @@ def _draw_yardstick(axes: Axes, values: np.ndarray | None) -> None:
 
 
 def _save(figure: Figure, panels: Sequence[Axes], path: str | os.PathLike[str]) -> None:
-    last = max((np.size(line.get_xdata()) - 1 for axes in panels for line in axes.lines), default=0)
+    last = max((np.size(line.get_xdata()) for axes in panels for line in axes.lines), default=1)  # counted from 1
     for axes in panels:
-        axes.set_xlim(-0.02 * last - 0.5, last + 0.02 * last + 0.5)
+        axes.set_xlim(0.5 - 0.02 * last, last + 0.02 * last + 0.5)
     panels[-1].set_xlabel("epoch", fontsize=9, color="black")
     with atomic_write(path) as file:
         figure.savefig(file, format="png")

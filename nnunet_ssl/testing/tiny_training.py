@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nnunet_ssl.testing.tiny_data import DATASET_JSON, tiny_plans, write_dataset
-from nnunet_ssl.trainers.launch import trainer_class
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 
 class TinyTraining:

@@ -45,6 +45,7 @@ class Waiting(AssertionError):
 
 
 def lies_on_gpu(x: Any) -> bool:
+    """Whether this is a tensor of the stand-in."""
     return isinstance(x, Tensor) and x.device.type == GPU
 
 

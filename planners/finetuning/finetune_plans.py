@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,24 +80,26 @@ class Wishes:
         if wrong:
             raise SettingsError(" ".join(wrong))
 
-    def schedule(self) -> dict[str, int]:
+    def schedule(self) -> dict[str, int | str]:
         """The entries of the `finetune` block that are asked for."""
         asked = {
             "num_epochs": self.epochs,
             "num_iterations_per_epoch": self.iterations_per_epoch,
             "save_every": self.save_every,
             "early_stop": self.early_stop,
+            "stem": self.stem,
         }
         return {key: value for key, value in asked.items() if value is not None}
 
     def short(self) -> list[str]:
-        """What tells plans of these lengths and batches from others, for their names: ["150ep", "batch4"]."""
-        asked = (
+        """What tells plans of these lengths, batches and stems from others, for their names: ["150ep", "batch4"]."""
+        asked: tuple[tuple[int | str | None, str], ...] = (
             (self.epochs, "{}ep"),
             (self.iterations_per_epoch, "{}it"),
             (self.batch_size, "batch{}"),
             (self.save_every, "save{}"),
             (self.early_stop, "stop{}"),
+            (None if self.stem is None else re.sub(r"[^A-Za-z0-9-]+", "-", self.stem), "stem{}"),
         )
         return [text.format(number) for number, text in asked if number is not None]
 

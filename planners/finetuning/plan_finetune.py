@@ -161,8 +161,6 @@ def default_name(pretrained: Pretrained, adapt_by: str, wishes: Wishes) -> str:
     parts = [PLANS, what, pretrained.origin.sha256[:6], adapt_by]
     if wishes.spacing is not None:
         parts.append("x".join(f"{s:g}" for s in wishes.spacing) + "mm")
-    if wishes.stem is not None:
-        parts.append(f"stem{pretrained.info['stem']}")
     if wishes.patch_size is not None:
         parts.append("patch" + "x".join(map(str, wishes.patch_size)))
     parts += wishes.short()
@@ -193,6 +191,7 @@ def finetune_block(pretrained: Pretrained, wishes: Wishes) -> dict[str, Any]:
     own = training_configuration(pretrained.checkpoint).get("finetune", {}) if "ssl" in pretrained.checkpoint else {}
     block = {"transfer": "encoder+decoder" if pretrained.conventions.segments else pretrained.info["transfer"], **own}
     block.update(wishes.schedule())
+    block.pop("stem", None)  # of what the pre-training itself began with
     if pretrained.info["stem"] is not None:
         block["stem"] = pretrained.info["stem"]
     read_config(FinetuneSettings, block, "the finetune block of the checkpoint's plans")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.ndimage as ndi
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, get_bbox_from_mask
 
 OUTSIDE = -1  # nnU-Net's label of the voxels outside that region
 
@@ -17,8 +18,8 @@ def crop_to_nonzero(data: np.ndarray, seg: np.ndarray | None) -> tuple[np.ndarra
     of it, and only where there are zeros.
     """
     nonzero = (data != 0).any(axis=0) if len(data) > 1 else data[0] != 0
-    box = [_extent(nonzero, axis) for axis in range(3)]
-    window = tuple(slice(first, last) for first, last in box)
+    box: Box = get_bbox_from_mask(nonzero)
+    window = bounding_box_to_slice(box)
     all_channels = (slice(None), *window)
     data, nonzero = data[all_channels], nonzero[window]
     inside = nonzero if nonzero.all() else fill_holes(nonzero)
@@ -38,8 +39,3 @@ def fill_holes(mask: np.ndarray) -> np.ndarray:
             reached[np.unique(parts.take(end, axis=axis))] = True
     reached[0] = False  # the mask itself
     return ~reached[parts]
-
-
-def _extent(mask: np.ndarray, axis: int) -> list[int]:
-    found = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
-    return [int(found[0]), int(found[-1]) + 1] if found.size else [0, mask.shape[axis]]

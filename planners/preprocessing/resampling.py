@@ -35,8 +35,10 @@ def resample(
     *,
     seg_tiebreak: str = "nearest",
 ) -> np.ndarray:
-    """An image or labels [C, D, H, W] at `new_shape` voxels, spacings in mm; arguments and result as nnU-Net's
-    `resample_data_or_seg_to_shape`, images to single precision, labels but for ties that rounding decides.
+    """An image or labels [C, D, H, W] at `new_shape` voxels, spacings in mm.
+
+    Arguments and result as nnU-Net's `resample_data_or_seg_to_shape`: images to single precision, labels but for ties that
+    rounding decides.
 
     Thick slices (`separate_z`) are resampled one by one and then repeated (order_z 0) or interpolated linearly (1).
     seg_tiebreak: which of the labels that share a voxel evenly gets it: the "nearest" one, or that with the "lowest" or

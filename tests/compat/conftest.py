@@ -19,6 +19,7 @@ def _load() -> Any:
 
 
 _contract = _load()
+tiny_training = _contract.tiny_training
 preprocessed_dataset, plans_for, dataset_json = (
     _contract.preprocessed_dataset,
     _contract.plans_for,

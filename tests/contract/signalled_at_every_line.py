@@ -49,7 +49,7 @@ def finish(trainer: Any) -> dict[str, Any]:
     return content(Path(trainer.output_folder) / "checkpoint_final.pth")
 
 
-def main(job: dict[str, Any]) -> None:
+def main(job: dict[str, Any]) -> None:  # noqa: C901  # the processes of a drill, one after the other
     torch.set_num_threads(1)
     MetaLogger.plot_progress_png = lambda *_: None
     epochs.draw_sample = validation.draw_sample = lambda *_: None  # type: ignore[assignment]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.loop import stepping
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 FAST = {"self_distillation": {"momentum": 0.5}}  # a teacher that moves as far as its student does
 

@@ -42,4 +42,4 @@ def test_it_ends_with_its_own_exit_code_where_asked(make_trainer, plans_for, mon
         trainer.run_training()
     assert ending.value.code == COLLAPSED
     assert (Path(trainer.output_folder) / "checkpoint_latest.pth").is_file()
-    assert "Stopped after 1 epochs: the validation loss" in log_of(trainer)
+    assert "Stopped after 1 epoch: the validation loss" in log_of(trainer)

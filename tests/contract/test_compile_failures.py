@@ -12,8 +12,8 @@ import torch
 from nnunet_ssl.methods.mae import MAE
 from nnunet_ssl.trainers.device.compiling import TRIALS, Compiler, Elsewhere
 from nnunet_ssl.trainers.distributed.processes import Consensus
-from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.loop import stepping
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 sys.path.insert(0, str(Path(__file__).parent))  # child processes import them by name as well
 import trained_by_many

@@ -17,9 +17,8 @@ from nnunet_ssl.settings.blocks import PretrainSettings, read_config
 from nnunet_ssl.trainers.data import loading
 from nnunet_ssl.trainers.data.augmentation import augmentation
 from nnunet_ssl.trainers.data.corpus import TRAINING, VALIDATION
-from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.loop import stepping
-from nnunet_ssl.trainers.pretraining import SSLMAETrainer
+from nnunet_ssl.trainers.pretraining import SSLMAETrainer, trainer_class
 
 
 def batches(trainer, count: int) -> tuple[list[dict], list[dict]]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.loop import stepping, validation
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 
 def plans(plans_for, backbone="unet", **ssl):

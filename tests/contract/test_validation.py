@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nnunet_ssl.trainers.launch import trainer_class
 from nnunet_ssl.trainers.loop.validation import companions_of
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from nnunet_ssl.methods.simclr import SimCLR
 from nnunet_ssl.trainers import launch
 from nnunet_ssl.trainers.data import loading
 from nnunet_ssl.trainers.loop import stepping, validation
+from nnunet_ssl.trainers.pretraining import trainer_class
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
 FINISHED_ON_DEVICE = "-device"  # end of the names of cases that rotate, scale and mirror as on a GPU
@@ -40,7 +41,7 @@ def train_in_float32(rank: int, world: int, folder: str, environment: dict, case
     results = {}
     for name, (method, plans) in cases.items():
         plans = {**deepcopy(plans), "continue_training": False}
-        trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
+        trainer: Any = trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
         trainer.output_folder = f"{folder}/{world}_{name}"
         os.makedirs(trainer.output_folder, exist_ok=True)
         trainer.log_file = f"{trainer.output_folder}/log.txt"
@@ -71,7 +72,7 @@ def train_with_failures(rank: int, world: int, folder: str, environment: dict, c
         plans, device = {**deepcopy(plans), "continue_training": False}, torch.device("cpu")
         place.mkdir(exist_ok=True)
         with compiling(failure):
-            trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
+            trainer: Any = trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
             trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")
             trainer.run_training()
         weights = {k: v.detach().clone() for k, v in trainer.method.state_dict().items()}
@@ -123,7 +124,7 @@ def train_poisoned(rank: int, world: int, folder: str, environment: dict, cases:
         MAE.forward = lambda self, x, p=poison: (o := forward(self, x))._replace(loss=p(o.loss))  # type: ignore
         SimCLR.forward = lambda self, x, p=poison: (o := compared(self, x))._replace(loss=p(o.loss))  # type: ignore
         device, plans = torch.device("cpu"), {**deepcopy(plans), "continue_training": False}
-        trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
+        trainer: Any = trainer_class(method)(plans, "3d_fullres", "all", dataset_json, device)  # type: ignore[arg-type]
         place = Path(folder) / f"poisoned_{name}"
         place.mkdir(exist_ok=True)
         trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")
@@ -166,7 +167,7 @@ def validate(rank: int, world: int, folder: str, environment: dict, cases: dict,
     validation.run_case, validation.write_json = noted, slow
     for name, (method, plans, held_out) in cases.items():
         plans = {**deepcopy(plans), "continue_training": False}
-        trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
+        trainer: Any = trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
         place = Path(folder) / f"{world}_{name}"
         place.mkdir(exist_ok=True)
         trainer.output_folder, trainer.log_file = str(place), str(place / "log.txt")

@@ -18,9 +18,9 @@ from torch import distributed as dist
 
 from nnunet_ssl.integration.pretrained_weights import load_into
 from nnunet_ssl.integration.versions import is_first
-from nnunet_ssl.trainers import launch
 from nnunet_ssl.trainers.distributed import sharding
 from nnunet_ssl.trainers.loop import stepping
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 FINAL, FIRST = "checkpoint_final.pth", "after_first_epoch.pth"
 
@@ -28,7 +28,7 @@ FINAL, FIRST = "checkpoint_final.pth", "after_first_epoch.pth"
 def prepare_trainer(folder: Path, method: str, plans: dict[str, Any], dataset_json: dict[str, Any]) -> Any:
     """A trainer that writes into `folder` and keeps the checkpoint of its first epoch there."""
     plans = {**deepcopy(plans), "continue_training": False}
-    trainer: Any = launch.trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
+    trainer: Any = trainer_class(method)(plans, "3d_fullres", "all", dataset_json, torch.device("cpu"))  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
     trainer.output_folder, trainer.log_file = str(folder), str(folder / "log.txt")
     trainer.initialize()

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from scan_twins import write_twins
 
 from nnunet_ssl.corpus.table import read_table
 
@@ -102,3 +103,15 @@ def test_brain_as_csv_ct_and_hippocampus(shared_data, nnunet_folders, tmp_path, 
     assert len(as_dataset) == len(as_folder) == 180
     assert sorted(as_dataset["path"]) == sorted(as_folder["path"])
     assert as_dataset["problem"].isna().all()
+
+
+def test_the_made_up_twins_are_like_the_real_images(shared_data, tmp_path):
+    """Where the real ones are not there, the other tests run on these."""
+    write_twins(tmp_path)
+    for name in [*(f"brain_mri/sub-01_{m}.nii.gz" for m in MODALITIES), "ct/ct_small.nii.gz", "ct/ct_small_seg.nii.gz"]:
+        real, twin = (nibabel.load(folder / name) for folder in (shared_data, tmp_path))
+        assert (real.shape, real.get_data_dtype()) == (twin.shape, twin.get_data_dtype())
+        np.testing.assert_allclose(real.header.get_zooms(), twin.header.get_zooms(), rtol=1e-4)
+        assert nibabel.aff2axcodes(real.affine) == nibabel.aff2axcodes(twin.affine)
+    real, twin = ({p.name for p in (f / "Dataset004_Hippocampus").rglob("*.nii.gz")} for f in (shared_data, tmp_path))
+    assert len(real) == len(twin)

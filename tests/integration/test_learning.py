@@ -84,7 +84,7 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.mark.parametrize(("method", "backbone"), PAIRS)
 def test_a_shipped_preset_learns(method: str, backbone: str, phantoms, tmp_path: Path, monkeypatch):
-    from nnunet_ssl.trainers.launch import trainer_class
+    from nnunet_ssl.trainers.pretraining import trainer_class
 
     pair = (method, backbone)
     steps, margin = APPROACH.get(pair) or LEARNS.get(pair, USUAL[backbone])

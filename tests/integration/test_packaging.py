@@ -15,6 +15,9 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from nnunet_ssl import __version__
 
@@ -40,7 +43,7 @@ def wheel(
 ) -> zipfile.ZipFile:
     """Wheel of a copy of the checkout; the second copy is what git makes on Windows."""
     copy = tmp_path_factory.mktemp("checkout")
-    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.cfg", "setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(CHECKOUT / name, copy)
     for name in ("nnunet_ssl", "trainers", "planners"):
         shutil.copytree(CHECKOUT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -62,6 +65,14 @@ def test_only_our_package_lands_at_top_level(wheel: zipfile.ZipFile) -> None:
     information = f"nnunet_ssl-{__version__}.dist-info"
     assert {name.split("/")[0] for name in wheel.namelist()} == {"nnunet_ssl", information}
     assert wheel.read(f"{information}/top_level.txt").split() == [b"nnunet_ssl"]
+
+
+def test_the_package_index_shows_no_link_that_leads_nowhere(wheel: zipfile.ZipFile) -> None:
+    """There is no repository beside that page: no file can be linked, no picture be shown."""
+    page = wheel.read(f"nnunet_ssl-{__version__}.dist-info/METADATA").decode().partition("\n\n")[2]
+    assert "## Try it" in page
+    assert [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith(("https://", "#"))] == []
+    assert "CONTRIBUTING.md" in page
 
 
 def test_links_are_what_they_should_be() -> None:
@@ -126,3 +137,23 @@ def test_the_source_distribution_holds_tests_and_docs(tmp_path: Path, run_comman
         held = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     left_out = {name for name in listed if name not in held and not name.startswith((".ci/", ".git"))}
     assert left_out - set(LINKS) == set()
+
+
+def test_constraints_name_all_that_is_needed_within_our_bounds() -> None:
+    settings = configparser.ConfigParser()
+    settings.read(CHECKOUT / "setup.cfg")
+    wanted = [Requirement(line) for line in settings["options"]["install_requires"].split("\n") if line]
+    lines = [line for line in (CHECKOUT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pinned = dict(line.split("==") for line in lines)
+    assert {r.name for r in wanted if canonicalize_name(r.name) not in pinned} == set()
+    assert {r.name for r in wanted if pinned[canonicalize_name(r.name)] not in r.specifier} == set()
+
+
+def test_the_workflow_runs_what_ci_runs() -> None:
+    workflow = yaml.safe_load((CHECKOUT / ".github/workflows/ci.yml").read_text())
+    steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    here = [line.partition("  #")[0] for line in (CHECKOUT / ".ci/run").read_text().splitlines()[3:]]
+    said = {step.replace(" ${{ matrix.which }}", "") for step in steps}
+    assert said == {line.replace(".venv/bin/python", "python") for line in here}
+    named = {entry["which"] for entry in workflow["jobs"]["versions"]["strategy"]["matrix"]["include"]}
+    assert {"oldest", "newest"} <= named

@@ -25,11 +25,18 @@ PRIMUS = {
 
 
 def foreign_checkpoint(path: Path) -> None:
-    """A pre-training of images that were not resampled, in nnssl's published form."""
+    """A small ViT of nnFoundation, in the form nnssl writes: images not resampled, tokens dropped in its pre-training alone."""
     network = Primus(1, num_classes=1, input_shape=(32, 32, 32), **PRIMUS)
     pretraining = {"spacing": None, "patch_size": [32, 32, 32], "normalization_schemes": ["ZScoreNormalization"]}
+    theirs = {f"encoder_{key}" if key.startswith("eva_") else key: value for key, value in PRIMUS.items()}
+    theirs |= {"decoder_eva_depth": 1, "decoder_eva_numheads": 2, "patch_drop_rate": 0.8, "drop_path_rate": 0.2}
+    theirs |= {"input_channels": 1, "output_channels": 1, "input_shape": [32, 32, 32], "attn_drop_rate": 0.0}
     plan = {
-        "architecture_plans": {"arch_class_name": "Primus", "arch_kwargs": PRIMUS, "arch_kwargs_requiring_import": []},
+        "architecture_plans": {
+            "arch_class_name": "PrimusX",
+            "arch_kwargs": theirs,
+            "arch_kwargs_requiring_import": None,
+        },
         "pretrain_plan": {"dataset_name": "Dataset001_Elsewhere", "configurations": {"noresample": pretraining}},
         "pretrain_num_input_channels": 1,
         "recommended_downstream_patchsize": [16, 16, 16],
@@ -64,9 +71,11 @@ def test_without_resampling_from_plan_to_prediction(nnunet_folders, run_command,
     planning = ["nnUNetv2_plan_finetune", "-d", "908", "-pretrained_weights", checkpoint, "--adapt", "no_resample"]
     planning += ["--epochs", "1", "-np", "1"]
     planned = run_command(planning, folders).stdout
+    assert "patch_drop_rate 0.8 (hides tokens, in pre-training alone)" in planned
     (file,) = (Path(folders["nnUNet_preprocessed"]) / dataset.name).glob("nnUNetFinetunePlans*.json")
     plans = json.loads(file.read_text())
     settings = plans["configurations"]["3d_fullres"]
+    assert "patch_drop_rate" not in settings["architecture"]["arch_kwargs"]
     settings["finetune"].update(num_iterations_per_epoch=1, num_val_iterations_per_epoch=1)
     file.write_text(json.dumps(plans))
     folder = file.parent / settings["data_identifier"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -47,13 +48,36 @@ def test_pretrains_by_the_command(installed, nnunet_folders, run_command, tiny_d
     assert len(list(results.glob("SSLDenoisingTrainer__*/fold_all/validation/*.png"))) >= 1
 
 
-def test_its_trainer_is_found_by_nnunet(installed, run_command):
-    script = (
-        "import torch; from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find; "
-        "print(find('SSLDenoisingTrainer').method_name)"
-    )
-    assert run_command(["python", "-c", script], {"PYTHONPATH": installed}).stdout.strip().endswith("denoising")
+EVERYWHERE = """
+import json, pickle, runpy, sys
+import torch
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find
+from nnunet_ssl.cli.nnunet_words import method_of_trainer
+from nnunet_ssl.integration.class_lookup import names_of
+from nnunet_ssl.integration.ext_trainers import nnunet_ssl_trainers
+from nnunet_ssl.methods import get_method, method_names
+from nnunet_ssl.trainers.pretraining import trainer_class
+
+trainer = find("SSLDenoisingTrainer")
+table = runpy.run_path(sys.argv[1])["table"](get_method("denoising").Config)
+print(json.dumps({
+    "trainer of nnU-Net": trainer.method_name,
+    "the same wherever it is asked for": trainer is trainer_class("denoising") is nnunet_ssl_trainers.SSLDenoisingTrainer,
+    "pickled": pickle.loads(pickle.dumps(trainer)) is trainer,
+    "did you mean": "SSLDenoisingTrainer" in names_of("nnunetv2.trainers"),
+    "--method": "denoising" in method_names(),
+    "-tr": method_of_trainer("SSLDenoisingTrainer", method_names()) == "denoising",
+    "settings table": [line for line in table.splitlines() if line.startswith("| `noise`")],
+}))
+"""
 
 
-def test_it_is_offered_by_the_help(installed, run_command):
-    assert "denoising" in run_command(["nnUNetv2_pretrain", "--help"], {"PYTHONPATH": installed}).stdout
+def test_one_entry_point_is_enough_to_be_found_everywhere(installed, run_command):
+    """One file and one line: no trainer, no list in this repository knows the task."""
+    script = ["python", "-c", EVERYWHERE, EXAMPLE.parents[1] / "docs" / "make_settings.py"]
+    found = json.loads(run_command(script, {"PYTHONPATH": installed}).stdout.splitlines()[-1])
+    (row,) = found.pop("settings table")
+    assert "a number > 0" in row
+    assert "standard deviation" in row
+    assert found.pop("trainer of nnU-Net") == "denoising"
+    assert set(found.values()) == {True}

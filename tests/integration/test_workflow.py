@@ -58,11 +58,10 @@ def result(
     return Path(folders["nnUNet_results"]) / dataset / f"{trainer}__{plans}__{configuration}" / f"fold_{fold}"
 
 
-@pytest.mark.parametrize("network", ["resenc", "primus"])
-def test_plan_pretrain_finetune_predict(network, folders, run_command, tiny_dataset, tmp_path):
-    """The commands of the README on a labelled data set, the pre-training file deleted before predicting."""
+def test_plan_pretrain_finetune_predict(folders, run_command, tiny_dataset, tmp_path):
+    """nnU-Net's own commands on a labelled data set, the pre-training file deleted before predicting; ours: test_readme.py."""
     dataset = tiny_dataset(folders["nnUNet_raw"], 900, num_cases=6)
-    plans = PLANS[network]
+    plans = PLANS["primus"]
     planner = "SSLPlanner" + plans.removeprefix("nnUNetSSL").removesuffix("Plans")
     run_command(["nnUNetv2_extract_fingerprint", "-d", "900", "-np", "1"], folders)
     run_command(["nnUNetv2_plan_experiment", "-d", "900", "-pl", planner], folders)

@@ -338,10 +338,10 @@ HEADERS: dict[str, tuple[Any, str]] = {
     "65 axes": ({"a": {"dtype": "F32", "shape": [1] * 65, "data_offsets": [0, 4]}}, "65 axes, more than 32"),
     "20 MB": (b'{"__metadata__":{"a":"' + b"x" * 20_000_000 + b'"}}', "header of 20,000,0.. bytes"),
     "4 TB": ({"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4 * 10**12]}}, "damaged or no safetensors"),
-    "overflowing shape": ({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, "overflow"),
+    "overflowing shape": ({"a": {"dtype": "F32", "shape": [2**62, 4], "data_offsets": [0, 8]}}, "(?i)overflow"),
     "overlapping": (
         {k: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for k in "ab"},
-        "invalid offset",
+        "(?i)invalid ?offset",
     ),
     "a name twice": (
         b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}',

@@ -90,7 +90,7 @@ def test_ours(tmp_path: Path) -> None:
     )
     assert (found.spacing, found.resampled, found.channel_names) == ([1, 1, 1], True, ["MRI"])
     assert found.problem is None
-    assert found.uses[0] == ("Fine-tune it", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {found.path}")
+    assert found.uses[0] == ("Fine-tune it", f"nnUNetv2_finetune DATASET -pretrained_weights {found.path}")
 
 
 @needs_fixtures

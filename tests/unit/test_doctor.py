@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from nnunet_ssl.cli import doctor
+from nnunet_ssl.integration import nnunet_version
 
 NO_GPU = {"cuda": False, "cuda_build": None, "gpus": [], "bf16": False, "threads": 4}
 MISMATCH = "RuntimeError: operator torchvision::nms does not exist"
@@ -57,6 +62,17 @@ def test_gpus() -> None:
     assert finding.what == "2 GPU(s), H200, with bf16"
 
 
+def test_a_timm_newer_than_the_networks_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = doctor.check_bounds()
+    assert finding.ok
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: "1.0.31" if name == "timm" else real(name))
+    (finding,) = doctor.check_bounds()
+    assert not finding.ok
+    assert finding.what == "timm 1.0.31 is not what dynamic_network_architectures allows (<1.0.23)"
+    assert finding.cure == "pip install 'timm<1.0.23'"
+
+
 def test_old_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     installed = {"nnunetv2": "2.7.0", "torch": "2.5.1+cu124", "torchvision": "0.20.1"}
     monkeypatch.setattr(doctor, "version", lambda package: installed.get(package, "1.0"))
@@ -80,3 +96,56 @@ def test_a_probe_that_dies_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None
     (finding,) = doctor.check_fresh_process()
     assert not finding.ok
     assert finding.cure == "Segmentation fault"
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "version", "said"),
+    [
+        ((), "", "2.8.1", "2.8.1"),
+        ((), "", "2.9.0", "2.9.0, newer than tested (2.8.1)"),
+        (
+            ("experiment_planning/like_nnssl.py",),
+            '{"url": "https://github.com/MIC-DKFZ/nnUNet", "vcs_info": {"commit_id": "0e49508612345678"}}',
+            "2.8.1",
+            "2.8.1, development version (commit 0e49508612), newer than tested (2.8.1)",
+        ),
+        (
+            ("training/dataloading/foreground_locations.py",),
+            "",
+            "2.8.1",
+            "2.8.1, development version, newer than tested (2.8.1)",
+        ),
+        ((), '{"vcs_info": {"commit_id": "abc"}}', "2.8.0", "2.8.0, not from a package index (commit abc)"),
+        ((), "no JSON", "2.8.0", "2.8.0"),
+    ],
+)
+def test_which_nnunet(
+    files: tuple[str, ...], source: str, version: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release and the development branch that has its number are told apart by what is in them."""
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).touch()
+    installed = SimpleNamespace(version=version, read_text=lambda name: source)
+    monkeypatch.setattr(nnunet_version, "distribution", lambda name: installed)
+    monkeypatch.setattr(
+        nnunet_version, "find_spec", lambda name: SimpleNamespace(submodule_search_locations=[str(tmp_path)])
+    )
+    assert nnunet_version.nnunet_version() == said
+
+
+@pytest.mark.parametrize("command", [["nnunet-ssl", "doctor"], ["nnUNetv2_pretrain_models"]])
+def test_nobody_reads_on(command: list[str]) -> None:
+    """As in `nnunet-ssl doctor | head -1`, without a traceback."""
+    program = [sys.executable, str(Path(sys.executable).parent / command[0]), *command[1:]]
+    process = subprocess.Popen(
+        program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    complaint = process.stderr.read().decode()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 128 + 13
+    assert not complaint

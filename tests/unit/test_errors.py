@@ -55,6 +55,7 @@ PLAIN = {
     "report/overlays.py": {"draw_overlay": MISUSE},
     "settings/blocks.py": {"require": "for `__post_init__` of configs, see the test below"},
     "trainers/data/batches.py": {"Chunks.join": MISUSE},
+    "trainers/pretraining.py": {"__getattr__": "Python's protocol of modules"},
     "trainers/launch.py": {"wait_for": "a bug in one of several processes, with its traceback"},
     "trainers/data/patches.py": {"PatchDataset.__init__": MISUSE},
     "trainers/ssl_trainer.py": {"SSLTrainer.initialize": MISUSE},

@@ -187,7 +187,7 @@ def test_most_of_an_epoch_lost_ends_the_run(left_out, scale, ends):
     if not ends:
         require_progress(trainer, left_out, "ssl")
         return
-    with pytest.raises(RuntimeError, match=f'{left_out} of 4 steps of epoch 7 .*"initial_lr" in the plans\' ssl block'):
+    with pytest.raises(RuntimeError, match=f'{left_out} of 4 steps of epoch 8 .*"initial_lr" in the plans\' ssl block'):
         require_progress(trainer, left_out, "ssl")
 
 

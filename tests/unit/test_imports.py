@@ -9,9 +9,8 @@ LOADED = """
 import json, sys, time
 def others():
     "Packages that are loaded, but for Python's own, ours, and what the environment's .pth files load."
-    names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
-    names -= {"nnunet_ssl", "__main__", "__mp_main__"}
-    return {name for name in names if not name.startswith(("__editable__", "_distutils_hack"))}
+    names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - {"nnunet_ssl"}
+    return {name for name in names if not name.startswith(("__", "_distutils_hack"))}
 before = others()
 """
 HELP = """

@@ -17,9 +17,10 @@ from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.plan_finetune import main
 from nnunet_ssl.errors import CheckpointError, CorpusError
+from nnunet_ssl.planners.finetuning.existing_plans import write_variant
 from nnunet_ssl.planners.finetuning.finetune_geometry import patch_like, patch_within_budget, require_fitting_patch
 from nnunet_ssl.planners.finetuning.finetune_plans import Wishes, choose_schemes
-from nnunet_ssl.planners.finetuning.plan_finetune import checked_name
+from nnunet_ssl.planners.finetuning.plan_finetune import checked_name, plan_finetuning
 
 FIXTURES = Path(__file__).resolve().parents[3] / "shared" / "reference" / "fixtures"
 NAME = "Dataset701_Target"
@@ -483,3 +484,40 @@ def test_labels_without_a_class(dataset: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         plan(dataset, nnunet_checkpoint("unet"))
     assert "no label besides the background" in capsys.readouterr().err
+
+
+def test_lengths_and_batches_are_in_the_plans_and_in_their_names(dataset: Path) -> None:
+    flags = "--epochs 3 --iterations-per-epoch 5 --batch-size 4 --save-every 2 --early-stop 7"
+    plans, settings = plan(dataset, nnunet_checkpoint("unet"), *flags.split())
+    wanted = {"num_epochs": 3, "num_iterations_per_epoch": 5, "save_every": 2, "early_stop": 7}
+    assert wanted.items() <= settings["finetune"].items()
+    assert settings["batch_size"] == 4
+    assert plans["plans_name"].endswith("_3ep_5it_batch4_save2_stop7")
+
+
+def test_edited_plans_are_kept_as_long_as_they_do_what_is_asked(dataset: Path) -> None:
+    torch.save(nnunet_checkpoint("unet"), dataset.parent.parent / "weights.pth")
+    text = str(dataset.parent.parent / "weights.pth")
+
+    def again(wishes: Wishes, keep: bool = True) -> dict[str, Any]:
+        return plan_finetuning(NAME, text, wishes, plans_name="Mine", preprocess=False, keep=keep).plans
+
+    plans = again(Wishes(epochs=3))
+    plans["configurations"]["3d_fullres"]["finetune"]["warmup_epochs"] = 2
+    (dataset / "Mine.json").write_text(json.dumps(plans))
+    assert again(Wishes(epochs=3)) == plans
+    for wishes, keep in ((Wishes(epochs=4), True), (Wishes(batch_size=7), True), (Wishes(epochs=3), False)):
+        with pytest.raises(CorpusError, match="holds other plans, which are never overwritten"):
+            again(wishes, keep)
+
+
+def test_another_length_of_existing_plans_is_a_copy_of_them(dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plans, _ = plan(dataset, nnunet_checkpoint("unet"))
+    name = write_variant(plans, "3d_fullres", Wishes(epochs=3, batch_size=4))
+    copy = json.loads((dataset / f"{name}.json").read_text())
+    assert (name, copy["plans_name"]) == (f"{plans['plans_name']}_3ep_batch4",) * 2
+    own, other = (p["configurations"]["3d_fullres"] for p in (copy, plans))
+    assert own["finetune"] == {**other["finetune"], "num_epochs": 3}
+    assert own == {**other, "finetune": own["finetune"], "batch_size": 4}
+    assert write_variant(plans, "3d_fullres", Wishes(epochs=3, batch_size=4)) == name
+    assert "using the plans" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.integration.architecture import spec_of
 from nnunet_ssl.methods import method_names
 from nnunet_ssl.methods.mae import MAEConfig
 from nnunet_ssl.planners.patch_size import choose_patch_size, padding_warning, require_patch_size
@@ -21,6 +22,7 @@ from nnunet_ssl.planners.ssl_planner import (
     SSLPlanner,
     SSLPlannerPrimusM,
     SSLPlannerPrimusTiny,
+    SSLPlannerPrimusX,
     SSLPlannerResEncL,
     SSLPlannerResEncTiny,
 )
@@ -152,6 +154,17 @@ def test_resenc_l_has_the_published_stages(dataset: Path) -> None:
     assert kwargs["arch_kwargs"]["n_blocks_per_stage"] == [1, 3, 4, 6, 6, 6]
     assert kwargs["arch_kwargs"]["strides"] == [[1, 1, 1]] + [[2, 2, 2]] * 5
     assert kwargs["arch_kwargs"]["n_conv_per_stage_decoder"] == [1] * 5
+
+
+def test_the_vit_of_nnfoundation(dataset: Path) -> None:
+    write_fingerprint(dataset, [[300, 300, 300]] * 3, [[1, 1, 1]] * 3)
+    plans = json.loads(json.dumps(SSLPlannerPrimusX(NAME, spacing_style="noresample").plan_experiment()))
+    configuration = plans["configurations"]["3d_fullres"]
+    assert configuration["patch_size"] == [192, 192, 192]
+    assert (configuration["ssl"]["batch_size"], configuration["ssl"]["mae"]["mask_ratio"]) == (96, 0.8)
+    network = spec_of(configuration, "the plans").build_empty(1, 1, configuration["patch_size"])
+    encoder = sum(p.numel() for n, p in network.named_parameters() if n.startswith(("eva.", "down_projection.")))
+    assert encoder / 1e6 == pytest.approx(552, abs=1)  # 674 with nnssl's decoder of 8 blocks and its heads
 
 
 def test_spacing_styles(dataset: Path) -> None:

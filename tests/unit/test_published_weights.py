@@ -8,17 +8,39 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from readers_of_exports import READERS
 
+from nnunet_ssl.checkpoints.adaptation.adapt import adapt
+from nnunet_ssl.checkpoints.adaptation_plan import RESENC_L
 from nnunet_ssl.checkpoints.canonical import canonical_weights
+from nnunet_ssl.checkpoints.description.conventions import read_conventions
 from nnunet_ssl.checkpoints.networks.spec import checked_spec
-from nnunet_ssl.checkpoints.networks.stated import stated_network
+from nnunet_ssl.checkpoints.networks.stated import network_of, stated_network
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.cli.export import main as export
 from nnunet_ssl.cli.info import main as info
 from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.architecture import spec_of
 from nnunet_ssl.integration.load_network import load_network
+from nnunet_ssl.planners.finetuning.finetune_plans import Wishes, choose_schemes
+
+UNET = {
+    "n_stages": 3,
+    "features_per_stage": [4, 8, 8],
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "kernel_sizes": [[3, 3, 3]] * 3,
+    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
+    "n_blocks_per_stage": [1, 1, 1],
+    "n_conv_per_stage_decoder": [1, 1],
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+    "dropout_op": None,
+    "dropout_op_kwargs": None,
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+}
 
 
 def plan_of_nnfoundation_vit(**changes: Any) -> dict[str, Any]:
@@ -107,24 +129,71 @@ def test_a_vit_that_was_trained_with_few_tokens_sees_all_of_them(tmp_path: Path,
     assert "patch_drop_rate" not in spec_of({"architecture": architecture}, "the plans").kwargs
 
 
+def test_the_cnn_of_nnfoundation() -> None:
+    """ResEncL by name, spacing null, patch 192^3: planned on the data set's own spacing, on request as in its pre-training."""
+    configuration = {"spacing": None, "spacing_style": "noresample", "patch_size": [192] * 3}
+    configuration["normalization_schemes"] = ["ZScoreNormalization"]
+    weights = checked_spec("ResidualEncoderUNet", RESENC_L, "a test").build_empty(1, 1, (192,) * 3).state_dict()
+    checkpoint = {
+        "network_weights": weights,
+        "nnssl_adaptation_plan": {
+            "architecture_plans": {
+                "arch_class_name": "ResEncL",
+                "arch_kwargs": None,
+                "arch_kwargs_requiring_import": None,
+            },
+            "pretrain_plan": {"configurations": {"noresample": configuration}},
+            "pretrain_num_input_channels": 1,
+            "recommended_downstream_patchsize": [192] * 3,
+            "key_to_encoder": "encoder.stages",
+            "key_to_stem": "encoder.stem",
+            "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
+            "key_to_lpe": None,
+        },
+    }
+    canonical, _ = canonical_weights(checkpoint)
+    network, conventions = network_of(checkpoint, canonical), read_conventions(checkpoint)
+    assert str(network).startswith("ResEncL (")
+    assert len([name for name in canonical if name.startswith("encoder.")]) == 448
+    assert (conventions.resampled, conventions.spacing, conventions.finetuning_patch_size) == (False, None, (192,) * 3)
+    assert Wishes().resolved_adapt(conventions) == "like_dataset"
+    assert Wishes(adapt="like_pretrained").resolved_adapt(conventions) == "like_pretrained"  # which resamples nothing
+    assert choose_schemes(["CTNormalization"], conventions.normalization) == ["CTNormalization"]
+
+
+def test_flat_kernels_are_those_that_others_average() -> None:
+    """3x3x3 kernels on a plan with 1x3x3: the sum over the axis and its mean are one network, as normalisation follows."""
+    torch.manual_seed(0)
+    flat = {**UNET, "kernel_sizes": [[1, 3, 3], [1, 3, 3], [3, 3, 3]]}
+    source, ours = (build("ResidualEncoderUNet", kwargs) for kwargs in (UNET, flat))
+    state, report = adapt(source.state_dict(), ours)
+    assert report.groups["encoder"].fresh == report.groups["stem"].fresh == 0, "all of it is used"
+    ours.load_state_dict(state)
+    theirs = build("ResidualEncoderUNet", flat)
+    before = source.state_dict()
+    theirs.load_state_dict(
+        {
+            name: before[name].mean(2, keepdim=True)
+            if before[name].ndim == 5 and before[name].shape != tensor.shape
+            else tensor
+            for name, tensor in state.items()
+        }
+    )
+    changed = [n for n, t in theirs.state_dict().items() if n.startswith("encoder.") and not torch.equal(t, state[n])]
+    assert len(changed) > 5
+    image = torch.randn(1, 1, 16, 16, 16)
+    for mine, averaged in zip(ours.encoder(image), theirs.encoder(image), strict=True):
+        torch.testing.assert_close(mine, averaged, rtol=0, atol=2e-3)
+
+
+def build(name: str, kwargs: dict[str, Any]) -> Any:
+    architecture = checked_spec(name, kwargs, "a test").architecture((16, 16, 16))
+    arguments = (architecture["network_class_name"], architecture["arch_kwargs"], architecture["_kw_requires_import"])
+    return get_network_from_plans(*arguments, 1, 2, allow_init=True, deep_supervision=False)
+
+
 # ---------------------------------------------------------------------------------------------- MultiTalent
 
-UNET = {
-    "n_stages": 3,
-    "features_per_stage": [4, 8, 8],
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "kernel_sizes": [[3, 3, 3]] * 3,
-    "strides": [[1, 1, 1], [2, 2, 2], [2, 2, 2]],
-    "n_blocks_per_stage": [1, 1, 1],
-    "n_conv_per_stage_decoder": [1, 1],
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
 STEMS = {"004": 4.0, "351_0": 1.0, "351_1": 2.0, "067": 9.0}  # with the value of all their weights
 MEAN = 4.0
 

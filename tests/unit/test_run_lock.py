@@ -109,3 +109,17 @@ def test_name_of_a_run_may_not_break_the_names_of_folders():
             check_flags(build_parser().parse_args(["4", "--run-name", name]))
     check_flags(build_parser().parse_args(["4", "--run-name", "trial-2_b.1"]))
     assert Path("SSLMAETrainer__P_trial__3d_fullres").name.split("__") == ["SSLMAETrainer", "P_trial", "3d_fullres"]
+
+
+def test_what_ends_in_an_error_before_anything_was_written_leaves_no_folder(tmp_path):
+    folder = tmp_path / "Dataset004_A" / "SSLMAETrainer__PLANS__3d_fullres" / "fold_all"
+    folder.parents[1].mkdir()
+    with pytest.raises(SettingsError), alone_in(str(folder), "training A"):
+        raise SettingsError
+    assert list(folder.parents[1].iterdir()) == []
+    with pytest.raises(FileExistsError), alone_in(str(folder), "training A"):
+        (folder / "training_log.txt").mkdir() or (folder / "training_log.txt").mkdir()
+    assert [path.name for path in folder.iterdir()] == ["training_log.txt"]
+    with alone_in(str(folder.with_name("fold_0")), "training A"):
+        pass
+    assert folder.with_name("fold_0").is_dir()

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from dynamic_network_architectures.architectures.primus import Primus
 from timm.models.eva import EvaBlock
 from torch import nn
 
@@ -87,3 +88,48 @@ def test_short_sequences_attend_by_products_with_the_same_result(tokens, fused):
     attend_by_products_when_short(network)
     torch.testing.assert_close(network(x), expected, rtol=1e-5, atol=1e-5)
     assert network[0].attn.fused_attn is fused
+
+
+def turned(x, angles):
+    """Every pair of numbers of a token [N, D] turned by its angle [N, D / 2] (Su et al., RoFormer, 2021, equation 34)."""
+    even, odd = x[:, 0::2], x[:, 1::2]
+    pairs = torch.stack([even * angles.cos() - odd * angles.sin(), odd * angles.cos() + even * angles.sin()], dim=-1)
+    return pairs.flatten(1)
+
+
+def angles_of(grid, width):
+    """Angles [tokens, width / 2]: per axis the token's place times width / 6 frequencies that fall from 1 towards 1 / 10000."""
+    count = width // (2 * len(grid))
+    frequencies = 10000.0 ** (-torch.arange(count) / count)
+    places = torch.cartesian_prod(*(torch.arange(n, dtype=torch.float32) for n in grid))
+    return torch.cat([places[:, axis, None] * frequencies for axis in range(len(grid))], dim=1)
+
+
+def block_of_the_papers(block, tokens, angles):
+    """A block of Primus for the tokens [N, C] of one image, one head after the other, out of its linear layers."""
+    attention, x = block.attn, block.norm1(tokens)
+    heads = []
+    for q, k, v in zip(
+        *(p(x).chunk(attention.num_heads, 1) for p in (attention.q_proj, attention.k_proj, attention.v_proj)),
+        strict=True,
+    ):
+        scores = turned(q, angles) @ turned(k, angles).T / q.shape[1] ** 0.5
+        heads.append(scores.softmax(dim=1) @ v)
+    tokens = tokens + block.gamma_1 * attention.proj(attention.norm(torch.cat(heads, dim=1)))
+    mlp, x = block.mlp, block.norm2(tokens)
+    return tokens + block.gamma_2 * mlp.fc2(mlp.norm(nn.functional.silu(mlp.fc1_g(x)) * mlp.fc1_x(x)))
+
+
+def test_blocks_of_primus_are_those_its_weights_were_trained_with():
+    """timm's block and position embedding against the formulas; those of timm 1.0.31 know two axes alone and fail here."""
+    torch.manual_seed(0)
+    network = Primus(1, 144, (8,) * 3, 1, 2, 2, (16, 24, 32), init_values=0.1, scale_attn_inner=True).eval()
+    block, rope = network.eva.blocks[0], network.eva.rope.get_embed()
+    tokens = torch.randn(2, 24, 144)
+    with torch.no_grad():
+        expected = torch.stack([block_of_the_papers(block, image, angles_of((2, 3, 4), 72)) for image in tokens])
+        torch.testing.assert_close(block(tokens, rope=rope), expected, rtol=1e-4, atol=1e-5)
+        drop_by_image(network)
+        torch.testing.assert_close(
+            block(tokens, rope=rope), expected, rtol=1e-4, atol=1e-5
+        )  # ours, where it is another

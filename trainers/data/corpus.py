@@ -12,6 +12,7 @@ from typing import Any
 import blosc2
 import numpy as np
 import torch
+from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, crop_and_pad_nd
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.training.dataloading.nnunet_dataset import file_ending_dataset_mapping, nnUNetDatasetBlosc2
 from torch import Tensor
@@ -144,8 +145,7 @@ def beyond(extent: Sequence[tuple[int, int]] | None, size: Sequence[int], device
     if extent is None:
         return torch.zeros(1, *size, dtype=torch.bool, device=device)
     mask = torch.ones(1, *size, dtype=torch.bool, device=device)
-    inside = (slice(None), *(slice(*e) for e in extent))
-    mask[inside] = False
+    mask[0][bounding_box_to_slice(extent)] = False
     return mask
 
 
@@ -156,20 +156,11 @@ def read_box(
 
     dtype: numpy's, of the result; by default half precision stays half, and everything else becomes float32.
     """
-    first = [max(s, 0) for s in start]
-    last = [min(s + n, full) for s, n, full in zip(start, size, array.shape[1:], strict=True)]
-    channels = slice(None) if channel is None else slice(channel, channel + 1)
-    count = array.shape[0] if channel is None else 1
+    box = [[int(s), int(s + n)] for s, n in zip(start, size, strict=True)]
+    if channel is not None:
+        box = [[channel, channel + 1], *box]
     if dtype is None:
         dtype = np.float16 if array.dtype == np.float16 else np.float32
-    if any(a >= b for a, b in zip(first, last, strict=True)):
-        return torch.from_numpy(np.zeros((count, *size), dtype))
-    # One slicing is one pass over the compressed blocks.
-    region = (channels, *(slice(a, b) for a, b in zip(first, last, strict=True)))
-    inside = np.asarray(array[region])
-    if inside.shape[1:] == tuple(size):
-        return torch.from_numpy(np.ascontiguousarray(inside, dtype=dtype))
-    box = np.zeros((count, *size), dtype)
-    places = (slice(None), *(slice(a - s, b - s) for a, b, s in zip(first, last, start, strict=True)))
-    box[places] = inside
-    return torch.from_numpy(box)
+    # One slicing of the array: one pass over the compressed blocks that the box touches.
+    read = crop_and_pad_nd(array, box, cast_cropped_to=dtype)
+    return torch.from_numpy(np.ascontiguousarray(read, dtype=dtype))

@@ -57,7 +57,7 @@ def corpus_datasets(context: LoaderContext) -> list[CorpusDataset]:
 
 
 @lru_cache(maxsize=64)
-def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+def _labels_and_channels(dataset_json: str, changed: int) -> tuple[dict[str, Any], tuple[str, ...]]:  # noqa: ARG001  # a key of the cache
     """Of a dataset.json, which in a large corpus has tens of megabytes; `changed` is its time of change."""
     content = read_json(dataset_json)
     names = content.get("channel_names") or content.get("modality") or {}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from nnunet_ssl.messages import counted
+
 
 class Enough(Exception):
     """Leave nnU-Net's loop over epochs: the run has reached its end before the last of them."""
@@ -24,4 +26,5 @@ def stalled(values: Sequence[float], patience: int | None, lower_is_better: bool
 
 def sentence(epochs: int, patience: int, measure: str) -> str:
     """What the log says of it. epochs: that were trained; measure: which has not become better."""
-    return f"Ended after {epochs} epochs: {measure} has not become better for {patience} epochs (early_stop)."
+    long = counted(patience, "epoch")
+    return f"Ended after {counted(epochs, 'epoch')}: {measure} has not become better for {long} (early_stop)."

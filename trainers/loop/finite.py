@@ -82,8 +82,9 @@ def require_progress(trainer: Counted, left_out: int, block: str) -> None:
     scaler, steps = trainer.grad_scaler, trainer.num_iterations_per_epoch
     if left_out <= steps / 2 or (scaler is not None and scaler.get_scale() >= 1):
         return
+    epoch = trainer.current_epoch + (block == "ssl")  # nnU-Net counts from 0, a pre-training's log from 1
     raise TrainingError(
-        f"{left_out} of {steps} steps of epoch {trainer.current_epoch} had a loss or gradients that are not finite and were "
+        f"{left_out} of {steps} steps of epoch {epoch} had a loss or gradients that are not finite and were "
         f'left out. The last checkpoint is from before. Lower the learning rate ("initial_lr" in the plans\' {block} block, '
         f"now {trainer.initial_lr}) and continue."
     )

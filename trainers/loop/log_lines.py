@@ -46,7 +46,7 @@ def summary(trainer: RunContext) -> str:
             "written to": trainer.output_folder,
             "settings": join(trainer.output_folder_base, "plans.json"),
             **command(sys.argv),
-            "please cite": trainer.method_class.citation,
+            "please cite": trainer.method.citation,
         },
     )
 

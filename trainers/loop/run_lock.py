@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from os.path import abspath, basename, dirname, isdir, join
 from typing import TYPE_CHECKING
 
@@ -36,16 +36,21 @@ def alone_in(folder: str, doing: str) -> Iterator[None]:
     where the folder cannot be written.
     """
     path = join(abspath(folder), FILE)
+    made, done = [f for f in (dirname(path), dirname(dirname(path))) if not isdir(f)], False
     lock, count = _held.get(path) or (_acquire(path, doing), 0)
     _held[path] = lock, count + 1
     try:
         yield
+        done = True
     finally:
         lock, count = _held.pop(path)
         if count > 1:
             _held[path] = lock, count - 1
         else:
             lock.release()
+            for empty in made * (not done):  # what ended before anything was written leaves no folder
+                with suppress(OSError):
+                    os.rmdir(empty)
 
 
 def alone_in_folder_of(trainer: nnUNetTrainer) -> AbstractContextManager[None]:
@@ -73,7 +78,9 @@ def _acquire(path: str, doing: str) -> Lock:
 def _try(lock: Lock) -> bool:
     try:
         os.makedirs(dirname(lock.path), exist_ok=True)
-        return lock.try_acquire()
+        with suppress(FileNotFoundError):  # another one has left, and taken its empty folder away
+            return lock.try_acquire()
+        return False
     except OSError as error:
         raise cannot_write(lock.path, error) from error
 

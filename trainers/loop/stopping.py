@@ -6,6 +6,7 @@ from os.path import join
 from signal import Signals
 
 from nnunet_ssl.integration.versions import is_first
+from nnunet_ssl.messages import counted
 from nnunet_ssl.signals import AFTER_EPOCH
 from nnunet_ssl.trainers.context import RunContext, Stoppable
 from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
@@ -68,7 +69,9 @@ def stop_if_collapsed(trainer: RunContext) -> None:
             trainer.warn_once(f"{reason} nnUNetv2_pretrain --stop-on-collapse ends such a run.")
         return
     if trainer.position.epoch < trainer.num_epochs:
-        save_and_leave(trainer, f"Stopped after {trainer.position.epoch} epochs: {reason}", SystemExit(COLLAPSED))
+        save_and_leave(
+            trainer, f"Stopped after {counted(trainer.position.epoch, 'epoch')}: {reason}", SystemExit(COLLAPSED)
+        )
 
 
 def stop_validating_if_asked(trainer: Stoppable) -> None:

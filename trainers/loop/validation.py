@@ -13,6 +13,7 @@ from torch import distributed as dist
 
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.integration.versions import is_first, process_number
+from nnunet_ssl.messages import counted
 from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.trainers.context import RunContext
@@ -76,7 +77,7 @@ def write_summary(trainer: RunContext, cases: dict[str, dict[str, float]], folde
     means = {k: fmean(c[k] for c in cases.values()) for k in next(iter(cases.values()))}
     write_json({"mean": means, "cases": cases}, join(folder, "summary.json"))
     terms = ", ".join(f"{k} {v:.4f}" for k, v in means.items())
-    trainer.print_to_log_file(f"Validation complete: {len(cases)} cases, {terms}. Pictures in {folder}")
+    trainer.print_to_log_file(f"Validation complete: {counted(len(cases), 'case')}, {terms}. Pictures in {folder}")
 
 
 def companions_of(trainer: RunContext, held_out: list[str], training: list[str]) -> dict[str, list[str]]:

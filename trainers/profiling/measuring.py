@@ -20,6 +20,7 @@ from nnunet_ssl.corpus.environment import environment
 from nnunet_ssl.report.benchmark import PARTS, Breakdown, Estimate, Memory, Speed
 from nnunet_ssl.trainers import launch
 from nnunet_ssl.trainers.device import memory
+from nnunet_ssl.trainers.pretraining import trainer_class
 from nnunet_ssl.trainers.profiling.spans import SpanTimer, span
 from nnunet_ssl.trainers.ssl_trainer import SSLTrainer
 
@@ -42,7 +43,7 @@ def started(run: launch.Run, iterations: int) -> Iterator[SSLTrainer]:
     ):
         plans = {**deepcopy(run.plans), "continue_training": False}
         device = torch.device(run.device)
-        trainer = launch.trainer_class(run.method)(plans, run.configuration, run.fold, run.dataset_json, device)  # type: ignore[arg-type]
+        trainer = trainer_class(run.method)(plans, run.configuration, run.fold, run.dataset_json, device)  # type: ignore[arg-type]
         trainer.num_iterations_per_epoch = max(iterations, trainer.num_iterations_per_epoch)
         try:
             trainer.on_train_start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
+from acvl_utils.cropping_and_padding.padding import pad_nd_image
 from torch import Tensor
 
 
@@ -19,15 +19,10 @@ def fit_kernel(weight: Tensor, kernel: Sequence[int]) -> Tensor | None:
         weight = weight.sum(dim=2)
     if weight.ndim - 2 != len(kernel):
         return None
-    padding: list[int] = []
     for axis, wanted in enumerate(kernel, start=2):
         have = weight.shape[axis]
-        missing = 0
         if wanted == 1:
             weight = weight.sum(dim=axis, keepdim=True)
-        elif wanted > have and (wanted - have) % 2 == 0:
-            missing = (wanted - have) // 2
-        elif wanted != have:
+        elif wanted < have or (wanted - have) % 2:
             return None
-        padding = [missing, missing] + padding  # F.pad counts from the last axis
-    return F.pad(weight, padding)
+    return pad_nd_image(weight, tuple(kernel))  # the old one in the middle

@@ -136,15 +136,15 @@ def _uses(
     if not usable:
         return uses
     if not conventions.segments:
-        uses.append(("Fine-tune it", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
+        uses.append(("Fine-tune it", f"nnUNetv2_finetune DATASET -pretrained_weights {name}"))
     elif (path.parent.parent / "plans.json").is_file() and path.parent.name.startswith("fold_"):
         model, fold = shlex.quote(str(path.parent.parent)), shlex.quote(path.parent.name.removeprefix("fold_"))
         file = shlex.quote(path.name)
         what = f"nnUNetv2_predict_from_modelfolder -i INPUT -o OUTPUT -m {model} -f {fold} -chk {file}"
         uses.append(("Predict with it", what))
-        uses.append(("Start from it on other data", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
+        uses.append(("Start from it on other data", f"nnUNetv2_finetune DATASET -pretrained_weights {name}"))
     else:
-        uses.append(("Start from it on other data", f"nnUNetv2_plan_finetune -d DATASET -pretrained_weights {name}"))
+        uses.append(("Start from it on other data", f"nnUNetv2_finetune DATASET -pretrained_weights {name}"))
     uses.append(("Give it to others", f"nnUNetv2_pretrain_export {name} -o FOLDER"))
     if has_teacher(checkpoint):
         uses.append(("Take its teacher instead", f"nnUNetv2_pretrain_export {name} -o FOLDER --weights teacher"))

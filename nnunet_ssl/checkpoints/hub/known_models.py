@@ -170,7 +170,7 @@ def get_model(name: str) -> KnownModel:
 
 
 def close_names(text: str) -> str:
-    """ "Did you mean" for a name or an id, with a space behind it; empty when nothing is close."""
+    """What "did you mean" asks for a name or an id, with a space behind it; empty when nothing is close."""
     names = {model.name.lower(): model.name for model in KNOWN_MODELS}
     wanted = text.rpartition("/")[2].lower()
     found = difflib.get_close_matches(wanted, names, n=3, cutoff=0.75)

@@ -192,7 +192,7 @@ nnUNetv2_train DATASET_ID 3d_fullres 0 -p PLANS -pretrained_weights weights/chec
         if "adaptation_plan.json" in names:
             text += f"""
 
-Fine-tuning code of nnssl (branches of nnU-Net, SSL3D_classification) reads it as well:
+Programs that read nnssl's format (nnU-Net's development branch, nnDetection, GloViTa) read it as well, e.g.
 
 ```bash
 nnUNetv2_preprocess_like_nnssl -d DATASET_ID -n NAME -pc https://huggingface.co/{repo_id}

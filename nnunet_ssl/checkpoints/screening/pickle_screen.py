@@ -122,7 +122,7 @@ class PickleScreen:
             raise DamagedError(str(error)[:200]) from error
         return self.stack[-1] if self.stack else OTHER
 
-    def _follow(self, name: str, argument: Any) -> None:
+    def _follow(self, name: str, argument: Any) -> None:  # noqa: C901  # one branch per kind of opcode
         stack = self.stack
         if name in PLAIN_PUSHES:
             stack.append(OTHER)

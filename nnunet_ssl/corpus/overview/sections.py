@@ -181,7 +181,7 @@ def _costs(good: pd.DataFrame, num_processes: int) -> Section | None:
     )
     return Section(
         "Preprocessing will need",
-        ("spacing", "disk", "memory per process", f"{num_processes} processes"),
+        ("spacing", "disk", "memory per process", f"{num_processes} process{'es' * (num_processes != 1)}"),
         rows,
         caption,
     )

@@ -104,11 +104,12 @@ def read_rows(source: str) -> tuple[pd.DataFrame, list[Mistake]]:
         raise CorpusError(f"{source} cannot be read as a table in UTF-8: {error}") from error
     skipped = {int(m.where.rpartition(" ")[2]) for m in bad if m.where.rpartition(" ")[2].isdigit()}
     lines = [n for n in range(2, 2 + len(content) + len(bad)) if n not in skipped][: len(content)]
-    table = content.to_pandas()
-    table.columns = [str(name).strip() for name in table.columns]
-    repeated = [str(name) for name in table.columns[table.columns.duplicated()]]
-    if repeated:
+    names = [str(name).strip() for name in content.column_names]
+    repeated = [name for number, name in enumerate(names) if name in names[:number]]
+    if repeated:  # before pandas has it: older pyarrow refuses to make a table of them
         raise CorpusError(f"{source} has several columns called {', '.join(repeated)}.")
+    table = content.to_pandas()
+    table.columns = names
     empty = np.logical_and.reduce([table[column].astype(str).str.strip() == "" for column in table.columns])
     table["where"] = [f"{basename(source)}, row {n}" for n in lines]
     return _clean(table[~empty].reset_index(drop=True)), sorted([*wrong, *bad], key=_row_of)
