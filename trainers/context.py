@@ -276,6 +276,14 @@ class RunContext(CheckpointContext, Stoppable, TrainingContext, Protocol):
     def preview(self) -> dict[str, Tensor]:
         """Of the first held-out image: [C, *spatial] each."""
 
+    @property
+    def log_file(self) -> str:
+        """nnU-Net's, of this start of the run."""
+
+    @property
+    def preview_key(self) -> str:
+        """Of that image, `<data set>/<case>`; of several where samples have several."""
+
     def do_split(self) -> tuple[list[str], list[str]]:
         """(training, validation) identifiers."""
 

@@ -49,6 +49,7 @@ from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite, verdict
 from nnunet_ssl.trainers.loop.log_lines import summary
 from nnunet_ssl.trainers.loop.next_commands import next_commands_of
 from nnunet_ssl.trainers.loop.position import Phase, Position
+from nnunet_ssl.trainers.loop.previews import update_report
 from nnunet_ssl.trainers.loop.progress import EpochBar
 from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
 from nnunet_ssl.trainers.loop.stopping import (
@@ -107,6 +108,7 @@ class SSLTrainer(nnUNetTrainer):
         self.interruption.loud = is_first()
         self.determinism = ExitStack()  # what is to be put back after the training
         self.preview: dict[str, Tensor] = {}  # of the first validation image
+        self.preview_key = ""  # which one that is
         self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
         self.warned_of_collapse = False
         self._said: set[str] = set()
@@ -379,6 +381,7 @@ class SSLTrainer(nnUNetTrainer):
         output = compute() if self.settings.shard else self.compiler.attempt(False, compute, compute)
         if self.position.iteration == 0:
             self.preview = {k: v[0].detach().cpu() for k, v in output.preview.items()}
+            self.preview_key = str(batch["key"][0])
         self.position.validated += 1
         return {"loss": output.loss.detach(), **output.terms}
 
@@ -433,6 +436,7 @@ class SSLTrainer(nnUNetTrainer):
                 if not self.was_initialized:
                     self.initialize()
                 validate_cases(self)
+                update_report(self)
             self.print_to_log_file(next_commands_of(self), add_timestamp=False)
         finally:
             self.interruption.ignore()

@@ -41,4 +41,5 @@ class Denoising(Method):
         with torch.no_grad():
             terms = {"explained_variance": explained_variance(*scored)}
         preview = {"target": inputs["target"], "noisy": inputs["noisy"], "denoised": prediction.detach()}
+        preview["excluded"] = inputs["excluded"]
         return MethodOutput(loss, terms, preview)

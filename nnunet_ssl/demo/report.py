@@ -19,9 +19,11 @@ from nnunet_ssl.demo.job import RAW, TRAINERS, Scale, prediction_folder, run_fol
 from nnunet_ssl.demo.scores import BOTH, STRUCTURES, Scores, read_scores
 from nnunet_ssl.demo.steps import LOGS, Step, clock
 from nnunet_ssl.report.compare import compare_structures, verdict
+from nnunet_ssl.report.geometry import Geometry
+from nnunet_ssl.report.overlays import draw_overlay
 from nnunet_ssl.report.page import Page
-from nnunet_ssl.report.pictures import draw_overlay
 from nnunet_ssl.report.progress import draw_comparison
+from nnunet_ssl.trainers.data.geometry import codes_of
 
 REPORT = "report.html"
 PICTURES = "pictures"
@@ -87,7 +89,8 @@ def _task(page: Page, folder: Path, scale: Scale) -> None:
     picture = folder / PICTURES / "task.png"
     labels = _read(first / "labelsTr" / f"train_000{FILE_ENDING}")
     image = _read(first / "imagesTr" / f"train_000_0000{FILE_ENDING}")
-    draw_overlay(image, {"labels": labels}, picture, label_names=_label_names())
+    geometry = _geometry(first / "labelsTr" / f"train_000{FILE_ENDING}")
+    draw_overlay(image, {"labels": labels}, picture, geometry=geometry, label_names=_label_names())
     page.figure(picture, "A labelled training case, cut through its labels along each axis: the image, and its labels.")
 
 
@@ -166,8 +169,8 @@ def _segmentations(page: Page, folder: Path, cases: Sequence[str], scores: Score
         maps = {"ground truth": _read(folder / RAW / LABELLED / "labelsTs" / f"{case}{FILE_ENDING}")}
         maps |= {run: _read(folder / prediction_folder(run) / f"{case}{FILE_ENDING}") for run in TRAINERS}
         picture = folder / PICTURES / f"{case}.png"
-        image = _read(folder / RAW / LABELLED / "imagesTs" / f"{case}_0000{FILE_ENDING}")
-        draw_overlay(image, maps, picture, title=case, label_names=_label_names())
+        file = folder / RAW / LABELLED / "imagesTs" / f"{case}_0000{FILE_ENDING}"
+        draw_overlay(_read(file), maps, picture, case, _geometry(file), _label_names())
         dice = ", ".join(f"{run} {values[index]:.3f}" for run, values in zip(TRAINERS, scores[BOTH], strict=True))
         page.figure(picture, f"{case}. Mean Dice of both structures: {dice}.")
 
@@ -225,6 +228,12 @@ def _circumstances(
 
 def _read(file: Path) -> Any:
     return sitk.GetArrayFromImage(sitk.ReadImage(str(file)))
+
+
+def _geometry(file: Path) -> Geometry:
+    image = sitk.ReadImage(str(file))
+    codes = codes_of({"sitk_stuff": {"direction": image.GetDirection()}}, (0, 1, 2))
+    return Geometry(codes, tuple(image.GetSpacing()[::-1]))
 
 
 def _label_names() -> dict[int, str]:

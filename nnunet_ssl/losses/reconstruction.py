@@ -117,6 +117,7 @@ class MaskedReconstruction:
             explained = explained_variance(prediction, target, hidden, excluded)
         completed = torch.where(hidden, reconstructed.to(image.dtype), image)
         preview = {"input": image, "masked": masked, "reconstruction": reconstructed, "completed": completed}
+        preview |= {"hidden": hidden, "excluded": excluded}
         return MethodOutput(loss, {"explained_variance": explained}, preview)
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -18,7 +18,8 @@ class MethodOutput(NamedTuple):
     """Result of one step.
 
     loss: scalar to minimise. terms: named scalars to log, detached. preview: named images of the batch,
-    [B, C, *spatial] each, in the order in which a person wants to see them; bool tensors are masks. statistics: sums over the
+    [B, C, *spatial] each, in the order in which a person wants to see them; bool tensors are masks, and what others are
+    tell their names (`nnunet_ssl.report.pictures.draw_preview`). statistics: sums over the
     batch that `Method.after_step` is given, detached; of a batch in micro-batches, means over them.
     """
 
@@ -50,6 +51,7 @@ class Method(nn.Module):
         None  # "method.field" that sets what the network sees, where not the patch does
     )
     trivial_answer: ClassVar[str] = "an answer that does not depend on the image"  # whose loss is the `yardstick`
+    keeps_orientation: ClassVar[bool] = True  # of the images in its previews; not where the task turns them
     images_needed: int = 1  # that the loss has to see together to mean anything; more where it compares images
     progress: float = 0.0  # share of the training that is done, 0 to 1; set by the trainer before each of its steps
 

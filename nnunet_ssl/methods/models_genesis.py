@@ -142,4 +142,5 @@ class ModelsGenesis(Method):
             # Error against that of handing back the input: 1 is perfect, 0 no better than copying, negative is worse.
             restored = (copied - left) / torch.maximum(copied, left).clamp(min=1e-12)
         preview = {"input": image, "corrupted": corrupted, "reconstruction": prediction.detach()}
+        preview["excluded"] = excluded
         return MethodOutput(loss, {"explained_variance": explained, "restored": restored}, preview)

@@ -76,9 +76,11 @@ class SimCLRInputs(TypedDict):
     """What the task makes of a batch: P pairs of crops of each image."""
 
     region: Float  # [B, C, *region]
+    excluded: Bool  # [B, 1, *region]
     views: Float  # [2 * P * B, C, *crop]: the first half holds the references, the second their partners
     usable: Bool  # [2 * P * B]: crops that are mostly image
     corners: Whole  # [B, 2 * P, D]: first voxels
+    first_excluded: Bool  # [2 * B, 1, *crop]: of the first pair of each image
 
 
 class SimCLREncoded(TypedDict):
@@ -139,9 +141,17 @@ class SimCLR(Method):
         first, second = overlapping_corners(len(image), pairs, image.shape[2:], crop, overlap, generator)
         corners = np.concatenate([first, second], axis=1)  # [B, 2 * pairs, D]
         # [2 * pairs, B] as one batch: the first half holds the references, the second their partners.
-        crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
+        crops, not_image = cut_views(image, corners, crop), cut_views(excluded, corners, crop)
+        usable, number = mostly_usable(not_image), len(image)
         views = augment_crops(crops, generator, self.config.augmentation) if self.training else crops
-        return {"region": image, "views": views, "usable": usable, "corners": to_device(corners, image.device)}
+        return {
+            "region": image,
+            "excluded": excluded,
+            "views": views,
+            "usable": usable,
+            "corners": to_device(corners, image.device),
+            "first_excluded": torch.cat([not_image[:number], not_image[pairs * number :][:number]]),
+        }
 
     def encode(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"features": pooled_features(self.backbone, inputs["views"])}
@@ -164,7 +174,7 @@ class SimCLR(Method):
         return equal_embeddings(images, first & second, self.config.temperature)
 
     def _preview(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The first pair of every image: where it lies in the region (1, 2; 3 in both), and what the network saw."""
+        """The first pair of every image: where it lies in the region, and what the network saw."""
         region, corners, pairs = inputs["region"], inputs["corners"], self.config.pairs_per_image
         crop, number = self.backbone.patch_size, len(region)
         first, second = corners[:, 0], corners[:, pairs]
@@ -174,8 +184,12 @@ class SimCLR(Method):
         start, extent = shared_box(first, second, crop)
         return {
             "region": region,
-            "crops": places[0].int() + 2 * places[1].int(),
+            "reference_crop": places[0],
+            "partner_crop": places[1],
             "reference": reference,
             "overlap_of_reference": box_mask(start, extent, crop),
             "partner": partner,
+            "excluded": inputs["excluded"],
+            "excluded_of_reference": inputs["first_excluded"][:number],
+            "excluded_of_partner": inputs["first_excluded"][number:],
         }

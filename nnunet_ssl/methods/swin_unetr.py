@@ -153,6 +153,7 @@ class SwinUNETR(Method):
     """
 
     name = "swin_unetr"
+    keeps_orientation = False
     trivial_answer = "a guessed turn, equal embeddings and the median grey value"
     Config = SwinUNETRConfig
     Inputs = SwinUNETRInputs
@@ -229,7 +230,7 @@ class SwinUNETR(Method):
         number = len(turned) // 2
         loss = turned.new_zeros(())
         terms: dict[str, Tensor] = {}
-        preview = {"input": turned, "masked": inputs["cut"]}
+        preview = {"input": turned, "corrupted": inputs["cut"], "hidden": inputs["hidden"], "excluded": excluded}
         # 4. How was it turned?
         if config.rotation_weight:
             scores = self.rotation_head(encoded["halves"]).float()

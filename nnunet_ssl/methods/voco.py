@@ -80,6 +80,7 @@ class VoCoInputs(TypedDict):
     """What the task makes of a batch: K base crops, which tile the region, and T target crops of each image."""
 
     region: Float  # [B, C, *region]
+    excluded: Bool  # [B, 1, *region]
     crops: Float  # [(K + T) * B, C, *crop]: the first base crops of all images, then the second ones, and so on
     usable: Bool  # [B, K + T]: crops that are mostly image
     overlap: Float  # [B, T, K]: share of a target crop that a base crop covers
@@ -163,6 +164,7 @@ class VoCo(Method):
         crops, usable = cut_views(image, corners, crop), mostly_usable(cut_views(excluded, corners, crop))
         return {
             "region": image,
+            "excluded": excluded,
             "crops": augment_crops(crops, generator, self.config.augmentation) if self.training else crops,
             "usable": usable.view(-1, len(image)).T,  # [B, K + T]
             "overlap": to_device(shared_fractions(targets, grid, crop), image.device),  # 3. what is to be predicted
@@ -226,7 +228,7 @@ class VoCo(Method):
     def _preview(self, inputs: dict[str, Tensor], similarity: Tensor) -> dict[str, Tensor]:
         """The base grid, the first target crop in it, and the overlap of both, true and guessed.
 
-        Overlaps are grey values of the region: its darkest is none, its brightest all of the target.
+        Overlaps are shares of the target crop, 0 to 1.
         """
         region, overlap = inputs["region"], inputs["overlap"]
         size, crop = tuple(region.shape[2:]), self.backbone.patch_size
@@ -238,11 +240,11 @@ class VoCo(Method):
         def paint(values: Tensor) -> Tensor:
             return upsample_mask(values.reshape(len(region), *grid), crop, size)
 
-        low, high = (v.unsqueeze(1) for v in region.flatten(1).aminmax(dim=1))
         return {
             "region": region,
             "base_crops": paint(number),
             "target_crop": box_mask(start, extent, size),
-            "overlap": paint(low + overlap[:, 0] * (high - low)),
-            "predicted_overlap": paint(low + similarity[:, 0] * (high - low)),
+            "overlap_share": paint(overlap[:, 0]),
+            "predicted_share": paint(similarity[:, 0]),
+            "excluded": inputs["excluded"],
         }

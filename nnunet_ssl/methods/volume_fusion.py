@@ -125,6 +125,7 @@ class VolumeFusion(Method):
         terms = {"ce": cross_entropy.detach(), "dice": dice.detach(), "accuracy": right, "majority_accuracy": majority}
         preview = {name: inputs[name] for name in ("foreground", "background", "fused")}
         preview |= {"levels": level, "prediction": logits.detach().argmax(dim=1, keepdim=True)}
+        preview["excluded"] = inputs["excluded"]
         return MethodOutput(loss, terms, preview)
 
     def yardstick(self, inputs: Mapping[str, Tensor]) -> Tensor | None:

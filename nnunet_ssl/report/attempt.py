@@ -10,8 +10,13 @@ from nnunet_ssl.files.unwritable import explanation
 _told: set[str] = set()  # kinds of errors this process has told of
 
 
-def attempt_to_draw(warn: Callable[[str], None], draw: Callable[..., Any], *args: Any) -> None:
-    """Call `draw(*args)`; whatever goes wrong is told to `warn`, once for each kind, and the work goes on."""
+def attempt_to_draw(
+    warn: Callable[[str], None], draw: Callable[..., Any], *args: Any, what: str = "a picture cannot be drawn"
+) -> None:
+    """Call `draw(*args)`; whatever goes wrong is told to `warn`, once for each kind, and the work goes on.
+
+    what: the beginning of that sentence.
+    """
     try:
         draw(*args)
     except Exception as error:
@@ -19,4 +24,4 @@ def attempt_to_draw(warn: Callable[[str], None], draw: Callable[..., Any], *args
         if kind not in _told:
             _told.add(kind)
             reason = explanation(error) or f"{type(error).__name__}: {error}"
-            warn(f"WARNING: a picture cannot be drawn, the work goes on without: {reason}")
+            warn(f"WARNING: {what}, the work goes on without: {reason}")

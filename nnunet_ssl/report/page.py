@@ -1,10 +1,13 @@
-"""A page that is one file: headings, text, tables, pictures and commands, readable without network or scripts."""
+"""A page that is one file: headings, text, tables, pictures and commands, readable without network or scripts.
+
+Scripts add what nobody misses without them: a slider through pictures, and a page that follows a run.
+"""
 
 from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -29,7 +32,8 @@ table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabula
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .88rem; padding-top: .4rem; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { border-bottom-width: 2px; font-weight: 600; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .facts td { text-align: left; overflow-wrap: anywhere; }
+.facts th { border-bottom-width: 1px; white-space: nowrap; vertical-align: top; }
 figure { margin: 1.2rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
   border-radius: 4px; }
@@ -37,9 +41,39 @@ figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width:
 pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4px; padding: .8rem 1rem; margin: .8rem 0;
   font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; white-space: pre-wrap;
   overflow-wrap: anywhere; }
+.slides { max-width: 100%; }
+.slides input { display: none; width: min(30rem, 100%); accent-color: var(--accent); margin: .4rem 0; }
+.scripted .slides input { display: block; }
+.scripted .slides figure:not(.shown) { display: none; }
 @media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f5f5f5; --accent: #000; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
   figure, table, tr { break-inside: avoid; } }
+"""
+
+# Where the slider stands is kept in the address, so that it survives loading the page anew.
+SCRIPT = """
+document.documentElement.classList.add("scripted");
+for (const box of document.querySelectorAll(".slides")) {
+  const range = box.querySelector("input"), figures = [...box.querySelectorAll("figure")].reverse();
+  const show = () => figures.forEach((figure, n) => figure.classList.toggle("shown", n === Number(range.value)));
+  const kept = /slide=([0-9]+)/.exec(location.hash);
+  if (kept) range.value = kept[1];
+  range.addEventListener("input", () => {
+    const newest = range.value === range.max;
+    history.replaceState(null, "", newest ? "#" : "#slide=" + range.value);
+    show();
+  });
+  show();
+}
+const news = document.getElementById("news");
+if (news) {
+  const age = Date.now() / 1000 - Number(news.dataset.written);
+  if (age > Number(news.dataset.patience)) {
+    const hours = Math.floor(age / 3600), minutes = Math.round(age % 3600 / 60);
+    news.append(" No news for " + (hours ? hours + " h " : "") + minutes + " min: the run has ended or was killed.");
+  }
+  setTimeout(() => location.reload(), 30000);
+}
 """
 
 IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
@@ -78,6 +112,12 @@ class Page:
             f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
 
+    def facts(self, facts: Mapping[str, object], caption: str = "") -> None:
+        """Add a table of two columns: names, and what they are."""
+        title = f"<caption>{escape(caption)}</caption>" if caption else ""
+        rows = (f'<tr><th scope="row">{escape(k)}</th><td>{escape(str(v))}</td></tr>' for k, v in facts.items())
+        self._parts.append(f'<table class="facts">{title}<tbody>{"".join(rows)}</tbody></table>')
+
     def figure(self, picture: str | os.PathLike[str] | bytes, caption: str) -> None:
         """Add a PNG or JPEG file, or the bytes of a PNG, with a caption, which also is its text for screen readers."""
         if isinstance(picture, bytes):
@@ -94,6 +134,25 @@ class Page:
             f'<figure><img src="{source}" alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>'
         )
 
+    def slides(self, pictures: Sequence[tuple[str | os.PathLike[str], str]]) -> None:
+        """Add PNG files with their captions and a slider through them; without scripts they are a column, the last on top."""
+        number = len(pictures)
+        last = f'max="{number - 1}" value="{number - 1}"'
+        self._parts.append(f'<div class="slides"><input type="range" min="0" {last} aria-label="Choose a picture">')
+        for picture, caption in reversed(pictures):
+            self.figure(picture, caption)
+        self._parts.append("</div>")
+
+    def news(self, text: str, written: float, patience: float) -> None:
+        """Add a key message on a run that goes on; the page is loaded anew as long as there is news.
+
+        written: when (seconds since 1970) the news is from. patience: seconds after which a reader shall be told that there is
+        none since.
+        """
+        self._parts.append(
+            f'<p class="key" id="news" data-written="{written:.0f}" data-patience="{patience:.0f}">{escape(text)}</p>'
+        )
+
     def commands(self, lines: Sequence[str]) -> None:
         """Add lines to type into a shell."""
         self._parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
@@ -101,11 +160,13 @@ class Page:
     def html(self) -> str:
         """The page as text."""
         body = "\n".join(self._parts)
+        scripted = 'class="slides"' in body or 'id="news"' in body
+        script = f"<script>{SCRIPT}</script>\n" if scripted else ""
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n"
-            f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+            f"<body>\n<main>\n{body}\n</main>\n{script}</body>\n</html>\n"
         )
 
     def write(self, path: str | os.PathLike[str]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of what a network was given and what it made of it: pretext previews and segmentation overlays."""
+"""Pictures of what a network was given and what it made of it."""
 
 from __future__ import annotations
 
@@ -8,207 +8,180 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, to_rgb
-from matplotlib.patches import Patch
 
 from nnunet_ssl.files.atomic import atomic_write
-from nnunet_ssl.report.planes import (
-    LABEL_COLOURS,
-    Plane,
-    fullest_planes,
-    grey_window,
-    lay_out,
-    middle_planes,
-    to_array,
+from nnunet_ssl.report.entries import Kind, View, channels_of, views_of
+from nnunet_ssl.report.geometry import UNKNOWN, Geometry
+from nnunet_ssl.report.layout import Note, lay_out
+from nnunet_ssl.report.painting import (
+    BOX_COLOUR,
+    HIDDEN_COLOUR,
+    NO_IMAGE_COLOURS,
+    label_colour,
+    mark_sides,
+    outline,
+    show_error,
+    show_grey,
+    show_labels,
+    show_mask,
+    show_shares,
+    stripe,
+    tint,
 )
+from nnunet_ssl.report.planes import LABEL_COLOURS, NORMALISED, GreyScale, Plane, grey_window
 
-HIDDEN_COLOUR = "#8F7FB5"  # a muted violet: no grey of an image can be mistaken for it
+RADIOLOGICAL = "Radiological convention: the patient's right (R) is on the left; A front, P back, S head, I feet."
+AS_STORED = "Drawn as it lies in memory: the orientation of this image is not known."
+AS_TURNED = "Drawn as the task turned it: sides are not marked."
+
+
+def convention(geometry: Geometry) -> str:
+    """The convention that an image is drawn in, in a sentence."""
+    return AS_STORED if geometry.codes is None else AS_TURNED if geometry.turned else RADIOLOGICAL
 
 
 def draw_preview(
-    preview: Mapping[str, Any], path: str | os.PathLike[str], title: str = "", spacing: Sequence[float] | None = None
+    preview: Mapping[str, Any],
+    path: str | os.PathLike[str],
+    title: str = "",
+    geometry: Geometry = UNKNOWN,
+    scale: GreyScale = NORMALISED,
 ) -> None:
     """Draw the images of one sample as a PNG: a column per entry, a row per axis (one row for 2D), mid-slices.
 
     preview: tensors or arrays [C, *spatial] in drawing order; of several channels the first is shown. All images share
     the grey window of the first one, but for "corrupted", whose grey values are changed on purpose. Bool entries are
-    masks (True = hidden), other integers label maps, names that end in "_error" or equal "error" are drawn as magnitudes.
-    A mask called "hidden" gets no column of its own where there is an image called "masked": it is painted over that
-    one. Without it, the voxels in which "masked" differs from "input" are painted, if all of them have one value (noise
-    in their place stays visible). Two views, with names that all end in "_a" or "_b", are drawn below each other.
-    spacing: voxel size per axis [mm].
+    masks, drawn over the first image of their shape (`..._of_x` over `x`), and slices go through their middle; other integers
+    are label maps. Names that end in "_error" or equal "error" are drawn as magnitudes, those that end in "_share" as values
+    from 0 to 1.
+    A mask called "hidden" (True = hidden) gets no column of its own where there is an image called "masked": it is painted
+    over that one; or "corrupted": it is drawn around. Without it, the voxels in which "masked" differs from "input" are
+    painted, if all of them have one value (noise in their place stays visible). A mask called "excluded" has no column either:
+    where it is True there is no image, only stripes, in all entries of its shape, or where it is called `excluded_of_x` in `x`.
+    Two views, with names that all end in "_a" or "_b", are drawn below each other.
+    geometry, scale: of the images.
 
     Raises ValueError for an empty preview and for shapes that cannot be drawn.
     """
-    images = {name: _first_channel(name, value) for name, value in preview.items()}
-    if not images:
-        raise ValueError("The preview has no entries, so there is nothing to draw. Give at least one [C, *spatial].")
-    if len({image.ndim for image in images.values()}) > 1:
-        shapes = ", ".join(f"{name} {image.shape}" for name, image in images.items())
-        raise ValueError(f"One picture shows either 2D or 3D images, found {shapes}. Draw two pictures.")
-    views = _views(images)
+    views = views_of(preview, geometry)
     first = next(iter(views.values()))
-    hidden = {view: _hidden_of_masked(entries) for view, entries in views.items()}
-    painted = all(mask is not None for mask in hidden.values())
-    columns = [name for name in first if name != "hidden" or not painted]
-    kinds = {name: _kind(name, first[name]) for name in columns}
-    shared = next((grey_window(first[name]) for name in columns if kinds[name] == "image"), (0.0, 1.0))
+    painted = all(view.hidden is not None or view.outlined is not None for view in views.values())
+    columns = [name for name in first.entries if name != "hidden" or not painted]
+    window = next((grey_window(first.entries[n]) for n in columns if first.kinds[n] is Kind.IMAGE), (0.0, 1.0))
     # Entries may differ in size, as crops of contrastive tasks do: each is cut through its own middle.
-    planes = {name: middle_planes(first[name]) for name in columns}
-    places = [(view, number) for view in views for number in range(len(planes[columns[0]]))]
-    scale = _checked_spacing(spacing, first[columns[0]].ndim)
-    channels = {name: len(value) for name, value in preview.items()}
+    planes = {(letter, name): view.planes(name) for letter, view in views.items() for name in columns}
+    places = [(letter, number) for letter in views for number in range(len(planes[letter, columns[0]]))]
+    spacing = geometry.displayed_spacing(first.entries[columns[0]].ndim)
+    axes_of_rows = [planes[letter, columns[0]][number].axis for letter, number in places]
+    channels = channels_of(preview, columns)
     figure, rows = lay_out(
-        [_row_name(view, planes[columns[0]][number]) for view, number in places],
-        [_caption(name, channels.get(name) or channels[f"{name}_a"]) for name in columns],
-        [[planes[name][number].extent(views[view][name], scale) for name in columns] for view, number in places],
+        [_row_name(letter, geometry.plane_name(axis)) for (letter, _), axis in zip(places, axes_of_rows, strict=True)],
+        [_caption(name, channels[name]) for name in columns],
+        [
+            [planes[letter, name][number].extent(views[letter].entries[name], spacing) for name in columns]
+            for letter, number in places
+        ],
         title,
+        _notes(views, columns, window, scale, geometry),
     )
-    for (view, number), row in zip(places, rows, strict=True):
-        mask = hidden[view]
+    for (letter, number), axis, row in zip(places, axes_of_rows, rows, strict=True):
         for axes, name in zip(row, columns, strict=True):
-            plane = planes[name][number]
-            window = grey_window(views[view][name]) if name == "corrupted" else shared
-            _show(axes, plane.cut(views[view][name]), kinds[name], window)
-            if name == "masked" and mask is not None:
-                _tint(axes, plane.cut(mask), HIDDEN_COLOUR, 1.0)
+            _draw(axes, views[letter], name, planes[letter, name][number], window)
+        marks = geometry.marks(axis)
+        if marks is not None:
+            mark_sides(row[0], marks)
     with atomic_write(path) as file:
         figure.savefig(file, format="png")
 
 
-def draw_overlay(
-    image: Any,
-    segmentations: Mapping[str, Any],
-    path: str | os.PathLike[str],
-    title: str = "",
-    spacing: Sequence[float] | None = None,
-    label_names: Mapping[int, str] | None = None,
-) -> None:
-    """Draw label maps over an image as a PNG: the image alone, then a column per segmentation, a row per axis.
-
-    image: [*spatial] or [C, *spatial], then its first channel; segmentations: integer label maps [*spatial], 0 is
-    background. The first one is taken for the truth: the slices are those with most of its foreground, and its
-    outline is drawn in white over the others. label_names: for the legend.
-
-    Raises ValueError when a label map does not have the shape of the image.
-    """
-    maps = {name: to_array(value) for name, value in segmentations.items()}
-    if not maps:
-        raise ValueError("There is no segmentation to draw. Give at least one label map.")
-    truth_name, truth = next(iter(maps.items()))
-    grey = to_array(image)
-    grey = grey[0] if grey.ndim == truth.ndim + 1 else grey
-    for name, labels in maps.items():
-        if labels.shape != grey.shape:
-            raise ValueError(f"Segmentation {name!r} has shape {labels.shape}, the image {grey.shape}. Resample one.")
-    planes = fullest_planes(truth)
-    scale = _checked_spacing(spacing, grey.ndim)
-    extents = [[plane.extent(grey, scale)] * (1 + len(maps)) for plane in planes]
-    figure, rows = lay_out([plane.name for plane in planes], ["image", *maps], extents, title, footer=True)
-    window = grey_window(grey)
-    for plane, row in zip(planes, rows, strict=True):
-        for axes in row:
-            _show(axes, plane.cut(grey), "image", window)
-        for axes, (name, labels) in zip(row[1:], maps.items(), strict=True):
-            for label in np.unique(labels[labels > 0]):
-                mask = plane.cut(labels) == label
-                _tint(axes, mask, _colour(int(label)), 0.45)
-                _outline(axes, mask, _colour(int(label)), 1.2)
-            if name != truth_name:
-                _outline(axes, plane.cut(truth) > 0, "white", 0.8)
-    present = sorted({int(label) for labels in maps.values() for label in np.unique(labels[labels > 0])})
-    handles = [Patch(color=_colour(label), label=(label_names or {}).get(label, f"label {label}")) for label in present]
-    if len(maps) > 1:
-        handles.append(Patch(facecolor="#999999", edgecolor="white", label=f"white line: {truth_name}"))
-    if handles:
-        figure.legend(handles=handles, loc="lower center", ncol=len(handles), frameon=False, fontsize=7)
-    with atomic_write(path) as file:
-        figure.savefig(file, format="png")
+def _draw(axes: Axes, view: View, name: str, plane: Plane, window: tuple[float, float]) -> None:
+    image = view.entries[name]
+    kind, cut = view.kinds[name], plane.cut(image)
+    if kind is Kind.IMAGE:
+        show_grey(axes, cut, grey_window(image) if name == "corrupted" else window)
+        if name == "corrupted" and view.outlined is not None:
+            outline(axes, plane.cut(view.outlined), HIDDEN_COLOUR, 1.4)
+        if name == "masked" and view.hidden is not None:
+            tint(axes, plane.cut(view.hidden), HIDDEN_COLOUR, 1.0)
+    elif kind is Kind.ERROR:
+        show_error(axes, cut, _largest(image))
+    elif kind is Kind.LABELS:
+        show_labels(axes, cut)
+    elif kind is Kind.SHARE:
+        areas = view.areas(name)
+        show_shares(axes, cut, None if areas is None else plane.cut(areas))
+    else:
+        colour, below = (HIDDEN_COLOUR if kind is Kind.HIDDEN else BOX_COLOUR), view.below(name)
+        if below is None or kind is Kind.HIDDEN:
+            show_mask(axes, cut, colour)
+        else:
+            show_grey(axes, plane.cut(below), window)
+            tint(axes, cut, colour, 0.35)
+            outline(axes, cut, colour, 1.2)
+    excluded = view.striped(name)
+    if excluded is not None:
+        stripe(axes, plane.cut(excluded))
 
 
-def _first_channel(name: str, value: Any) -> np.ndarray:
-    array = to_array(value)
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise ValueError(
-            f"Preview entry {name!r} has shape {array.shape}; expected one sample [C, H, W] or [C, D, H, W]. "
-            "Take one sample of the batch."
-        )
-    return array[0]
+def _notes(
+    views: Mapping[str, View],
+    columns: Sequence[str],
+    window: tuple[float, float],
+    scale: GreyScale,
+    geometry: Geometry,
+) -> list[Note]:
+    """What the colours and greys of a picture mean, as far as they are in it."""
+    every = list(views.values())
+    kinds = every[0].kinds
+    images = [name for name in columns if kinds[name] is Kind.IMAGE]
+    notes = []
+    if any(view.outlined is not None and view.outlined.any() for view in every):
+        notes.append(Note("inside this line the task replaced the image", HIDDEN_COLOUR))
+    if any(mask.any() for view in every for mask in view.hidden_masks(columns)):
+        notes.append(Note("hidden from the network", HIDDEN_COLOUR))
+    if any(view.striped(name) is not None for view in every for name in columns):
+        notes.append(Note("no image here (padding, or anonymised): does not count", *_stripes()))
+    masks = [_caption(name) for name in columns if kinds[name] is Kind.MASK]
+    if masks:
+        notes.append(Note(f"the place that the column names ({', '.join(masks)})", BOX_COLOUR))
+    for name in (n for n in columns if kinds[n] is Kind.LABELS):
+        labels = sorted({int(n) for view in every for n in np.unique(view.entries[name])})
+        notes.append(Note(f"{_caption(name)}: {_colours(labels)}"))
+    if any(kinds[name] is Kind.SHARE for name in columns):
+        notes.append(Note("shares: from 0 % (dark blue) to 100 % (yellow)"))
+    notes += [
+        Note(f"{_caption(n)}: 0 (black) to {_largest(every[0].entries[n]):.3g} (bright)")
+        for n in columns
+        if kinds[n] is Kind.ERROR
+    ]
+    if images and set(images) != {"corrupted"}:
+        notes.append(Note(f"Grey values: {scale.window(*window)}."))
+    if "corrupted" in images:
+        notes.append(Note(f"Grey values of corrupted: {scale.window(*grey_window(every[0].entries['corrupted']))}."))
+    notes.append(Note(convention(geometry)))
+    return notes
 
 
-def _views(images: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Entries by view, without the endings "_a" and "_b"; all under "" unless they are two views of the same kind."""
-    pair = {view: {n[:-2]: image for n, image in images.items() if n.endswith(f"_{view}")} for view in "ab"}
-    complete = len(pair["a"]) + len(pair["b"]) == len(images)
-    shapes = [[(name, image.shape) for name, image in entries.items()] for entries in pair.values()]
-    return pair if complete and shapes[0] == shapes[1] else {"": dict(images)}
+def _stripes() -> tuple[str, str]:
+    return NO_IMAGE_COLOURS[0], "/////"
 
 
-def _row_name(view: str, plane: Plane) -> str:
-    names = [f"view {view}" if view else "", "" if plane.axis is None else f"axis {plane.axis}, middle"]
-    return ", ".join(name for name in names if name)
+def _colours(labels: Sequence[int]) -> str:
+    words = ("orange", "light blue", "green", "yellow", "dark blue", "red", "pink")
+    some = [label for label in labels if 0 < label <= len(words)]
+    named = [f"{label} {words[LABEL_COLOURS.index(label_colour(label))]}" for label in some]
+    zero, more = ["0 black"] if 0 in labels else [], ["and so on"] if max(labels) > len(words) else []
+    return ", ".join([*zero, *named, *more])
 
 
-def _hidden_of_masked(images: Mapping[str, np.ndarray]) -> np.ndarray | None:
-    """The mask to paint over "masked": "hidden", or what differs from "input" when all of it has one value."""
-    hidden, masked, whole = images.get("hidden"), images.get("masked"), images.get("input")
-    if masked is None:
-        return None
-    if hidden is not None:
-        return hidden if hidden.dtype == bool and hidden.shape == masked.shape else None
-    if whole is None or whole.shape != masked.shape:
-        return None
-    changed = masked != whole
-    return changed if len(np.unique(masked[changed])) == 1 else None
+def _largest(image: np.ndarray) -> float:
+    return max(grey_window(np.abs(image))[1], 1e-12)
 
 
-def _kind(name: str, image: np.ndarray) -> str:
-    if image.dtype == bool:
-        return "mask"
-    if np.issubdtype(image.dtype, np.integer):
-        return "labels"
-    return "error" if name == "error" or name.endswith("_error") else "image"
+def _row_name(view: str, plane: str) -> str:
+    return ", ".join(name for name in (f"view {view}" if view else "", plane) if name)
 
 
-def _caption(name: str, channels: int) -> str:
+def _caption(name: str, channels: int = 1) -> str:
     text = name.replace("_", " ")
     return text if channels == 1 else f"{text} (channel 1 of {channels})"
-
-
-def _checked_spacing(spacing: Sequence[float] | None, ndim: int) -> Sequence[float]:
-    if spacing is None:
-        return [1.0] * ndim
-    if len(spacing) != ndim or min(spacing) <= 0:
-        raise ValueError(f"spacing must hold {ndim} positive numbers [mm], found {list(spacing)}.")
-    return spacing
-
-
-def _show(axes: Axes, plane: np.ndarray, kind: str, window: tuple[float, float]) -> None:
-    # "auto": the axes already have the slice's proportions in mm; voxels need not be square.
-    options: dict[str, Any] = {"aspect": "auto", "interpolation": "nearest"}
-    if kind == "image":
-        axes.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], **options)
-    elif kind == "error":
-        magnitude = np.abs(plane)
-        axes.imshow(magnitude, cmap="magma", vmin=0, vmax=max(grey_window(magnitude)[1], 1e-12), **options)
-    elif kind == "mask":
-        axes.imshow(plane, cmap=ListedColormap(["#F2F2F2", HIDDEN_COLOUR]), vmin=0, vmax=1, **options)
-    else:
-        axes.imshow(np.zeros_like(plane), cmap="gray", **options)
-        for label in np.unique(plane[plane != 0]):
-            _tint(axes, plane == label, _colour(int(label)), 1.0)
-
-
-def _tint(axes: Axes, mask: np.ndarray, colour: str, opacity: float) -> None:
-    layer = np.zeros((*mask.shape, 4))
-    layer[mask] = (*to_rgb(colour), opacity)
-    axes.imshow(layer, aspect="auto", interpolation="nearest")
-
-
-def _outline(axes: Axes, mask: np.ndarray, colour: str, width: float) -> None:
-    if mask.any() and min(mask.shape) > 1:
-        axes.contour(mask.astype(float), levels=[0.5], colors=[colour], linewidths=[width])
-
-
-def _colour(label: int) -> str:
-    return LABEL_COLOURS[(label - 1) % len(LABEL_COLOURS)]

@@ -40,7 +40,13 @@ class RunContract:
     def test_leaves_everything_behind(self, method: str, backbone: str, own: Any, tiny: TinyTraining) -> None:
         """Checkpoint, curves, previews, validation, and a log that names the terms of the loss."""
         folder = Path(tiny.finished(method, backbone, 2, own).output_folder)
-        for name in ("checkpoint_final.pth", "progress.png", "previews/epoch_0002.png", "validation/summary.json"):
+        for name in (
+            "checkpoint_final.pth",
+            "progress.png",
+            "report.html",
+            "previews/epoch_0002.png",
+            "validation/summary.json",
+        ):
             assert (folder / name).is_file(), name
         assert len(list((folder / "validation").glob("*.png"))) >= 1
         log = (folder / "training_log.txt").read_text()

@@ -52,7 +52,9 @@ def finish(trainer: Any) -> dict[str, Any]:
 def main(job: dict[str, Any]) -> None:  # noqa: C901  # the processes of a drill, one after the other
     torch.set_num_threads(1)
     MetaLogger.plot_progress_png = lambda *_: None
-    epochs.draw_preview = validation.draw_preview = lambda *_: None  # type: ignore[assignment]
+    epochs.draw_sample = validation.draw_sample = lambda *_: None  # type: ignore[assignment]
+    for module in (epochs, stopping, ssl_trainer):
+        module.update_report = lambda *_: None  # type: ignore[attr-defined]
     scratch = Path(job["scratch"])
     (scratch / "lines").mkdir(parents=True)
     trainer = make(job, scratch / "undisturbed")

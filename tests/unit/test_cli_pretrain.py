@@ -10,7 +10,18 @@ from nnunet_ssl.cli.flag_settings import flags_as_settings
 from nnunet_ssl.cli.pretrain import main
 from nnunet_ssl.cli.pretrain_flags import apply_flags, build_parser
 
-COMMANDS = ("pretrain", "finetune", "plan_finetune", "import_corpus", "corpus", "export", "info", "models", "benchmark")
+COMMANDS = (
+    "pretrain",
+    "finetune",
+    "plan_finetune",
+    "import_corpus",
+    "corpus",
+    "export",
+    "info",
+    "models",
+    "benchmark",
+    "report",
+)
 
 
 @pytest.fixture

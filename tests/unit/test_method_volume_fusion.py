@@ -171,8 +171,8 @@ def test_preview_shows_the_task():
     method = make(unet(channels=2))
     inputs = prepared(method, batch_of(channels=2))
     preview = method(inputs).preview
-    assert list(preview) == ["foreground", "background", "fused", "levels", "prediction"]
-    assert [v.shape[1] for v in preview.values()] == [2, 2, 2, 1, 1]
+    assert list(preview) == ["foreground", "background", "fused", "levels", "prediction", "excluded"]
+    assert [v.shape[1] for v in preview.values()] == [2, 2, 2, 1, 1, 1]
     assert preview["levels"].dtype == preview["prediction"].dtype == torch.int64
     assert not any(v.requires_grad for v in preview.values())
 

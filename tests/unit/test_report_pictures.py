@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from itertools import permutations, product
 from pathlib import Path
 
 import matplotlib
@@ -8,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from nnunet_ssl.report.pictures import HIDDEN_COLOUR, draw_overlay, draw_preview
-from nnunet_ssl.report.planes import LABEL_COLOURS, Plane, fullest_planes, grey_window, middle_planes
+from nnunet_ssl.report.geometry import UNKNOWN, Geometry, Marks
+from nnunet_ssl.report.overlays import draw_overlay
+from nnunet_ssl.report.painting import BOX_COLOUR, HIDDEN_COLOUR, NO_IMAGE_COLOURS
+from nnunet_ssl.report.pictures import draw_preview
+from nnunet_ssl.report.planes import LABEL_COLOURS, GreyScale, Plane, fullest_planes, grey_window, middle_planes
 from nnunet_ssl.report.progress import draw_comparison, draw_progress
 
 
@@ -43,12 +47,6 @@ class TestPlanes:
         labels[6, 2, 3] = 2
         assert [plane.index for plane in fullest_planes(labels)] == [1, 2, 3]
 
-    def test_head_is_up(self) -> None:
-        image = np.arange(4)[:, None, None] * np.ones((4, 5, 6))
-        for axis in (1, 2):
-            assert Plane(axis, 0).cut(image)[0, 0] == 3
-        assert Plane(0, 3).cut(image)[0, 0] == 3
-
     def test_extent_follows_spacing(self) -> None:
         image = np.zeros((4, 5, 6))
         assert [Plane(a, 0).extent(image, (3.0, 1.0, 0.5)) for a in range(3)] == [(5, 3), (12, 3), (12, 5)]
@@ -63,15 +61,131 @@ class TestPlanes:
             assert low < high
 
 
+class TestGeometry:
+    """Every orientation that an array can have shows the same patient the same way."""
+
+    @staticmethod
+    def patient(codes: str) -> np.ndarray:
+        """An image [4, 5, 6] or a permutation of it: voxels tell how far head-to-foot, front-to-back, right-to-left they are."""
+        size = {"SI": 4, "AP": 5, "RL": 6}
+        axes = [next(axis for axis in size if code in axis) for code in codes]
+        along = {}
+        for number, (axis, code) in enumerate(zip(axes, codes, strict=True)):
+            line = np.arange(size[axis])
+            shape = [1] * len(codes)
+            shape[number] = -1
+            along[axis] = (line if code == axis[1] else line[::-1]).reshape(shape)
+        return 100 * along["SI"] + 10 * along["AP"] + along["RL"]
+
+    def test_head_up_front_up_and_right_on_the_left(self) -> None:
+        upright = self.patient("IPL")
+        for order in permutations(range(3)):
+            for ends in product((0, 1), repeat=3):
+                codes = tuple(("SI", "AP", "RL")[axis][end] for axis, end in zip(order, ends, strict=True))
+                geometry = Geometry(codes, tuple(float(axis + 1) for axis in order))
+                assert np.array_equal(geometry.displayed(self.patient("".join(codes))), upright)
+                assert geometry.displayed_spacing(3) == (1, 2, 3)
+                assert [geometry.plane_name(axis) for axis in range(3)] == ["axial", "coronal", "sagittal"]
+                assert geometry.marks(0) == Marks("R", "L", "A", "P")
+                assert geometry.marks(1) == Marks("R", "L", "S", "I")
+                assert geometry.marks(2) == Marks("A", "P", "S", "I")
+
+    def test_a_slice_is_named_by_the_axis_it_lacks(self) -> None:
+        flat = Geometry(("S", "A", "R"), (5.0, 1.0, 2.0)).of_slice()
+        assert (flat.codes, flat.spacing, flat.plane_name(None)) == (("A", "R"), (1.0, 2.0), "axial")
+        assert flat.marks(None) == Marks("R", "L", "A", "P")
+        assert np.array_equal(flat.displayed(np.arange(6).reshape(2, 3)), [[5, 4, 3], [2, 1, 0]])
+
+    def test_what_nobody_knows_is_drawn_as_it_lies_and_unmarked(self) -> None:
+        image = np.arange(24).reshape(2, 3, 4)
+        assert np.array_equal(UNKNOWN.displayed(image), image)
+        assert (UNKNOWN.plane_name(1), UNKNOWN.marks(1)) == ("axis 1", None)
+        turned = Geometry(("S", "A", "R"), turned=True)
+        assert np.array_equal(turned.displayed(image), image[::-1, ::-1, ::-1])
+        assert (turned.plane_name(1), turned.marks(1)) == ("axis 1", None)
+
+    @pytest.mark.parametrize("codes", [("S", "I", "R"), ("S", "A", "X"), ("S", "A", "R", "L"), ("S", "AP", "R")])
+    def test_refuses_codes_that_no_image_has(self, codes: tuple[str, ...]) -> None:
+        with pytest.raises(ValueError, match="different axes"):
+            Geometry(codes)
+
+
 class TestPreview:
+    def test_upside_down_in_the_file_is_upright_in_the_picture(self, tmp_path: Path) -> None:
+        """Rows of a file that go from the back to the front, as most NIfTI files have them."""
+        image = torch.zeros(1, 4, 20, 20)
+        image[:, :, 14:, :] = 1  # the front
+        image[:, :, :, 14:] += 1  # towards the patient's left or right
+        geometry = Geometry(("S", "A", "R"))
+        draw_preview({"input": image}, tmp_path / "a.png", geometry=geometry)
+        draw_preview({"input": image.flip(1, 2, 3)}, tmp_path / "b.png", geometry=Geometry(("I", "P", "L")))
+        assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
+        draw_preview({"input": image}, tmp_path / "unknown.png")
+        assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "unknown.png"))
+
+    def test_where_there_is_no_image_there_are_stripes(self, image: torch.Tensor, tmp_path: Path) -> None:
+        excluded = torch.zeros_like(image, dtype=torch.bool)
+        draw_preview({"input": image, "excluded": excluded}, tmp_path / "none.png")
+        excluded[..., 10:] = True
+        hidden = torch.ones_like(excluded)
+        draw_preview({"input": image, "excluded": excluded}, tmp_path / "half.png")
+        draw_preview({"masked": image, "hidden": hidden, "excluded": excluded}, tmp_path / "hidden.png")
+        for colour in NO_IMAGE_COLOURS:
+            assert share(tmp_path / "none.png", colour) == 0
+            assert share(tmp_path / "half.png", colour) > 0.05
+            assert share(tmp_path / "hidden.png", colour) == pytest.approx(
+                share(tmp_path / "half.png", colour), rel=0.05
+            )
+        # Stripes end where the voxels do: half of the image is half of its pixels, whichever half it is.
+        flat, part = image[:, 0], excluded[:, 0]
+        draw_preview({"input": flat, "excluded": part}, tmp_path / "one.png")
+        draw_preview({"input": flat, "excluded": ~part}, tmp_path / "other.png")
+        both = [sum(share(tmp_path / f"{n}.png", c) for c in NO_IMAGE_COLOURS) for n in ("one", "other")]
+        assert both[0] == pytest.approx(both[1], rel=0.02)
+
+    def test_crops_have_stripes_of_their_own(self, image: torch.Tensor, tmp_path: Path) -> None:
+        crop = torch.zeros(1, 8, 8, 8, dtype=torch.bool)
+        preview = {"region": image, "crop": image[:, :8, :8, :8], "excluded": torch.zeros_like(image, dtype=torch.bool)}
+        draw_preview({**preview, "excluded_of_crop": crop}, tmp_path / "none.png")
+        draw_preview({**preview, "excluded_of_crop": ~crop}, tmp_path / "all.png")
+        colour = NO_IMAGE_COLOURS[1]
+        assert share(tmp_path / "none.png", colour) == 0 < share(tmp_path / "all.png", colour)
+
+    def test_a_mask_of_a_place_is_drawn_over_its_image_and_cut_through(
+        self, image: torch.Tensor, tmp_path: Path
+    ) -> None:
+        place = torch.zeros_like(image, dtype=torch.bool)
+        place[:, :4, :4, :4] = True  # far from the middle
+        draw_preview({"region": image, "target_crop": place}, tmp_path / "place.png")
+        draw_preview({"region": image, "target_crop": place & False}, tmp_path / "nothing.png")
+        legend = share(tmp_path / "nothing.png", BOX_COLOUR)
+        assert share(tmp_path / "place.png", BOX_COLOUR) > 1.5 * legend > 0
+        assert share(tmp_path / "place.png", HIDDEN_COLOUR) == 0
+
+    def test_shares_have_one_scale_whatever_the_image(self, tmp_path: Path) -> None:
+        """A bright region must not make the overlap white on white."""
+        region, areas = torch.full((1, 8, 8), 7.0), torch.ones(1, 8, 8, dtype=torch.int64)
+        areas[..., 4:] = 2
+        shares = torch.where(areas == 1, 0.0, 1.0)
+        for name, brightness in (("dark", 0.0), ("bright", 100.0)):
+            draw_preview({"region": region + brightness, "base_crops": areas, "overlap_share": shares}, tmp_path / name)
+        dark, bright = pixels(tmp_path / "dark"), pixels(tmp_path / "bright")
+        right = slice(dark.shape[1] * 2 // 3, None), slice(20, 250)
+        assert np.array_equal(dark[right[1], right[0]], bright[right[1], right[0]])
+        for colour in ("#00224E", "#FEE838"):  # the ends of the scale
+            assert share(tmp_path / "bright", colour) > 0.02
+
+    def test_grey_values_are_said_in_their_own_unit(self) -> None:
+        assert GreyScale("HU", 500.0).window(-2, 2) == "-1000 (black) to 1000 (white), HU"
+
     def test_one_column_per_entry_and_one_row_per_axis(self, image: torch.Tensor, tmp_path: Path) -> None:
         draw_preview({"input": image}, tmp_path / "one.png")
         draw_preview({"input": image, "reconstruction": image}, tmp_path / "two.png")
         draw_preview({"input": image[:, 0]}, tmp_path / "flat.png")
         one, two, flat = (Image.open(tmp_path / f"{name}.png").size for name in ("one", "two", "flat"))
         assert 1.7 * one[0] < two[0] < 2.1 * one[0]
-        assert abs(one[1] - two[1]) <= 1
-        assert flat[1] < one[1] / 2
+        assert two[1] <= one[1] < two[1] + 60  # the lines below are longer or more
+        assert flat[1] < 0.6 * one[1]
 
     def test_corrupted_has_grey_values_of_its_own(self, tmp_path: Path) -> None:
         ramp = torch.linspace(0, 1, 16).expand(1, 16, 16)
@@ -141,7 +255,7 @@ class TestPreview:
 
     def test_voxels_keep_their_proportions(self, image: torch.Tensor, tmp_path: Path) -> None:
         draw_preview({"input": image[:, :2, :10]}, tmp_path / "thin.png")
-        draw_preview({"input": image[:, :2, :10]}, tmp_path / "thick.png", spacing=(10, 1, 1))
+        draw_preview({"input": image[:, :2, :10]}, tmp_path / "thick.png", geometry=Geometry(spacing=(10, 1, 1)))
         thin, thick = (Image.open(tmp_path / f"{name}.png").size for name in ("thin", "thick"))
         assert thick[1] > 1.5 * thin[1]
 
@@ -153,7 +267,7 @@ class TestPreview:
             "broken": np.full((1, 16, 24, 20), np.nan, np.float32),
             "constant": torch.ones(1, 16, 24, 20),
         }
-        draw_preview(preview, tmp_path / "odd.png", "a title", spacing=(2, 1, 1))
+        draw_preview(preview, tmp_path / "odd.png", "a title", Geometry(spacing=(2, 1, 1)))
         assert Image.open(tmp_path / "odd.png").format == "PNG"
 
     @pytest.mark.parametrize(
@@ -170,7 +284,7 @@ class TestPreview:
 
     def test_refuses_a_spacing_that_does_not_fit(self, image: torch.Tensor, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="3 positive numbers"):
-            draw_preview({"x": image}, tmp_path / "x.png", spacing=(1, 1))
+            draw_preview({"x": image}, tmp_path / "x.png", geometry=Geometry(spacing=(1, 1)))
 
 
 class TestOverlay:

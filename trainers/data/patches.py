@@ -17,6 +17,8 @@ from nnunet_ssl.trainers.data.finishing import Box, finish_box
 from nnunet_ssl.trainers.data.patch_sampler import PatchSampler
 from nnunet_ssl.views.spec import Views
 
+JOINED = " + "  # between the cases of a sample that has several
+
 
 class PatchDataset(Dataset[dict[str, Any]]):
     """Random patches by position: the same position always gives the same sample, in whatever process.
@@ -82,7 +84,7 @@ class PatchDataset(Dataset[dict[str, Any]]):
     @torch.no_grad()
     def _sample(self) -> dict[str, Any]:
         keys, boxes = zip(*(self._read() for _ in range(self.views.regions)), strict=True)
-        key = " + ".join(keys)
+        key = JOINED.join(keys)
         if self.finish_later:
             return {"boxes": boxes, "key": key}
         images, excluded = zip(*(finish_box(b, self.views.region_size, by_products=True) for b in boxes), strict=True)

@@ -17,10 +17,10 @@ from torch import distributed as dist
 from nnunet_ssl.errors import CheckpointError
 from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.report.attempt import attempt_to_draw
-from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
 from nnunet_ssl.trainers.loop.log_lines import epoch_line
+from nnunet_ssl.trainers.loop.previews import draw_sample, update_report
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
@@ -74,7 +74,7 @@ def log_yardstick(trainer: RunContext, values: Sequence[torch.Tensor]) -> None:
 
 
 def finish_epoch(trainer: RunContext) -> None:
-    """Write the epoch's log lines, its checkpoints and its pictures."""
+    """Write the epoch's log lines, its checkpoints, its pictures and the page of the run."""
     trainer.logger.log("epoch_end_timestamps", time(), trainer.current_epoch)
     log = {k: v[-1] for k, v in trainer.logger.local_logger.my_fantastic_logging.items() if v}
     kept = trainer.logger.local_logger.my_fantastic_logging
@@ -92,6 +92,7 @@ def finish_epoch(trainer: RunContext) -> None:
         save_unless_disk_is_full(trainer, "checkpoint_best.pth")
     if is_first():
         attempt_to_draw(trainer.print_to_log_file, draw_epoch, trainer, last)
+    update_report(trainer)
 
 
 def save_unless_disk_is_full(trainer: RunContext, name: str) -> None:
@@ -109,4 +110,5 @@ def draw_epoch(trainer: RunContext, last: bool) -> None:
         os.makedirs(join(trainer.output_folder, "previews"), exist_ok=True)
         epoch = trainer.current_epoch + 1
         file = join(trainer.output_folder, "previews", f"epoch_{epoch:04d}.png")
-        draw_preview(trainer.preview, file, f"{trainer.method_name}, validation, epoch {epoch}")
+        title = f"{trainer.method_name}, validation, epoch {epoch}"
+        draw_sample(trainer, trainer.preview, trainer.preview_key, file, title)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from os.path import join
@@ -42,6 +45,7 @@ def summary(trainer: RunContext) -> str:
             "device": f"{trainer.device}, {precision}{deterministic}",
             "written to": trainer.output_folder,
             "settings": join(trainer.output_folder_base, "plans.json"),
+            **command(sys.argv),
             "please cite": trainer.method.citation,
         },
     )
@@ -63,6 +67,15 @@ def finetuning_summary(trainer: TrainingContext, network: nn.Module) -> str:
             "settings": join(trainer.output_folder_base, "plans.json"),
         },
     )
+
+
+def command(argv: Sequence[str]) -> dict[str, str]:
+    """The row that says what continues the run, for report.html too; empty where a launcher or a script has started it."""
+    name = os.path.basename(argv[0])
+    if not name.startswith("nnUNetv2_"):
+        return {}
+    asks = name == "nnUNetv2_train" and "--c" not in argv
+    return {"command": shlex.join([name, *argv[1:], *(["--c"] if asks else [])])}
 
 
 def _lines(title: str, rows: Mapping[str, object]) -> str:

@@ -13,6 +13,7 @@ from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.epochs import mean_over_processes
 from nnunet_ssl.trainers.loop.interruption import FINISH_EPOCH, asked_to_finish, forget_to_finish, leave_with
 from nnunet_ssl.trainers.loop.judging import COLLAPSED, collapse
+from nnunet_ssl.trainers.loop.previews import update_report
 
 AGAIN = "The same command with --c continues exactly here (nnUNetv2_pretrain continues by itself)."
 USR2 = int(AFTER_EPOCH[0]) if AFTER_EPOCH else 12
@@ -97,6 +98,7 @@ def save_and_leave(trainer: RunContext, sentence: str, ending: SystemExit) -> No
         "nothing is saved, checkpointing is disabled" if trainer.disable_checkpointing else f"saved in {file}. {AGAIN}"
     )
     trainer.print_to_log_file(f"{sentence}, {saved}")
+    update_report(trainer)
     if is_first() and ending.code == leave_with(USR2).code:
         forget_to_finish(trainer.output_folder)
     leave(trainer, ending)

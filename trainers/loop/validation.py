@@ -16,11 +16,12 @@ from nnunet_ssl.integration.versions import is_first, process_number
 from nnunet_ssl.messages import counted
 from nnunet_ssl.methods.base import MethodOutput
 from nnunet_ssl.report.attempt import attempt_to_draw
-from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.data.corpus import VALIDATION, Corpus, derive_seed
 from nnunet_ssl.trainers.data.loading import corpus_datasets
+from nnunet_ssl.trainers.data.patches import JOINED
 from nnunet_ssl.trainers.distributed.processes import gathered, patient_group, wait_for_all
+from nnunet_ssl.trainers.loop.previews import draw_sample
 from nnunet_ssl.trainers.loop.stepping import run_prepared
 from nnunet_ssl.trainers.loop.stopping import stop_validating_if_asked
 
@@ -58,7 +59,8 @@ def validate_cases(trainer: RunContext) -> None:
             if number < MAX_PICTURES and (first or shared):
                 picture = join(folder, f"{identifier.replace('/', '__')}.png")
                 shown = {k: v[0].cpu() for k, v in output.preview.items()}
-                attempt_to_draw(trainer.print_to_log_file, draw_preview, shown, picture, identifier)
+                key = JOINED.join([identifier, *others][: trainer.views.regions])
+                attempt_to_draw(trainer.print_to_log_file, draw_sample, trainer, shown, key, picture, identifier)
     results = gathered(own, group)
     if first:
         write_summary(trainer, {identifier: results[identifier] for identifier in companions}, folder)

@@ -93,12 +93,12 @@ def header(path: str) -> Header:
 
 
 def read(path: str) -> tuple[np.ndarray, dict[str, Any]]:
-    """(volume [1, D, H, W], {"spacing": [mm]}) of a file's series; raises UnusableImage."""
+    """(volume [1, D, H, W], {"spacing": [mm], "orientation"}) of a file's series; raises UnusableImage."""
     expected = header(path)
     files = [piece.file for piece in _series_of(path)]
     image = sitk.ReadImage(files if len(files) > 1 else files[0])
     array = sitk.GetArrayFromImage(image).astype(np.float32)
-    return array.reshape(1, *expected.shape), {"spacing": list(expected.spacing)}
+    return array.reshape(1, *expected.shape), {"spacing": list(expected.spacing), "orientation": expected.orientation}
 
 
 @lru_cache(maxsize=4)

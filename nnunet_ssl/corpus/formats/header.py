@@ -28,6 +28,9 @@ def require_spacing(spacing: Sequence[float]) -> None:
         raise UnusableImage(f"impossible spacing: {list(spacing)}, expected three numbers above 0 (mm)")
 
 
+ORIENTATION = "orientation"  # in what our readers note about an image: as `orientation_of` gives it
+
+
 def orientation_of(matrix: np.ndarray) -> str:
     """Where the three axes of the file point, such as RAS; raises UnusableImage when the matrix [3, 3] says nothing."""
     if not np.isfinite(matrix).all() or abs(np.linalg.det(matrix)) < 1e-12:
@@ -35,6 +38,14 @@ def orientation_of(matrix: np.ndarray) -> str:
     affine = np.eye(4)
     affine[:3, :3] = matrix
     return "".join(nibabel.aff2axcodes(affine))
+
+
+def oriented(matrix: np.ndarray) -> dict[str, str]:
+    """What a reader notes of an image whose file has this matrix [3, 3]: nothing where the matrix says nothing."""
+    try:
+        return {ORIENTATION: orientation_of(matrix)}
+    except UnusableImage:
+        return {}
 
 
 def index_of(volume: str, available: int) -> int:

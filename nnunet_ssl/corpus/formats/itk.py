@@ -10,12 +10,13 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunet_ssl.corpus.address import MEAN
-from nnunet_ssl.corpus.formats.header import Header, index_of, orientation_of
+from nnunet_ssl.corpus.formats.header import Header, index_of, orientation_of, oriented
 from nnunet_ssl.errors import UnusableImage
 
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd", ".gipl")
 MAX_HEADER = 2**16  # bytes of text before the data of NRRD and MetaImage files
 KIND = "NRRD_kinds[pixel]"  # what the values of a voxel are: a list, a vector, a colour, a covariant vector, a tensor
+FLIP = np.diag([-1, -1, 1])  # ITK's axes point left and backward where NIfTI's point right and forward
 LISTS = ("list", "vector", "???", "none", "")
 
 
@@ -32,14 +33,12 @@ def header(path: str) -> Header:
     _require_list(reader, dtype)
     _require_all_bytes(path, int(np.prod(size, dtype=np.int64)) * dtype.itemsize * values)
     direction = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:3, :3]
-    # ITK's axes point left and backward where NIfTI's point right and forward.
-    flip = np.diag([-1, -1, 1])[: len(direction), : len(direction)]
     return Header(
         tuple(int(n) for n in (*size, 1)[:3][::-1]),
         tuple(float(s) for s in (*reader.GetSpacing(), 1.0)[:3][::-1]),
         (int(size[3]) if dimensions == 4 else 1) * values,
         str(dtype),
-        orientation_of(flip @ direction) if len(direction) == 3 else None,
+        orientation_of(FLIP @ direction) if len(direction) == 3 else None,
     )
 
 
@@ -53,7 +52,8 @@ def read(file: str, volume: str) -> tuple[np.ndarray, dict[str, Any]]:
         raise UnusableImage(f"not a series: shape {list(series.shape)}, but {volume!r} of its volumes is asked for")
     spacing = [float(s) for s in image.GetSpacing()[:3][::-1]]
     taken = series.mean(axis=0, keepdims=True) if volume == MEAN else series[index_of(volume, len(series))][np.newaxis]
-    return np.ascontiguousarray(taken), {"spacing": spacing}
+    direction = np.reshape(image.GetDirection(), (image.GetDimension(),) * 2)[:3, :3]
+    return np.ascontiguousarray(taken), {"spacing": spacing, **oriented(FLIP @ direction)}
 
 
 def dtype_of(reader: sitk.ImageFileReader) -> np.dtype:

@@ -14,7 +14,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 
 from nnunet_ssl.corpus.address import MEAN
-from nnunet_ssl.corpus.formats.header import Header, index_of, orientation_of, require_spacing
+from nnunet_ssl.corpus.formats.header import Header, index_of, orientation_of, oriented, require_spacing
 from nnunet_ssl.corpus.formats.units import NIFTI, in_millimetres, millimetres_per_unit
 from nnunet_ssl.corpus.reading import cut_off, damage
 from nnunet_ssl.errors import UnusableImage
@@ -65,7 +65,7 @@ def mgh_header(path: str) -> Header:
 
 
 def read(file: str, volume: str | None = None) -> tuple[np.ndarray, dict[str, Any]]:
-    """(one volume [1, D, H, W], the mean of all, or all [T, D, H, W]; {"spacing": [mm]}); raises UnusableImage.
+    """(one volume [1, D, H, W], the mean of all, or all [T, D, H, W]; {"spacing": [mm], "orientation"}); raises UnusableImage.
 
     nibabel unpacks no more of the file than it must, and the mean keeps one volume in memory.
     """
@@ -91,7 +91,7 @@ def read(file: str, volume: str | None = None) -> tuple[np.ndarray, dict[str, An
         numbers = range(volumes) if volume is None else [index_of(volume, volumes)]
         array = np.stack([one(number) for number in numbers], axis=-1)
     spacing = in_millimetres(file, [float(s) for s in image.header.get_zooms()[:3][::-1]])
-    return np.ascontiguousarray(array.T, dtype=np.float32), {"spacing": spacing}
+    return np.ascontiguousarray(array.T, dtype=np.float32), {"spacing": spacing, **oriented(image.affine[:3, :3])}
 
 
 def _intent(header: Any) -> int:
