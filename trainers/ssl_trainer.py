@@ -305,6 +305,11 @@ class SSLTrainer(nnUNetTrainer):
         """Put a warning into the log, the first time it comes."""
         self.say_once(f"WARNING: {message}")
 
+    @property
+    def warned(self) -> tuple[str, ...]:
+        """The warnings that the log holds by now."""
+        return tuple(sorted(m.removeprefix("WARNING: ") for m in self._said if m.startswith("WARNING: ")))
+
     def say_once(self, message: str) -> None:
         """Put a line into the log, the first time it comes."""
         if message not in self._said:

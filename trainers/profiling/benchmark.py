@@ -111,8 +111,7 @@ def _measure(run: Run, effort: Effort, say: Callable[[str], None]) -> _Measured:
         estimate = estimate_run(trainer, speed.mean)
         say("counting floating-point operations")
         operations = count_flops(trainer, next_batch(trainer))
-        warnings = tuple(sorted(trainer._warnings))
-        return _Measured(_setting(run, trainer, load), speed, breakdown, peaks, operations, estimate, warnings)
+        return _Measured(_setting(run, trainer, load), speed, breakdown, peaks, operations, estimate, trainer.warned)
 
 
 def _setting(run: Run, trainer: SSLTrainer, load: float | None) -> Setting:
