@@ -43,11 +43,13 @@ def main() -> int:
     if args.nnunet is not None and not (args.nnunet / "nnunetv2").is_dir():
         parser.error(f"{args.nnunet} has no folder nnunetv2 in it.")
     found = environment(args.nnunet.resolve() if args.nnunet else None)
-    for command in (["-c", WHICH], ["-m", "pytest", *(for_pytest or QUICK)]):
-        code = subprocess.run([args.python, *command], env=found, cwd=CHECKOUT, check=False).returncode
-        if code:
-            return code
-    return 0
+    code = subprocess.run([args.python, "-c", WHICH], env=found, cwd=CHECKOUT, check=False).returncode
+    if code:
+        return code
+    program = os.path.abspath(args.python) if os.sep in args.python else args.python
+    os.chdir(CHECKOUT)
+    tests = for_pytest or QUICK
+    os.execvpe(program, [program, "-m", "pytest", *tests], found)  # in this process: who ends it ends the tests
 
 
 if __name__ == "__main__":

@@ -36,6 +36,8 @@ EXCEPTIONS = {
     "planners/synthetic.py::_write_descriptions": "into a temporary folder",
     "trainers/device/memory.py::forget_peaks": "/proc is no disk",
     "nnunet_ssl/cli/pipes.py::until_nobody_reads": "/dev/null keeps nothing",
+    "nnunet_ssl/testing/tiny_data.py::write_cases": "into a temporary folder of a test",
+    "nnunet_ssl/testing/tiny_data.py::write_dataset": "into a temporary folder of a test",
 }
 
 
