@@ -82,7 +82,9 @@ class GreyScale:
     def window(self, low: float, high: float) -> str:
         """A window in words."""
         low, high = (self.slope * value + self.offset for value in (low, high))
-        low_text, high_text = (f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}" for v in (low, high))
+        width = high - low
+        values = (0.0 if abs(v) < 1e-3 * width else v for v in (low, high))
+        low_text, high_text = (f"{v:.0f}" if abs(v) >= 100 else f"{v:.3g}" for v in values)
         return f"{low_text} (black) to {high_text} (white), {self.unit}"
 
 

@@ -56,7 +56,8 @@ def read_run(folder: Path, log: Path | None = None) -> Run:
         raise BadFile(
             f"{folder} holds no training_log*.txt. Expected the folder of a pre-training, which ends in fold_all or fold_0."
         )
-    lines = [line for log in logs for line in log.read_text(encoding="utf-8", errors="replace").splitlines()]
+    texts = [log.read_text(encoding="utf-8", errors="replace") for log in logs]
+    lines = [line.rstrip() for text in texts for line in text.splitlines()]  # nnU-Net ends lines with a space
     starts = [number for number, line in enumerate(lines) if line == "Pre-training"]
     if not starts:
         raise BadFile(

@@ -177,6 +177,7 @@ class TestPreview:
 
     def test_grey_values_are_said_in_their_own_unit(self) -> None:
         assert GreyScale("HU", 500.0).window(-2, 2) == "-1000 (black) to 1000 (white), HU"
+        assert GreyScale("of the file").window(9e-6, 1235.4) == "0 (black) to 1235 (white), of the file"
 
     def test_one_column_per_entry_and_one_row_per_axis(self, image: torch.Tensor, tmp_path: Path) -> None:
         draw_preview({"input": image}, tmp_path / "one.png")

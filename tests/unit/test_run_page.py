@@ -27,12 +27,11 @@ SUMMARY = """Pre-training
   command:     nnUNetv2_pretrain 12 --method mae
 
 """
-EPOCH = "2026-01-01 12:{minute:02d}:00.000000: Epoch {epoch}/8: training loss 1.0, validation loss 0.9; 60 s{left}\n"
-STOP = (
-    "2026-01-01 12:30:00.000000: SIGTERM received: stopped in epoch 3 after 5 of 8 iterations, saved in x.pth. Again.\n"
-)
-DONE = "2026-01-01 12:40:00.000000: Validation complete: 1 cases, loss 0.5000. Pictures in x\n"
-WARNING = "2026-01-01 12:00:00.000000: WARNING: too few images\n"
+# nnU-Net ends its lines with a space.
+EPOCH = "2026-01-01 12:{minute:02d}:00.000000: Epoch {epoch}/8: training loss 1.0, validation loss 0.9; 60 s{left} \n"
+STOP = "2026-01-01 12:30:00.000000: SIGTERM received: stopped in epoch 3 after 5 of 8 iterations, saved in x.pth. Again. \n"
+DONE = "2026-01-01 12:40:00.000000: Validation complete: 1 cases, loss 0.5000. Pictures in x \n"
+WARNING = "2026-01-01 12:00:00.000000: WARNING: too few images \n"
 
 
 def epochs(first: int, last: int) -> str:
