@@ -257,6 +257,8 @@ def test_stock_nnunet_checkpoint_tells_patch_size_and_planner() -> None:
         "num_input_channels": 2,
         "channel_names": None,
         "method": None,
+        "stem": None,
+        "stems": [],
         "backbone": "unet",
         "architecture": "ResidualEncoderUNet",
         "planner": "nnUNetPlannerResEncL",

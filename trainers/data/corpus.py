@@ -145,7 +145,7 @@ def beyond(extent: Sequence[tuple[int, int]] | None, size: Sequence[int], device
     if extent is None:
         return torch.zeros(1, *size, dtype=torch.bool, device=device)
     mask = torch.ones(1, *size, dtype=torch.bool, device=device)
-    mask[0][bounding_box_to_slice(extent)] = False
+    mask[(slice(None), *bounding_box_to_slice(extent))] = False
     return mask
 
 
