@@ -63,11 +63,11 @@ def test_parts_train_like_the_whole_and_resume_exactly(
     again = trained(resumed, folders[2])
     assert [n for n in parts if not torch.equal(parts[n], again[n])] == []
     log = (folders[1] / "training_log.txt").read_text()
-    assert "batch size 4 in 2 parts per process" in log
+    assert "batch size 4 in 2 micro-batches per process" in log
     assert log.count("WARNING: SimCLR learns by comparing the images of a batch") == (method == "simclr")
 
 
 def test_parts_that_are_uneven_are_refused(make_trainer, plans_for):
     trainer = make_trainer(trainer_class("mae"), plans(plans_for, accumulate=3, batch_size=None))  # the plans' 2
-    with pytest.raises(ValueError, match=r"batch of 2 .* 3 accumulated parts. .*--batch-size 3"):
+    with pytest.raises(ValueError, match=r"batch of 2 .* 3 micro-batches \(accumulate\). .*--batch-size 3"):
         trainer.initialize()

@@ -97,7 +97,7 @@ def test_unet_sees_the_token_of_each_channel():
 
 def test_default_blocks():
     assert make(primus()).mask_block == (8, 8, 8)
-    assert make(unet()).mask_block == 16
+    assert make(unet()).mask_block == (16, 16, 16)
     hidden = prepared(make(primus()), batch_of())["hidden"]
     assert hidden.flatten(1).sum(dim=1).tolist() == [4 * 512] * 2
 
