@@ -63,7 +63,7 @@ def test_deterministic_algorithms_are_used_on_gpus_until_the_training_ends(
     steps = len(seen)
     assert steps > 0
     assert not torch.are_deterministic_algorithms_enabled()
-    assert ("with deterministic algorithms" in (folders[1] / "training_log.txt").read_text()) is gpu
+    assert ("deterministic algorithms, not compiled" in (folders[1] / "training_log.txt").read_text()) is gpu
     trainer.perform_actual_validation()
     assert seen == [gpu] * len(seen)
     assert len(seen) > steps
@@ -109,7 +109,7 @@ def test_without_a_compiler_the_training_is_that_of_eager_mode(make_trainer, pla
     ("block", "message"),
     [
         ({}, "4 images per process, .* Add --accumulate 2 .* or --recompute .* A new run .*--batch-size N"),
-        ({"accumulate": 4, "recompute": True}, "4 images per process in 4 parts, .* on cpu. A new run needs less"),
+        ({"accumulate": 4, "recompute": True}, "4 images per process in 4 micro-batches, .* on cpu. A new run needs less"),
     ],
 )
 def test_a_step_without_memory_says_what_to_type(block, message, make_trainer, plans_for, folders, monkeypatch):

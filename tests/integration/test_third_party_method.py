@@ -43,7 +43,7 @@ def test_pretrains_by_the_command(installed, nnunet_folders, run_command, tiny_d
     short = ["--epochs", "1", "--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1", "-np", "1"]
     method = ["--method", "denoising", "--set", "denoising.noise=0.5", "--backbone", "primus_tiny"]
     done = run_command(["nnUNetv2_pretrain", "910", *method, *short, "-device", "cpu"], environment)
-    assert "DenoisingConfig(noise=0.5)" in done.stdout
+    assert "denoising: noise=0.5" in done.stdout
     results = Path(nnunet_folders["nnUNet_results"]) / "Dataset910_Tiny"
     assert len(list(results.glob("SSLDenoisingTrainer__*/fold_all/validation/*.png"))) >= 1
 

@@ -188,7 +188,7 @@ def test_shards_are_counted(login_node, capsys):
     main(["745", *TINY, "--batch-size", "8", "--num-gpus", "4", "--shard"])
     out = capsys.readouterr().out
     assert "this run, 2 per GPU" in out
-    assert "Assumed: 4 processes hold equal parts of weights, gradients and optimiser" in out
+    assert "Assumed: 4 processes hold equal shares of weights, gradients and optimiser" in out
     assert "Nothing was measured: what one process does of a sharded training" in out
 
 
