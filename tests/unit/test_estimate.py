@@ -65,7 +65,7 @@ def test_room_is_asked_for_beside_the_tensors():
 
 
 def test_what_several_processes_hold():
-    count = Count(images=2, parts=1, peak=1000, states=300, gradients=100, gradients_at_peak=40)
+    count = Count(images=2, micro_batches=1, peak=1000, states=300, gradients=100, gradients_at_peak=40)
     assert count.held() == 1000
     assert count.held(4) == 1060  # DDP keeps room for all gradients
     assert count.held(4, shard=True) == 1000 - (300 + 40) * 3 // 4
@@ -88,7 +88,7 @@ def test_table_of_what_fits():
         ["with --recompute", "does not fit", "fits", "fits"],
     ]
     assert "41.0 GiB, 20.0 GiB with --recompute" in text
-    assert "Assumed: 4 processes hold equal parts" in text
+    assert "Assumed: 4 processes hold equal shares" in text
 
 
 # ---- the table of times ----------------------------------------------------------------------------------------------
