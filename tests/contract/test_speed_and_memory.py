@@ -109,7 +109,10 @@ def test_without_a_compiler_the_training_is_that_of_eager_mode(make_trainer, pla
     ("block", "message"),
     [
         ({}, "4 images per process, .* Add --accumulate 2 .* or --recompute .* A new run .*--batch-size N"),
-        ({"accumulate": 4, "recompute": True}, "4 images per process in 4 micro-batches, .* on cpu. A new run needs less"),
+        (
+            {"accumulate": 4, "recompute": True},
+            "4 images per process in 4 micro-batches, .* on cpu. A new run needs less",
+        ),
     ],
 )
 def test_a_step_without_memory_says_what_to_type(block, message, make_trainer, plans_for, folders, monkeypatch):

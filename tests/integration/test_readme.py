@@ -172,10 +172,12 @@ def test_public_weights(desk: Path, hub_server, tmp_path: Path) -> None:
     assert "Epoch 0" not in second
 
 
-def test_a_cluster(desk: Path) -> None:
+def test_a_cluster(desk: Path, tmp_path: Path) -> None:
     """The job scripts hand everything on. Training itself is done once, above."""
-    (desk / "bin" / "nnUNetv2_finetune").write_text('#!/bin/bash\necho "nnUNetv2_finetune $@"\n')
-    printed = typed(desk, "cluster", JOB)
+    file = tmp_path / "nnUNetv2_finetune"  # before that of the desk, which the other paths need
+    file.write_text('#!/bin/bash\necho "nnUNetv2_finetune $@"\n')
+    file.chmod(0o755)
+    printed = typed(desk, "cluster", {**JOB, "PATH": f"{tmp_path}:{desk / 'bin'}:{os.environ['PATH']}"})
     assert "torchrun: nnunet_ssl.pretrain 745 --backbone primus_m" in printed
     assert f"nnUNetv2_finetune 4 -pretrained_weights {REPO} -f 1 -np 1" in printed
 
