@@ -24,7 +24,39 @@ from nnunet_ssl.trainers.loop.position import Position
 from nnunet_ssl.views.spec import Views
 
 
-class Context(Protocol):
+class Planned(Protocol):
+    """What is known of a training by its plans, its fold and its device."""
+
+    @property
+    def plans_manager(self) -> PlansManager:
+        """nnU-Net's view of the plans."""
+
+    @property
+    def configuration_manager(self) -> ConfigurationManager:
+        """And of their configuration."""
+
+    @property
+    def configuration_name(self) -> str:
+        """E.g. "3d_fullres"."""
+
+    @property
+    def fold(self) -> int | str:
+        """A number, or "all"."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of this process."""
+
+    @property
+    def is_ddp(self) -> bool:
+        """Whether several processes train together."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples per step and process."""
+
+
+class Context(Planned, Protocol):
     """What every room needs."""
 
     @property
@@ -34,14 +66,6 @@ class Context(Protocol):
     @property
     def views(self) -> Views:
         """What one sample consists of."""
-
-    @property
-    def device(self) -> torch.device:
-        """Of this process."""
-
-    @property
-    def is_ddp(self) -> bool:
-        """Whether several processes train together."""
 
 
 class StepContext(Context, Protocol):
@@ -87,28 +111,8 @@ class LoaderContext(Context, Protocol):
     """What choosing, splitting and loading the images of a corpus needs."""
 
     @property
-    def plans_manager(self) -> PlansManager:
-        """nnU-Net's view of the plans."""
-
-    @property
-    def configuration_manager(self) -> ConfigurationManager:
-        """And of their configuration."""
-
-    @property
-    def configuration_name(self) -> str:
-        """E.g. "3d_fullres"."""
-
-    @property
     def dataset_json(self) -> dict[str, Any]:
         """Of the first data set."""
-
-    @property
-    def fold(self) -> int | str:
-        """A number, or "all"."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per step and process."""
 
     @property
     def total_batch_size(self) -> int:
@@ -191,40 +195,12 @@ class Counted(Protocol):
         """Where gradients are float16."""
 
 
-class TrainingContext(Counted, Protocol):
+class TrainingContext(Planned, Counted, Protocol):
     """What the log says of a training, of either kind, when it starts."""
 
     @property
     def num_epochs(self) -> int:
         """Of the recipe."""
-
-    @property
-    def plans_manager(self) -> PlansManager:
-        """nnU-Net's view of the plans."""
-
-    @property
-    def configuration_manager(self) -> ConfigurationManager:
-        """And of their configuration."""
-
-    @property
-    def configuration_name(self) -> str:
-        """E.g. "3d_fullres"."""
-
-    @property
-    def fold(self) -> int | str:
-        """A number, or "all"."""
-
-    @property
-    def device(self) -> torch.device:
-        """Of this process."""
-
-    @property
-    def is_ddp(self) -> bool:
-        """Whether several processes train together."""
-
-    @property
-    def batch_size(self) -> int:
-        """Samples per step and process."""
 
     @property
     def num_input_channels(self) -> int:

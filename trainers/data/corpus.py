@@ -145,7 +145,8 @@ def beyond(extent: Sequence[tuple[int, int]] | None, size: Sequence[int], device
     if extent is None:
         return torch.zeros(1, *size, dtype=torch.bool, device=device)
     mask = torch.ones(1, *size, dtype=torch.bool, device=device)
-    mask[(slice(None), *bounding_box_to_slice(extent))] = False
+    inside = (slice(None), *bounding_box_to_slice(extent))  # slices: a GPU is not waited for
+    mask[inside] = False
     return mask
 
 
