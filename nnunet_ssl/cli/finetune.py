@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnunet_ssl.cli.finetune_flags import add_geometry, add_length, add_weights, wishes_of
-from nnunet_ssl.cli.nnunet_words import add_dataset, take_words
+from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, take_words
 from nnunet_ssl.cli.parser import CommandParser, one_of, whole
 from nnunet_ssl.errors import SettingsError
 
@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
     require_writable(require_folder("nnUNet_results"))
     wishes = wishes_of(args)
     if args.plans is not None:
-        configuration = args.configuration or "3d_fullres"
+        configuration = args.configuration or DEFAULT
         planned = use_plans(args.dataset, args.plans, configuration, wishes, args.num_processes)
     else:
         planned = plan_finetuning(

@@ -54,6 +54,7 @@ NAME, CASES = "Dataset801_Drill", 8
 FLAGS = ["801", "--backbone", "resenc_tiny", "--iterations-per-epoch", "4", "--val-iterations-per-epoch", "1"]
 FLAGS += ["--batch-size", "2", "--patch-size", "32", "--set", "save_every=1", "-np", "2", "-device", "cpu"]
 RUN = Path("results") / NAME / "SSLMAETrainer__nnUNetSSLResEncTinyPlans__3d_fullres" / "fold_all"
+BEGUN = "please cite:"  # the end of the summary with which a training starts
 PATIENCE = 240.0  # seconds after which a victim hangs
 MARK = "NNUNET_SSL_DRILL"
 
@@ -246,8 +247,8 @@ def wait_for_phase(phase: str, place: Place, process: Any, log: Path, chance: ra
     said = {
         "fingerprint": ("extracting the fingerprint", 1.5),
         "preprocessing": (": preprocessing ", 1.5),
-        "training": ("Epoch ", 2.0),
-        "writing": ("Epoch ", 0.0),
+        "training": (BEGUN, 2.0),
+        "writing": (BEGUN, 0.0),
         "validation": ("Training done.", 0.7),
     }
     text, seconds = said[phase]
@@ -300,12 +301,14 @@ def look(kill: Kill, place: Place, log: Path, number: int, before: tuple[int, in
         kill.wrong.append(f"exit code {kill.exit_code}")
     if kill.mode != "torchrun" and kill.signal in SAVING and "Traceback" in output:
         kill.wrong.append("a traceback")
-    after, begun = place.position(), re.findall(r"Epoch (\d+)\s*$", output, re.MULTILINE)
+    after, begun, done = place.position(), BEGUN in output, re.findall(r"Epoch (\d+)/\d+: ", output)
     kill.position = "" if after is None else f"{after[0]}/{after[1]}"
     if before is not None and (after is None or after < before):
         kill.wrong.append(f"was at {before}, is at {after}")
-    if begun and (after or (0, 0))[0] < int(begun[-1]):
-        kill.wrong.append(f"epoch {begun[-1]} had begun, is at {after}")
+    # The line of an epoch is written before its checkpoint: only who was asked to save has that one as well.
+    least = int(done[-1]) - (kill.signal not in SAVING) if done else 0
+    if (after or (0, 0))[0] < least:
+        kill.wrong.append(f"{least} epochs were saved, is at {after}")
     if kill.signal in SAVING and begun and kill.exit_code and after is None:
         kill.wrong.append("nothing saved")
     if kill.wrong:

@@ -27,7 +27,7 @@ ENOUGH = 0.2  # of an epoch's iterations, from which its length can be told
 
 def summary(trainer: RunContext) -> str:
     """What is trained, on what, how, and where it is written: a few lines in place of nnU-Net's dump of all plans."""
-    network, parts = trainer.method.bare_network, trainer.settings.accumulate
+    network, micro_batches = trainer.method.bare_network, trainer.settings.accumulate
     config = ", ".join(f"{key}={value!r}" for key, value in asdict(trainer.method_config).items())
     begun = f", goes on in epoch {trainer.current_epoch + 1}" if trainer.position.resumed else ""
     deterministic = ", deterministic algorithms, not compiled" if trainer.wants_determinism else ""
@@ -38,7 +38,7 @@ def summary(trainer: RunContext) -> str:
             "data": _data(trainer, trainer.settings.datasets),
             "network": _network(trainer, network),
             "patches": f"{_patches(trainer, trainer.views.network_size)}; batch size {trainer.total_batch_size}"
-            f"{f' in {parts} micro-batches per process' if parts > 1 else ''}",
+            f"{f' in {micro_batches} micro-batches per process' if micro_batches > 1 else ''}",
             "task": f"{trainer.method_name}: {config}",
             "recipe": _recipe(trainer.recipe),
             "length": f"{_length(trainer)}{begun}",
