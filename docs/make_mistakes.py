@@ -25,8 +25,8 @@ PAGE = Path(__file__).parent / "mistakes.md"
 HEAD = """# Wrong inputs, and what is printed
 
 Written by `python docs/make_mistakes.py` from the commands themselves; a test compares. Data set 906 has images without labels,
-907 has labels; `weights.pth` is a checkpoint, `notes.txt` is none, `targets.csv` knows one of the cases. Every answer comes before an
-image is prepared, and ends the command with exit code 1, or 2 where the flags could not be understood.
+907 has labels; `weights.pth` is a checkpoint, `notes.txt` is none, `targets.csv` knows one of the cases. Every answer comes
+before an image is prepared, and ends the command with exit code 1, or 2 where the flags could not be understood.
 
 | typed | printed |
 |---|---|
