@@ -70,7 +70,7 @@ def test_only_our_package_lands_at_top_level(wheel: zipfile.ZipFile) -> None:
 def test_the_package_index_shows_no_link_that_leads_nowhere(wheel: zipfile.ZipFile) -> None:
     """There is no repository beside that page: no file can be linked, no picture be shown."""
     page = wheel.read(f"nnunet_ssl-{__version__}.dist-info/METADATA").decode().partition("\n\n")[2]
-    assert "## Try it" in page
+    assert "## Two commands" in page
     assert [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith(("https://", "#"))] == []
     assert "CONTRIBUTING.md" in page
 
