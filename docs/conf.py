@@ -31,6 +31,7 @@ NAVIGATION = {
         "docs/corpus",
         "docs/preprocessing",
         "docs/results",
+        "docs/loggers",
         "docs/finetuning",
         "docs/models",
         "docs/scaling",
