@@ -6,7 +6,7 @@
     make demo; python docs/make_pictures.py --demo demo                                     # what the demo showed
 
 Pre-trains a tiny network with every method on the demo's phantoms, through nnUNetv2_pretrain, and copies the last preview
-that the command leaves beside its checkpoints.
+that the command leaves beside its checkpoints. report.png is the top of the demo's report.html in a browser, by hand.
 """
 
 from __future__ import annotations
