@@ -24,7 +24,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     assert [cell.source for cell in notebook.cells if cell.get("outputs")] == []  # outputs stay out of the repository
     (chosen,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
     chosen.source = SHORT
-    runner = client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": tmp_path}}, allow_errors=True)
+    runner = client.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}, allow_errors=True)
     runner.execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     printed = "".join(output.get("text", "") for output in outputs)

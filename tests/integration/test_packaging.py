@@ -91,7 +91,7 @@ def test_entry_points_name_modules_of_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 def test_makefile_names_every_target_in_its_help() -> None:
     help_text = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-fast", "check", "lint", "types", "format", "clean"):
+    for target in ("demo", "test", "test-fast", "check", "lint", "types", "format", "site", "clean"):
         assert f"make {target} " in help_text
 
 
