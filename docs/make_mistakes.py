@@ -113,6 +113,19 @@ nnUNetv2_finetune 907 -pretrained_weights weights.pth --epochs 0 --batch-size 0 
 nnUNetv2_plan_finetune 907 -pretrained_weights weights.pth --adapt fixed
 nnUNetv2_plan_finetune 907 -pretrained_weights weights.pth --adapt like_dataset --spacing 1 1 1
 nnUNetv2_plan_finetune 907 -pretrained_weights weights.pth -plans_name nnUNetPlans
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth
+nnUNetv2_extract_features -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -d 907 -i scans -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -d 999 -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -i nowhere -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -i nowhere -pretrained_weights weights.pth -o f.csv --level region -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --level voxel -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --level patch -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.xlsx -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights notes.txt -o f.csv -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --layer 9 -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --layer last -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --colour subject -device cpu
 nnUNetv2_pretrain_corpus 999
 nnUNetv2_pretrain_corpus 906 907
 nnUNetv2_pretrain_corpus 906 --sample -1
