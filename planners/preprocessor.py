@@ -28,7 +28,7 @@ from nnunet_ssl.planners.plans_check import require_complete
 from nnunet_ssl.planners.preprocessing.case import preprocess_case, reason_against
 from nnunet_ssl.planners.preprocessing.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
-from nnunet_ssl.planners.sharing.claims import Participant
+from nnunet_ssl.files.participants import Participant
 from nnunet_ssl.planners.sharing.distribution import (
     Distribution,
     left_out_here,
