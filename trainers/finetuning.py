@@ -70,7 +70,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         where = f'plans["configurations"]["{configuration}"]["finetune"]'
         self.settings = read_config(FinetuneSettings, block, where)
         primus = is_primus(self.configuration_manager)
-        self.recipe = resolve(self.recipes, "primus" if primus else "unet", self.settings)
+        self.recipe = self.recipe_of(self.configuration_manager, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self.schedule = make_schedule(self.schedule_name, self.recipe, self.settings)
@@ -82,6 +82,11 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = self.settings.deep_supervision and not primus
+
+    @classmethod
+    def recipe_of(cls, configuration_manager: ConfigurationManager, settings: FinetuneSettings) -> Recipe:
+        """Learning rate, length and the rest, as a training of this trainer on a configuration has them."""
+        return resolve(cls.recipes, "primus" if is_primus(configuration_manager) else "unet", settings)
 
     @staticmethod
     def build_network_architecture(

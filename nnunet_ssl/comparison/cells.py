@@ -50,7 +50,13 @@ class Cell:
 
     def folder(self, comparison: Path) -> Path:
         """Where everything of it lies."""
-        parts = (self.entry.dataset, self.arm.name, f"labelled_{self.labelled}", f"fold_{self.fold}", f"seed_{self.seed}")
+        parts = (
+            self.entry.dataset,
+            self.arm.name,
+            f"labelled_{self.labelled}",
+            f"fold_{self.fold}",
+            f"seed_{self.seed}",
+        )
         return comparison.joinpath(CELLS, *parts)
 
     def record(self, comparison: Path) -> dict[str, Any]:
@@ -73,12 +79,9 @@ def cells_of(description: Description, datasets: Iterable[str] | None = None) ->
 
     datasets: only theirs; the numbers stay.
     """
-    grid = product(
-        description.datasets, description.folds, description.seeds, description.labelled, description.arms
-    )
+    grid = product(description.datasets, description.folds, description.seeds, description.labelled, description.arms)
     cells = [
-        Cell(number, entry, arm, labelled, fold, seed)
-        for number, (entry, fold, seed, labelled, arm) in enumerate(grid)
+        Cell(number, entry, arm, labelled, fold, seed) for number, (entry, fold, seed, labelled, arm) in enumerate(grid)
     ]
     wanted = None if datasets is None else set(datasets)
     return [cell for cell in cells if wanted is None or cell.entry.dataset in wanted]

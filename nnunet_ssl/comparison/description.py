@@ -158,10 +158,14 @@ def write_description(description: Description, folder: Path) -> None:
 def differences(there: Description, asked: Description) -> list[str]:
     """What two descriptions say differently, each as "seeds: [0] there, [0, 1] asked for"."""
     before, now = there.to_json(), asked.to_json()
-    return [f"{key}: {_short(before[key])} there, {_short(now[key])} asked for" for key in now if before[key] != now[key]]
+    return [
+        f"{key}: {_short(before[key])} there, {_short(now[key])} asked for" for key in now if before[key] != now[key]
+    ]
 
 
 def _short(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return ", ".join("(" + ", ".join(f"{k} {v}" for k, v in entry.items() if v is not None) + ")" for entry in value)
+        return ", ".join(
+            "(" + ", ".join(f"{k} {v}" for k, v in entry.items() if v is not None) + ")" for entry in value
+        )
     return json.dumps(value)

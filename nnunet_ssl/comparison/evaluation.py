@@ -38,10 +38,10 @@ def scores_of(
     validation: Path, truth: Path, plans: Mapping[str, Any], dataset_json: Mapping[str, Any], metrics: Sequence[str],
     tolerance_mm: float,
 ) -> Iterator[Row]:  # fmt: skip
-    """Case, structure, metric and value of every prediction in nnU-Net's folder of a `validation`; the order is always the same.
+    """Case, structure, metric and value of every prediction in nnU-Net's folder `validation`, always in the same order.
 
-    Dice are those of nnU-Net's summary.json: NaN where a structure is in neither. Surfaces are compared in the images' own voxels.
-    truth: folder of label files. Raises BadFile for a summary that is none.
+    Dice are those of nnU-Net's summary.json: NaN where a structure is in neither. Surfaces are compared in the images' own
+    voxels. truth: folder of label files. Raises BadFile for a summary that is none.
     """
     path = validation / "summary.json"
     content = read_json(path)

@@ -51,12 +51,13 @@ def require_folds(dataset: str, splits: Sequence[Split], folds: Sequence[int]) -
     empty = [fold for fold in folds if not splits[fold]["train"] or not splits[fold]["val"]]
     if empty:
         raise CorpusError(
-            f"{dataset}: fold {', '.join(map(str, empty))} has no labelled training cases, or none to test on. Choose others with -f."
+            f"{dataset}: fold {', '.join(map(str, empty))} has no labelled training cases, or none to test on. Choose others "
+            "with -f."
         )
     for fold in folds:
         both = sorted(set(splits[fold]["train"]) & set(splits[fold]["val"]))
         if both:
             raise CorpusError(
-                f"{dataset}: fold {fold} tests on {len(both)} of its training cases ({', '.join(both[:3])}), which shows nothing. "
-                "Correct its splits_final.json."
+                f"{dataset}: fold {fold} tests on {len(both)} of its training cases ({', '.join(both[:3])}), which shows "
+                "nothing. Correct its splits_final.json."
             )

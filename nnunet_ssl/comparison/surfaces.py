@@ -21,9 +21,7 @@ def surface(mask: np.ndarray) -> np.ndarray:
     return mask & ~ndimage.binary_erosion(mask)
 
 
-def surface_distances(
-    truth: np.ndarray, found: np.ndarray, spacing: Sequence[float]
-) -> tuple[np.ndarray, np.ndarray]:
+def surface_distances(truth: np.ndarray, found: np.ndarray, spacing: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Distances [mm] from every surface voxel of `truth` to the surface of `found`, and the other way round.
 
     Boolean masks of one shape, with something in each; spacing [mm per axis].
@@ -39,8 +37,8 @@ def surface_scores(
 ) -> dict[str, float]:
     """NSD, and HD95 [mm], of two boolean masks.
 
-    NaN where both are empty, as nnU-Net's Dice. Where one of them is: NSD 0, and for HD95 the diagonal of the image, beyond which no
-    distance lies: leaving such cases out would reward who finds nothing.
+    NaN where both are empty, as nnU-Net's Dice. Where one of them is: NSD 0, and for HD95 the diagonal of the image, beyond which
+    no distance lies: leaving such cases out would reward who finds nothing.
     """
     if not truth.any() and not found.any():
         return {"NSD": math.nan, "HD95": math.nan}

@@ -1,0 +1,137 @@
+"""The flags of nnUNetv2_pretrain_compare as a description, and what they say differently from the folder's."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunet_ssl.comparison.description import (
+    FINETUNE,
+    NAME,
+    SCRATCH,
+    STOCK,
+    Description,
+    differences,
+    parse_description,
+    read_description,
+    write_description,
+)
+from nnunet_ssl.errors import FolderTaken, SettingsError
+
+NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)=(.+)", re.DOTALL)
+FLAGS = {
+    "datasets": "-d", "weights": "-pretrained_weights", "trainer": "-tr", "plans": "-p", "adapt": "--adapt",
+    "configuration": "-c", "folds": "-f", "seeds": "--seeds", "labelled": "--labelled", "epochs": "--epochs",
+    "iterations_per_epoch": "--iterations-per-epoch", "batch_size": "--batch-size", "metrics": "--metrics",
+    "tolerance_mm": "--tolerance", "stock": "--dynamic", "no_scratch": "--no-scratch", "protocol": "--protocol",
+}  # fmt: skip
+
+
+def describing_flags(args: argparse.Namespace) -> list[str]:
+    """The flags that were given and say what is compared; "keep" is asked about apart, because it has a default."""
+    return [flag for name, flag in FLAGS.items() if getattr(args, name) not in (None, [], False)]
+
+
+def description_of(
+    args: argparse.Namespace, folder: Path, resolve: Callable[[Sequence[str]], list[str]]
+) -> Description:
+    """The folder's description, or a new one from the flags, written into the folder.
+
+    resolve: whole names of data sets. Raises SettingsError where the flags say something else than the folder, or too little.
+    """
+    there = read_description(folder)
+    given = describing_flags(args)
+    if there is not None and not given:
+        return _keeping(args, there)
+    asked = parse_description(content_of(args, resolve(args.datasets)), "The flags")
+    if there is None:
+        if folder.is_dir() and any(folder.iterdir()):
+            raise FolderTaken(f"{folder} holds files, and no comparison.json. Give a new folder with -o.", path=folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_description(asked, folder)
+        return asked
+    different = differences(there, asked)
+    if different:
+        raise SettingsError(
+            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: nnUNetv2_pretrain_compare -o "
+            f"{folder}. Arms, folds, seeds and numbers of labels may be added in its comparison.json; or give another folder with -o"
+        )
+    return there
+
+
+def _keeping(args: argparse.Namespace, there: Description) -> Description:
+    if args.keep not in (None, there.keep):
+        raise SettingsError(f"--keep {args.keep}: comparison.json says {there.keep}. Change it there")
+    return there
+
+
+def content_of(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, Any]:
+    """The flags in the form of comparison.json. Raises SettingsError for arms that cannot be told apart."""
+    content: dict[str, Any] = {
+        "datasets": [
+            {"dataset": d, **({"configuration": args.configuration} if args.configuration else {})} for d in datasets
+        ],
+        "arms": arms_of(args),
+        "folds": args.folds or None,
+        "seeds": None if args.seeds is None else list(range(args.seeds)),
+        "labelled": args.labelled,
+        "metrics": args.metrics,
+    }
+    for key in ("epochs", "iterations_per_epoch", "batch_size", "tolerance_mm", "protocol", "keep"):
+        content[key] = getattr(args, key)
+    return {key: value for key, value in content.items() if value is not None}
+
+
+def arms_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Arms in the order of the page: scratch, the checkpoints, nnU-Net's own."""
+    tuned = [
+        {
+            "name": name,
+            "weights": weights,
+            "trainer": args.trainer or FINETUNE,
+            "plans": args.plans,
+            "adapt": args.adapt,
+        }
+        for name, weights in named_weights(args.weights)
+    ]
+    arms = [] if args.no_scratch else [{"name": "scratch", "trainer": SCRATCH, "plans": args.plans}]
+    arms += tuned
+    if args.stock is not None:
+        arms.append({"name": "nnunet", "trainer": STOCK, "plans": args.stock})
+    return arms
+
+
+def named_weights(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """(name of the arm, weights) for what was typed: X, or NAME=X. A file is named by its method, a model by its own name."""
+    named: list[tuple[str, str]] = []
+    for text in texts:
+        typed = None if os.path.exists(os.path.expanduser(text)) else NAMED.fullmatch(text)
+        weights = typed.group(2) if typed else text
+        local = Path(weights).expanduser()
+        weights = str(local.resolve()) if local.exists() else weights
+        name = typed.group(1) if typed else name_of(weights)
+        taken = [other for other, _ in named]
+        number = 2
+        while not typed and name.lower() in [other.lower() for other in taken]:
+            name, number = f"{re.sub(r'_[0-9]+$', '', name) if number > 2 else name}_{number}", number + 1
+        named.append((name, weights))
+    return named
+
+
+def name_of(weights: str) -> str:
+    """A short name for a checkpoint; raises CheckpointError where there is none."""
+    from nnunet_ssl.checkpoints.hub.resolve import resolve_source
+    from nnunet_ssl.checkpoints.read import read_checkpoint
+
+    source = resolve_source(weights)
+    if source.origin.repo_id is not None:
+        name = source.origin.repo_id.rpartition("/")[2]
+    else:
+        ssl = read_checkpoint(source.path).get("ssl")
+        name = str(ssl.get("method") or "") if isinstance(ssl, dict) else ""
+    name = re.sub(r"[^A-Za-z0-9_.+-]+", "-", name or source.path.stem).strip("-_.")
+    return name if NAME.fullmatch(name) else "weights"
