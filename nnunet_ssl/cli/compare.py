@@ -22,14 +22,15 @@ EXAMPLES = (
     "      -f 0 1 2 3 4 --seeds 3 --labelled 10 50 all --epochs 150 -o comparison",
     "nnUNetv2_pretrain_compare -o comparison",
 )
-NOTES = """A cell is one training: a data set, an arm, a fold, a seed, a number of labelled cases. Each trains by nnU-Net's own training,
-predicts and scores the held-out cases of its fold, and is recorded in OUT/cells. The same command again, or with -o alone, goes on
-where it stopped: finished cells stay, one that was interrupted goes on from its last checkpoint, one that failed is tried again.
-Any number of processes and machines may work on one folder; each cell is trained once. Ctrl-C, SIGTERM and SIGUSR1 save and end.
+NOTES = """A cell is one training: a data set, an arm, a fold, a seed, a number of labelled cases. Each trains by nnU-Net's own
+training, predicts and scores the held-out cases of its fold, and is recorded in OUT/cells. The same command again, or with -o
+alone, goes on where it stopped: finished cells stay, one that was interrupted goes on from its last checkpoint, one that failed is
+tried again. Any number of processes and machines may work on one folder; each cell is trained once. Ctrl-C, SIGTERM and SIGUSR1
+save and end.
 
 Arms: scratch (SSLScratchTrainer), every checkpoint of -pretrained_weights (SSLFinetuneTrainer, or -tr), and with --dynamic
-nnU-Net's own trainer and plans. All of ours share plans, schedule, folds, seeds and cases. OUT/comparison.json describes all of it;
-it may be edited before the first start, and arms, folds, seeds and numbers of labels may be added later.
+nnU-Net's own trainer and plans. All of ours share schedule, folds, seeds and cases, and plans where their networks are the same.
+OUT/comparison.json describes all of it; arms, folds, seeds and numbers of labels may be added to it at any time.
 
 In a SLURM array: examples/cluster/compare.slurm. More: docs/comparing.md."""
 
@@ -39,8 +40,8 @@ def build_parser() -> CommandParser:
     parser = CommandParser(
         "nnUNetv2_pretrain_compare",
         "DATASET [DATASET ...] -pretrained_weights X [X ...] -o OUT [flags]",
-        "Is pre-training worth it? Trains from the checkpoints and from scratch on the same cases, tests on held-out ones, and writes "
-        "scores.csv and a page that answers.",
+        "Is pre-training worth it? Trains from the checkpoints and from scratch on the same cases, tests on held-out ones, and "
+        "writes scores.csv and a page that answers.",
         EXAMPLES,
         NOTES,
         understand=understand,
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         raise SettingsError(
             f"Which data sets? There is no comparison in {folder} yet. Example: {EXAMPLES[0]} -o {args.output}"
         )
-    description = description_of(args, folder, resolve_datasets)
+    description = description_of(args, folder, resolve_datasets, write=not (args.show or args.dry_run))
     cells = cells_of(description)
     if args.show:
         print(overview.table(cells, folder))
@@ -202,7 +203,7 @@ def _work(args: argparse.Namespace, folder: Path, description: Description, chos
         from nnunet_ssl.comparison.dask_cluster import work_on_workers
 
         arguments = ["-o", str(folder), "-device", args.device, "-np", str(args.num_processes)]
-        return work_on_workers(args.dask, [*arguments, "--num-gpus", str(args.num_gpus)], folder)
+        return work_on_workers(args.dask, [*arguments, "--num-gpus", str(args.num_gpus)])
     require_device(device(args.device))
     outcome = work(folder, description, chosen, How(args.device, args.num_gpus, args.num_processes))
     print(overview.ending(outcome, folder, args.run))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ def describing_flags(args: argparse.Namespace) -> list[str]:
 
 
 def description_of(
-    args: argparse.Namespace, folder: Path, resolve: Callable[[Sequence[str]], list[str]]
+    args: argparse.Namespace, folder: Path, resolve: Callable[[Sequence[str]], list[str]], write: bool
 ) -> Description:
-    """The folder's description, or a new one from the flags, written into the folder.
+    """The folder's description, or a new one from the flags, which `write` puts into the folder.
 
     resolve: whole names of data sets. Raises SettingsError where the flags say something else than the folder, or too little.
     """
@@ -51,14 +52,16 @@ def description_of(
     if there is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise FolderTaken(f"{folder} holds files, and no comparison.json. Give a new folder with -o.", path=folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_description(asked, folder)
+        if write:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_description(asked, folder)
         return asked
     different = differences(there, asked)
     if different:
         raise SettingsError(
-            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: nnUNetv2_pretrain_compare -o "
-            f"{folder}. Arms, folds, seeds and numbers of labels may be added in its comparison.json; or give another folder with -o"
+            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: "
+            f"{shlex.join(['nnUNetv2_pretrain_compare', '-o', str(folder)])}. Arms, folds, seeds and numbers of labels may be added in "
+            "its comparison.json; or give another folder with -o."
         )
     return there
 

@@ -19,6 +19,7 @@ from nnunet_ssl.cli.errors import REPORT
 from nnunet_ssl.comparison.cells import (
     FAILED,
     FINISHED,
+    LOCK,
     PREDICTIONS,
     RECORD,
     RUNNING,
@@ -36,7 +37,6 @@ from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.messages import one_line_of_ours
 from nnunet_ssl.signals import Stopped, stopping_on_signals
 
-LOCK = "running.lock"
 LOOK = 1.0  # seconds between two looks at whether the parent lives
 PACKAGES = ("nnunet_ssl", "nnunetv2", "torch", "dynamic_network_architectures", "numpy", "scipy")
 
@@ -90,9 +90,9 @@ def run_cell(cell: Cell, description: Description, comparison: Path, device: str
 
 
 def drop_training(cell: Cell, description: Description, comparison: Path) -> None:
-    """Remove what of a finished cell is not kept: checkpoints and logs, unless models are."""
+    """Remove nnU-Net's results of a finished cell, unless models are kept. What the cell began with is small and stays."""
     if description.keep != "models":
-        shutil.rmtree(cell.folder(comparison) / TRAINING, ignore_errors=True)
+        shutil.rmtree(cell.folder(comparison) / TRAINING / "results", ignore_errors=True)
 
 
 def what_was_trained(folder: Path, begun: float) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from nnunet_ssl.files.entering import read_json
 CELLS, RECORD, SCORES, PREDICTIONS, TRAINING, LOG = (
     "cells", "cell.json", "scores.csv", "predictions", "training", "log.txt",
 )  # fmt: skip
+LOCK = "running.lock"  # in a cell's folder, held by the process that trains it
 FINISHED, FAILED, RUNNING, WAITING = "finished", "failed", "running", "waiting"
 
 

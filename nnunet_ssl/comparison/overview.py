@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssl.comparison.cells import FAILED, FINISHED, RUNNING, WAITING, Cell, cells_of
+from nnunet_ssl.comparison.cells import FAILED, FINISHED, LOCK, RUNNING, WAITING, Cell, cells_of
 from nnunet_ssl.comparison.description import read_description
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.files.locks import Lock
@@ -18,7 +18,6 @@ from nnunet_ssl.messages import counted
 if TYPE_CHECKING:
     from nnunet_ssl.comparison.work import Outcome
 
-LOCK = "running.lock"  # in a cell's folder, held by the process that trains it
 INTERRUPTED = "interrupted"
 COLUMNS = ("number", "state", "data set", "arm", "labelled", "fold", "seed")
 

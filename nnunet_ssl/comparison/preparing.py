@@ -1,7 +1,7 @@
 """What all cells of a data set need: the plans of every arm, preprocessed images, the folds. Written down once per data set.
 
 The user's folders are used as nnUNetv2_finetune uses them: plans with names of their own and preprocessed images are added,
-nothing is changed. What a comparison decided lies in its own folder, `datasets/NAME.json`, so that it holds for every later start.
+nothing is changed. What a comparison decided lies in its own folder, `datasets/NAME.json`, and holds for every later start.
 """
 
 from __future__ import annotations
