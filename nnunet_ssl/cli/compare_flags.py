@@ -24,17 +24,8 @@ from nnunet_ssl.comparison.description import (
 from nnunet_ssl.errors import FolderTaken, SettingsError
 
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)=(.+)", re.DOTALL)
-FLAGS = {
-    "datasets": "-d", "weights": "-pretrained_weights", "trainer": "-tr", "plans": "-p", "adapt": "--adapt",
-    "configuration": "-c", "folds": "-f", "seeds": "--seeds", "labelled": "--labelled", "epochs": "--epochs",
-    "iterations_per_epoch": "--iterations-per-epoch", "batch_size": "--batch-size", "metrics": "--metrics",
-    "tolerance_mm": "--tolerance", "stock": "--dynamic", "no_scratch": "--no-scratch", "protocol": "--protocol",
-}  # fmt: skip
-
-
-def describing_flags(args: argparse.Namespace) -> list[str]:
-    """The flags that were given and say what is compared; "keep" is asked about apart, because it has a default."""
-    return [flag for name, flag in FLAGS.items() if getattr(args, name) not in (None, [], False)]
+OF_ARMS = ("weights", "trainer", "plans", "adapt", "stock", "no_scratch")
+PLAIN = ("labelled", "epochs", "iterations_per_epoch", "batch_size", "metrics", "tolerance_mm", "protocol", "keep")
 
 
 def description_of(
@@ -42,13 +33,12 @@ def description_of(
 ) -> Description:
     """The folder's description, or a new one from the flags, which `write` puts into the folder.
 
-    resolve: whole names of data sets. Raises SettingsError where the flags say something else than the folder, or too little.
+    Flags that are not given are as the folder has them. resolve: whole names of data sets. Raises SettingsError where the flags say
+    something else than the folder, or too little.
     """
     there = read_description(folder)
-    given = describing_flags(args)
-    if there is not None and not given:
-        return _keeping(args, there)
-    asked = parse_description(content_of(args, resolve(args.datasets)), "The flags")
+    before = {} if there is None else there.to_json()
+    asked = parse_description({**before, **content_of(args, resolve, new=there is None)}, "The flags")
     if there is None:
         if folder.is_dir() and any(folder.iterdir()):
             raise FolderTaken(f"{folder} holds files, and no comparison.json. Give a new folder with -o.", path=folder)
@@ -58,35 +48,27 @@ def description_of(
         return asked
     different = differences(there, asked)
     if different:
+        go_on = shlex.join(["nnUNetv2_pretrain_compare", "-o", str(folder)])
         raise SettingsError(
-            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: "
-            f"{shlex.join(['nnUNetv2_pretrain_compare', '-o', str(folder)])}. Arms, folds, seeds and numbers of labels may be added in "
-            "its comparison.json; or give another folder with -o."
+            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: {go_on}. Arms, folds, seeds "
+            "and numbers of labels may be added in its comparison.json; or give another folder with -o."
         )
     return there
 
 
-def _keeping(args: argparse.Namespace, there: Description) -> Description:
-    if args.keep not in (None, there.keep):
-        raise SettingsError(f"--keep {args.keep}: comparison.json says {there.keep}. Change it there")
-    return there
-
-
-def content_of(args: argparse.Namespace, datasets: Sequence[str]) -> dict[str, Any]:
-    """The flags in the form of comparison.json. Raises SettingsError for arms that cannot be told apart."""
-    content: dict[str, Any] = {
-        "datasets": [
-            {"dataset": d, **({"configuration": args.configuration} if args.configuration else {})} for d in datasets
-        ],
-        "arms": arms_of(args),
-        "folds": args.folds or None,
-        "seeds": None if args.seeds is None else list(range(args.seeds)),
-        "labelled": args.labelled,
-        "metrics": args.metrics,
-    }
-    for key in ("epochs", "iterations_per_epoch", "batch_size", "tolerance_mm", "protocol", "keep"):
-        content[key] = getattr(args, key)
-    return {key: value for key, value in content.items() if value is not None}
+def content_of(args: argparse.Namespace, resolve: Callable[[Sequence[str]], list[str]], new: bool) -> dict[str, Any]:
+    """What the flags say, in the form of comparison.json. new: there is none yet, so that arms are wanted in any case."""
+    content: dict[str, Any] = {key: getattr(args, key) for key in PLAIN if getattr(args, key) is not None}
+    if args.datasets:
+        configuration = {"configuration": args.configuration} if args.configuration else {}
+        content["datasets"] = [{"dataset": name, **configuration} for name in resolve(args.datasets)]
+    if args.folds:
+        content["folds"] = args.folds
+    if args.seeds is not None:
+        content["seeds"] = list(range(args.seeds))
+    if new or any(getattr(args, name) not in (None, [], False) for name in OF_ARMS):
+        content["arms"] = arms_of(args)
+    return content
 
 
 def arms_of(args: argparse.Namespace) -> list[dict[str, Any]]:

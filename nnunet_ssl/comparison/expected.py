@@ -25,7 +25,7 @@ LONG = {"epochs": 1000, "iterations_per_epoch": 250}  # of a training whose leng
 def expectation(description: Description, cells: Sequence[Cell], comparison: Path, device: str) -> str:
     """Cells, a command for each, an estimate of time and disk. Raises CorpusError and CheckpointError for what is not there."""
     states = {cell: state_now(cell, comparison) for cell in cells}
-    lines = [f"{cell.number}: {states[cell]}: {shlex.join(command(cell, device))}" for cell in cells]
+    lines = [f"{cell.number}: {states[cell]}, {cell}\n   {shlex.join(command(cell, device))}" for cell in cells]
     return "\n".join(
         [
             *lines,
@@ -62,7 +62,9 @@ def time_left(cells: Sequence[Cell], comparison: Path) -> str:
         if record.get("state") == FINISHED:
             took.setdefault(cell.entry.dataset, []).append(sum(record["seconds"].values()))
     left = [cell for cell in cells if cell.state(comparison) != FINISHED]
-    if not took and left:
+    if not left:
+        return "Time: all cells are finished."
+    if not took:
         return (
             "Time: known when a cell has run. Try the first one: the same command with --run 0, then --dry-run again."
         )
