@@ -82,10 +82,12 @@ def all_means(cases: pd.DataFrame, scores: pd.DataFrame, metric: str) -> list[di
     rows = []
     names = ["dataset", "labelled", "arm"]
     finite = scores[(scores["metric"] == metric) & np.isfinite(scores["value"].astype(float))]
-    by_structure = finite.groupby([*names, "structure"], sort=False)["value"].mean()
+    by_structure: dict[tuple[str, ...], dict[str, float]] = {}
+    for (*key, structure), value in finite.groupby([*names, "structure"], sort=False)["value"].mean().items():
+        by_structure.setdefault(tuple(key), {})[str(structure)] = float(value)
     for key, group in cases.groupby(names, sort=False):
         values = group.groupby("case")["value"].mean().dropna().to_numpy(dtype=float)
-        structures = by_structure.loc[key].to_dict() if key in by_structure.index.droplevel("structure") else {}
+        structures = by_structure.get(key, {})
         runs = group.groupby(["fold", "seed"])["value"].mean()
         rows.append(
             {
@@ -95,7 +97,7 @@ def all_means(cases: pd.DataFrame, scores: pd.DataFrame, metric: str) -> list[di
                 "cases": len(values),
                 "runs": len(runs),
                 "by_seed": group.groupby("seed")["value"].mean().to_dict(),
-                "structures": {str(name): float(value) for name, value in structures.items()},
+                "structures": structures,
                 "foreground_mean": float(np.mean(list(structures.values()))) if structures else float("nan"),
             }
         )

@@ -23,7 +23,7 @@ def signed_rank(groups: Sequence[np.ndarray]) -> float:
     if not any(group.size for group in rounded):
         return float("nan")
     signed = [_weighted_ranks(group[group != 0]) for group in rounded if np.any(group != 0)]
-    if not signed:
+    if sum(map(len, signed)) < 2:
         return 1.0
     joined = np.concatenate(signed)
     if len(joined) <= EXACT:
