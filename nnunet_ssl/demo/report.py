@@ -18,12 +18,12 @@ from nnunet_ssl.demo.data import FILE_ENDING, LABELLED, SCANS, UNLABELLED
 from nnunet_ssl.demo.job import RAW, TRAINERS, Scale, prediction_folder, run_folder
 from nnunet_ssl.demo.scores import BOTH, STRUCTURES, Scores, read_scores
 from nnunet_ssl.demo.steps import LOGS, Step, clock
-from nnunet_ssl.report.compare import compare_structures, verdict
+from nnunet_ssl.report.comparison.paired import compare_structures, verdict
 from nnunet_ssl.report.geometry import Geometry
+from nnunet_ssl.report.orientation import codes_of
 from nnunet_ssl.report.overlays import draw_overlay
 from nnunet_ssl.report.page import Page
 from nnunet_ssl.report.progress import draw_comparison
-from nnunet_ssl.trainers.data.geometry import codes_of
 
 REPORT = "report.html"
 PICTURES = "pictures"

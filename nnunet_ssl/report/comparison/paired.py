@@ -1,4 +1,4 @@
-"""From scratch versus fine-tuned: what paired scores say, and how sure they are."""
+"""Two arms on the same cases: what paired scores say, and how sure they are."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def compare(scratch: Scores, finetuned: Scores, *, interval: str = "t") -> dict[
         raise ValueError(f"None of the {complete.size} cases has a score in every run, so there is nothing to compare.")
     first, second = (scores[:, complete] for scores in pair)
     differences = (second - first).mean(axis=0)
-    low, high = _interval(differences, interval)
+    low, high = interval_of_mean(differences, interval)
     return {
         "n": int(complete.sum()),
         "seeds": len(first),
         "left_out": int((~complete).sum()),
         "scratch_mean": float(first.mean()),
-        "scratch_std": _std(first.mean(axis=0)),
+        "scratch_std": deviation(first.mean(axis=0)),
         "finetuned_mean": float(second.mean()),
-        "finetuned_std": _std(second.mean(axis=0)),
+        "finetuned_std": deviation(second.mean(axis=0)),
         "difference": float(differences.mean()),
         "difference_low": low,
         "difference_high": high,
         "better": int((differences > 0).sum()),
-        "seed_std": _std((second - first).mean(axis=1)),
+        "seed_std": deviation((second - first).mean(axis=1)),
     }
 
 
@@ -73,21 +73,22 @@ def verdict(row: Mapping[str, Any], what: str = "Dice") -> str:
     return f"No difference could be shown between fine-tuned and from scratch ({numbers})."
 
 
-def _interval(differences: np.ndarray, interval: str) -> tuple[float, float]:
+def interval_of_mean(values: np.ndarray, interval: str = "t") -> tuple[float, float]:
+    """The 95 % confidence interval of the mean of `values` [cases]; NaN for fewer than two. interval: as in `compare`."""
     if interval not in ("t", "bootstrap"):
         raise ValueError(f'interval is "t" or "bootstrap", found {interval!r}.')
-    if len(differences) < 2:
+    if len(values) < 2:
         return float("nan"), float("nan")
-    if np.ptp(differences) == 0:
-        return float(differences[0]), float(differences[0])
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
     if interval == "t":
-        error = stats.sem(differences)
-        low, high = stats.t.interval(CONFIDENCE, len(differences) - 1, loc=differences.mean(), scale=error)
+        low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
     else:
-        result = stats.bootstrap((differences,), np.mean, confidence_level=CONFIDENCE, method="BCa", random_state=0)
+        result = stats.bootstrap((values,), np.mean, confidence_level=CONFIDENCE, method="BCa", random_state=0)
         low, high = result.confidence_interval
     return float(low), float(high)
 
 
-def _std(values: np.ndarray) -> float:
+def deviation(values: np.ndarray) -> float:
+    """Standard deviation with n - 1; NaN for fewer than two values."""
     return float(values.std(ddof=1)) if len(values) > 1 else float("nan")

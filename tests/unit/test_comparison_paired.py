@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_ssl.report.compare import compare, compare_structures, verdict
+from nnunet_ssl.report.comparison.paired import compare, compare_structures, verdict
 
 T_975 = {3: 3.182446, 7: 2.364624, 11: 2.200985}  # 97.5 % quantiles of Student's t, from a printed table
 

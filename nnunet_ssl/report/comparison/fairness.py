@@ -1,0 +1,131 @@
+"""What differs between the arms beside weights and learning rate, and what was left out: the small print of a comparison."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nnunet_ssl.messages import counted
+from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, MISSING, RUNNING, Comparison, Key
+
+MATCHED = frozenset(
+    {"SSLScratchTrainer", "SSLFinetuneTrainer"}
+)  # twins: schedule and all else the same but for the learning rate
+SHOULD_AGREE = {
+    "trainer": "the trainer",
+    "plans": "the plans",
+    "num_epochs": "the number of epochs",
+    "training_cases": "the training cases",
+    "test_cases": "the test cases",
+    "versions": "versions of packages",
+}
+
+
+def differences_in_setup(comparison: Comparison) -> list[str]:
+    """Sentences on finished cells of several arms, equal in data set, fold, seed and labelled cases, but not in their setup."""
+    groups: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = defaultdict(dict)
+    for cell in comparison.finished():
+        key = cell.key
+        groups[(key.dataset, key.labelled, key.fold, key.seed)][key.arm] = cell.noted
+    found: dict[tuple[str, str, str], set[str]] = defaultdict(set)  # (arm, field, how) -> data sets
+    for (dataset, *_), arms in groups.items():
+        first = arms.get(comparison.reference)
+        if first is None:
+            continue
+        for arm, noted in arms.items():
+            for field in SHOULD_AGREE:
+                how = _difference(field, first.get(field), noted.get(field))
+                if how:
+                    found[arm, field, how].add(dataset)
+    return [
+        f"{arm} and {comparison.reference} differ in {SHOULD_AGREE[field]}{how}, on {', '.join(sorted(datasets))}: the "
+        "difference in their scores is not that of the weights alone."
+        for (arm, field, how), datasets in found.items()
+    ]
+
+
+def _difference(field: str, first: Any, second: Any) -> str:
+    """How two values differ, in words that follow the field's name; empty where they agree or one is not known."""
+    if first is None or second is None or first == second:
+        return ""
+    if field == "trainer":
+        return "" if {first, second} <= MATCHED else f" ({second} and {first})"
+    if field == "versions":
+        names = [name for name in first.keys() & second.keys() if first[name] != second[name]]
+        return f" ({', '.join(sorted(names))})" if names else ""
+    if isinstance(first, list) and isinstance(second, list):
+        one, other = set(map(str, first)), set(map(str, second))
+        return f" ({len(other - one)} of {len(other)} are others)" if one != other else ""
+    return f" ({second} and {first})"
+
+
+def warnings_of_cells(comparison: Comparison) -> list[str]:
+    """What the trainings warned of, each once, with the number of cells."""
+    count: Counter[str] = Counter()
+    for cell in comparison.cells:
+        count.update({str(text) for text in cell.noted.get("warnings") or []})
+    return [text if times == 1 else f"{text} ({times} cells)" for text, times in count.items()]
+
+
+def states(comparison: Comparison) -> dict[str, int]:
+    """How many cells are in which state."""
+    count = Counter(cell.state for cell in comparison.cells)
+    return {
+        "expected": len(comparison.cells),
+        **{state: count[state] for state in (FINISHED, FAILED, RUNNING, MISSING)},
+    }
+
+
+def left_out(
+    comparison: Comparison,
+    differences: Mapping[str, Sequence[Mapping[str, Any]]],
+    ranks: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> list[str]:
+    """What does not count, and why, in sentences."""
+    lines = [
+        f"{cell.key.words()}: failed. {cell.error or ''}".strip() for cell in comparison.cells if cell.state == FAILED
+    ]
+    lines += _in_numbers([cell.key for cell in comparison.cells if cell.state == RUNNING], "still running")
+    lines += _in_numbers([cell.key for cell in comparison.cells if cell.state == MISSING], "not begun")
+    lines += _in_numbers(comparison.others, "in the folder, but not asked for by the description")
+    for metric, rows in differences.items():
+        for row in rows:
+            lines += _unpaired(row, metric, comparison.reference)
+    for metric, rows in ranks.items():
+        for row in rows:
+            if row["left_out"]:
+                names = ", ".join(row["left_out"])
+                lines.append(
+                    f"Ranks, {metric}, {labels(row['labelled'])}: {names}, where no case has a score of every arm."
+                )
+    return lines
+
+
+def labels(number: str) -> str:
+    """With how many labelled cases, in words."""
+    return "all labelled cases" if number == "all" else f"{number} labelled case{'s' * (number != '1')}"
+
+
+def _in_numbers(keys: Sequence[Key], what: str) -> list[str]:
+    """One line per arm, for many cells may not have begun."""
+    by_arm: dict[str, list[Key]] = defaultdict(list)
+    for key in keys:
+        by_arm[key.arm].append(key)
+    lines = []
+    for arm, own in by_arm.items():
+        example = f", e.g. {own[0].words()}" if len(own) > 1 else f": {own[0].words()}"
+        lines.append(f"{arm}: {counted(len(own), 'cell')} {what}{example}.")
+    return lines
+
+
+def _unpaired(row: Mapping[str, Any], metric: str, reference: str) -> list[str]:
+    counts = row["left_out"]
+    reasons = [
+        f"{counted(counts['only_reference'], 'score')} that only {reference} has" * bool(counts["only_reference"]),
+        f"{counted(counts['only_arm'], 'score')} that only {row['arm']} has" * bool(counts["only_arm"]),
+        f"{counted(counts['undefined'], 'score')} undefined in one of them" * bool(counts["undefined"]),
+    ]
+    given = ", ".join(reason for reason in reasons if reason)
+    where = f"{row['dataset']}, {labels(row['labelled'])}, {row['arm']} against {reference}, {metric}"
+    return [f"{where}: not paired {given}."] if given else []
