@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunet_ssl.comparison.by_protocol import check_datasets, datasets_here, trainer_for
 from nnunet_ssl.comparison.description import (
     FINETUNE,
     NAME,
@@ -21,6 +22,8 @@ from nnunet_ssl.comparison.description import (
     read_description,
     write_description,
 )
+from nnunet_ssl.comparison.protocols.protocol import load_protocol
+from nnunet_ssl.corpus.dataset_names import datasets_in
 from nnunet_ssl.errors import FolderTaken, SettingsError
 
 NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.+-]*)=(.+)", re.DOTALL)
@@ -33,10 +36,15 @@ def description_of(
 ) -> Description:
     """The folder's description, or a new one from the flags, which `write` puts into the folder.
 
-    Flags that are not given are as the folder has them. resolve: whole names of data sets. Raises SettingsError where the flags say
-    something else than the folder, or too little.
+    Flags that are not given are as the folder has them. resolve: whole names of data sets. Raises SettingsError where the flags
+    say something else than the folder, or too little.
     """
     there = read_description(folder)
+    protocol = None if args.protocol is None else load_protocol(args.protocol)
+    if protocol is not None and there is None:
+        names = datasets_here(protocol, known_datasets(), resolve(args.datasets) if args.datasets else [])
+        args.datasets, args.epochs = names, args.epochs or protocol.epochs[0]
+        check_datasets(protocol, names)
     before = {} if there is None else there.to_json()
     asked = parse_description({**before, **content_of(args, resolve, new=there is None)}, "The flags")
     if there is None:
@@ -50,8 +58,8 @@ def description_of(
     if different:
         go_on = shlex.join(["nnUNetv2_pretrain_compare", "-o", str(folder)])
         raise SettingsError(
-            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: {go_on}. Arms, folds, seeds "
-            "and numbers of labels may be added in its comparison.json; or give another folder with -o."
+            f"{folder} holds another comparison: {'; '.join(different)}. Without these flags it goes on: {go_on}. Arms, folds, "
+            "seeds and numbers of labels may be added in its comparison.json; or give another folder with -o."
         )
     return there
 
@@ -72,12 +80,15 @@ def content_of(args: argparse.Namespace, resolve: Callable[[Sequence[str]], list
 
 
 def arms_of(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Arms in the order of the page: scratch, the checkpoints, nnU-Net's own."""
+    """Arms in the order of the page: scratch, the checkpoints, nnU-Net's own; raises SettingsError where nothing is given."""
+    if not args.weights and args.plans is None:
+        raise SettingsError("which checkpoints? Type -pretrained_weights X, a file or a model on the hub, or several")
+    protocol = None if args.protocol is None else load_protocol(args.protocol)
     tuned = [
         {
             "name": name,
             "weights": weights,
-            "trainer": args.trainer or FINETUNE,
+            "trainer": args.trainer or (protocol and trainer_for(protocol, backbone_of(weights))) or FINETUNE,
             "plans": args.plans,
             "adapt": args.adapt,
         }
@@ -105,6 +116,21 @@ def named_weights(texts: Sequence[str]) -> list[tuple[str, str]]:
             name, number = f"{re.sub(r'_[0-9]+$', '', name) if number > 2 else name}_{number}", number + 1
         named.append((name, weights))
     return named
+
+
+def backbone_of(weights: str) -> str | None:
+    """ "unet" or "primus", as far as a checkpoint tells; raises CheckpointError where there is none."""
+    from nnunet_ssl.checkpoints.canonical import canonical_weights
+    from nnunet_ssl.checkpoints.hub.resolve import resolve_source
+    from nnunet_ssl.checkpoints.read import read_checkpoint
+
+    return canonical_weights(read_checkpoint(resolve_source(weights).path))[1].get("backbone")
+
+
+def known_datasets() -> list[str]:
+    """All data sets in nnU-Net's folders."""
+    folders = (os.environ.get(name) for name in ("nnUNet_raw", "nnUNet_preprocessed"))
+    return sorted({name for folder in folders if folder for name in datasets_in(folder)})
 
 
 def name_of(weights: str) -> str:
