@@ -29,7 +29,7 @@ tried again. Any number of processes and machines may work on one folder; each c
 save and end.
 
 Arms: scratch (SSLScratchTrainer), every checkpoint of -pretrained_weights (SSLFinetuneTrainer, or -tr), and with --dynamic
-nnU-Net's own trainer and plans. All share schedule, folds, seeds, cases, and plans where their networks are the same.
+nnU-Net's own trainer and plans. All share schedule, folds, seeds and cases; and plans, where their networks are the same.
 OUT/comparison.json describes all of it; arms, folds, seeds and numbers of labels may be added to it at any time.
 
 In a SLURM array: examples/cluster/compare.slurm. More: docs/comparing.md."""
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> int:
         _require_comparison(folder)
         print(overview.write_everything(folder))
         return 0
-    if not args.datasets and not (folder / "comparison.json").exists():
+    if not args.datasets and args.protocol is None and not (folder / "comparison.json").exists():
         raise SettingsError(
             f"Which data sets? There is no comparison in {folder} yet. Example: {EXAMPLES[0]} -o {args.output}"
         )

@@ -119,7 +119,7 @@ def named_weights(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def backbone_of(weights: str) -> str | None:
-    """ "unet" or "primus", as far as a checkpoint tells; raises CheckpointError where there is none."""
+    """Whether a checkpoint's network is a "unet" or "primus", as far as it tells; raises CheckpointError where there is none."""
     from nnunet_ssl.checkpoints.canonical import canonical_weights
     from nnunet_ssl.checkpoints.hub.resolve import resolve_source
     from nnunet_ssl.checkpoints.read import read_checkpoint

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from nnunet_ssl.comparison.cells import FAILED, FINISHED, LOCK, RUNNING, WAITING, Cell, cells_of
 from nnunet_ssl.comparison.description import read_description
 from nnunet_ssl.errors import SettingsError
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.locks import Lock
 from nnunet_ssl.messages import counted
 
 if TYPE_CHECKING:
     from nnunet_ssl.comparison.work import Outcome
 
+SUMMARY = "summary.json"
 INTERRUPTED = "interrupted"
 COLUMNS = ("number", "state", "data set", "arm", "labelled", "fold", "seed")
 
@@ -84,4 +86,6 @@ def write_everything(comparison: Path) -> str:
         raise SettingsError(f"There is no comparison in {comparison}. Name its folder with -o.")
     finished = [cell for cell in cells_of(description) if cell.state(comparison) == FINISHED]
     scores = join_scores(finished, comparison)
-    return f"{scores}\n{write_report(comparison)}"
+    page = write_report(comparison)
+    answer = read_json(comparison / SUMMARY).get("answer", [])
+    return "\n".join([*answer, str(scores), str(page)])
