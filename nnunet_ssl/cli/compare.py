@@ -24,7 +24,7 @@ EXAMPLES = (
 )
 NOTES = """A cell is one training: a data set, an arm, a fold, a seed, a number of labelled cases. Each trains by nnU-Net's own
 training, predicts and scores the held-out cases of its fold, and is recorded in OUT/cells. The same command again, or with -o
-alone, goes on where it stopped: finished cells stay, one that was interrupted goes on from its last checkpoint, one that failed is
+nnU-Net's own trainer and plans. All share schedule, folds, seeds and cases; and plans, where their networks are one.
 tried again. Any number of processes and machines may work on one folder; each cell is trained once. Ctrl-C, SIGTERM and SIGUSR1
 save and end.
 

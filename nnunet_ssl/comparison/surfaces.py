@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from acvl_utils.cropping_and_padding.bounding_boxes import bounding_box_to_slice, get_bbox_from_mask
 from scipy import ndimage
 
 
@@ -26,7 +25,7 @@ def surface_distances(truth: np.ndarray, found: np.ndarray, spacing: Sequence[fl
 
     Boolean masks of one shape, with something in each; spacing [mm per axis].
     """
-    box = bounding_box_to_slice(get_bbox_from_mask(truth | found))
+    (box,) = ndimage.find_objects((truth | found).astype(np.uint8))  # beyond it there is no surface
     edges = [surface(mask[box]) for mask in (truth, found)]
     maps = [ndimage.distance_transform_edt(~edge, sampling=list(spacing)) for edge in edges]
     return maps[1][edges[0]], maps[0][edges[1]]
