@@ -13,14 +13,19 @@ import pytest
 
 from nnunet_ssl.cli import compare_flags
 from nnunet_ssl.cli.compare import build_parser
+from nnunet_ssl.comparison import overview
+from nnunet_ssl.comparison import work as work_module
+from nnunet_ssl.comparison.cell_process import record_failure
 from nnunet_ssl.comparison.cells import FINISHED, RECORD, Cell, cells_of, settings_of
 from nnunet_ssl.comparison.description import parse_description, read_description, write_description
 from nnunet_ssl.comparison.evaluation import COLUMNS, join_scores, scores_of, structure_names, write_scores
 from nnunet_ssl.comparison.seen import corpus_of, seen_in_pretraining
 from nnunet_ssl.comparison.subsets import labelled_subset, require_folds
 from nnunet_ssl.comparison.surfaces import surface, surface_distances, surface_scores
-from nnunet_ssl.comparison.work import require_same_settings
+from nnunet_ssl.comparison.work import How, require_same_settings, run_in_process, work
 from nnunet_ssl.errors import BadFile, CorpusError, FolderTaken, SettingsError
+from nnunet_ssl.files.participants import Participant
+from nnunet_ssl.signals import Stopped
 
 ARMS = [{"name": "scratch", "trainer": "SSLScratchTrainer"}, {"name": "mae", "weights": "mae.pth"}]
 CONTENT = {"format": 1, "datasets": [{"dataset": "Dataset004_Tiny"}, {"dataset": "Dataset005_Tiny"}], "arms": ARMS}
@@ -330,7 +335,7 @@ def test_flags_become_a_description_and_the_same_ones_go_on(describe):
     assert (description.arms[4].trainer, description.arms[4].plans) == ("nnUNetTrainer", "nnUNetPlans")
     assert (description.folds, description.seeds, description.labelled) == ((0, 2), (0, 1, 2), (10, "all"))
     assert [entry.dataset for entry in description.datasets] == ["Dataset004_Tiny", "Dataset007_Tiny"]
-    assert describe(typed) == describe("-f 0 2") == describe("") == description
+    assert describe(typed) == describe("-f 0 2") == describe("-device cpu") == description
 
 
 def test_other_flags_than_the_folders_are_refused(describe, tmp_path):
@@ -368,3 +373,80 @@ def test_wrong_flags(typed, said, describe, capsys):
     with pytest.raises((SettingsError, SystemExit)) as error:
         describe(typed)
     assert said in str(error.value) + capsys.readouterr().err
+
+
+# Work
+
+
+@pytest.fixture
+def working(tmp_path, monkeypatch):
+    """Function (description, what a cell becomes by its number) -> (outcome, numbers in the order in which they were run)."""
+    monkeypatch.setattr(work_module, "prepare", lambda *_: None)
+
+    def run(description, becomes, chosen=None):
+        ran = []
+
+        def process(cell, comparison, *_):
+            ran.append(cell.number)
+            cell.folder(comparison).mkdir(parents=True, exist_ok=True)
+            if becomes(cell.number) == FINISHED:
+                record = {**cell.key, "state": FINISHED, "settings": settings_of(description, cell)}
+                (cell.folder(comparison) / RECORD).write_text(json.dumps(record))
+            else:
+                record_failure(cell, comparison, f"no {cell.number}")
+
+        monkeypatch.setattr(work_module, "run_in_process", process)
+        cells = cells_of(description)
+        outcome = work(tmp_path, description, cells if chosen is None else [cells[k] for k in chosen], How("cpu", 1, 1))
+        return outcome, ran
+
+    return run
+
+
+def test_a_failed_cell_is_recorded_the_rest_goes_on_and_it_is_tried_again(working, tmp_path):
+    description = described(seeds=[0, 1])
+    outcome, ran = working(description, lambda number: "failed" if number == 2 else FINISHED)
+    assert ran == list(range(8))
+    assert ([c.number for c in outcome.failed], len(outcome.finished), outcome.others) == ([2], 7, [])
+    said = overview.ending(outcome, tmp_path, None)
+    assert "1 cell failed" in said
+    assert f"no 2\nOnce that is mended, they are tried again by: nnUNetv2_pretrain_compare -o {tmp_path}" in said
+    assert "8 cells: 7 finished, 1 failed\n2: no 2" in overview.table(cells_of(description), tmp_path)
+    assert working(description, lambda _: "failed")[1] == [2]
+    outcome, ran = working(description, lambda _: FINISHED)
+    assert (ran, outcome.failed, len(outcome.finished)) == ([2], [], 8)
+    assert working(description, lambda _: "failed")[1] == []
+
+
+def test_a_cell_of_another_process_is_left_to_it(working, tmp_path):
+    description = described()
+    (tmp_path / "state").mkdir()
+    with Participant(str(tmp_path / "state"), "comparing") as other:
+        assert other.claim(cells_of(description)[1].name) == 0
+        outcome, ran = working(description, lambda _: FINISHED)
+        assert (ran, [c.number for c in outcome.others]) == ([0, 2, 3], [1])
+        assert working(description, lambda _: FINISHED, [1])[1] == []
+        assert "1 cell left to" in overview.ending(outcome, tmp_path, None)
+    assert working(description, lambda _: FINISHED, [1])[1] == [1]
+
+
+def test_what_a_cells_process_ends_with(tmp_path, monkeypatch, capsys):
+    """Killed: recorded as failed. Stopped by a signal: nothing is recorded, and the signal goes on."""
+    cell = cells_of(described())[0]
+    for code, error in (
+        (-9, "killed by SIGKILL. SIGKILL is often"),
+        (3, "exit code 3"),
+        (1, "before it could say why"),
+    ):
+        monkeypatch.setattr(
+            work_module.subprocess, "Popen", lambda *_, _code=code, **__: SimpleNamespace(wait=lambda: _code)
+        )
+        run_in_process(cell, tmp_path, How("cpu", 1, 1), "")
+        assert cell.state(tmp_path) == "failed"
+        assert error in cell.record(tmp_path)["error"]
+        assert "FAILED" in capsys.readouterr().out
+        (cell.folder(tmp_path) / RECORD).unlink()
+    monkeypatch.setattr(work_module.subprocess, "Popen", lambda *_, **__: SimpleNamespace(wait=lambda: 128 + 15))
+    with pytest.raises(Stopped):
+        run_in_process(cell, tmp_path, How("cpu", 1, 1), "")
+    assert cell.state(tmp_path) == "waiting"
