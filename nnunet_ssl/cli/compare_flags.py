@@ -32,9 +32,13 @@ PLAIN = ("labelled", "epochs", "iterations_per_epoch", "batch_size", "metrics", 
 
 
 def description_of(
-    args: argparse.Namespace, folder: Path, resolve: Callable[[Sequence[str]], list[str]], write: bool
+    args: argparse.Namespace,
+    folder: Path,
+    resolve: Callable[[Sequence[str]], list[str]],
+    write: bool,
+    check: Callable[[Description], None] = lambda _: None,
 ) -> Description:
-    """The folder's description, or a new one from the flags, which `write` puts into the folder.
+    """The folder's description, or a new one from the flags, which `write` puts into the folder when `check` raises nothing.
 
     Flags that are not given are as the folder has them. resolve: whole names of data sets. Raises SettingsError where the flags
     say something else than the folder, or too little.
@@ -51,6 +55,7 @@ def description_of(
         if folder.is_dir() and any(folder.iterdir()):
             raise FolderTaken(f"{folder} holds files, and no comparison.json. Give a new folder with -o.", path=folder)
         if write:
+            check(asked)
             folder.mkdir(parents=True, exist_ok=True)
             write_description(asked, folder)
         return asked
