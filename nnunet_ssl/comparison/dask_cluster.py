@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
 
 from nnunet_ssl.errors import MachineError
 
@@ -30,13 +32,15 @@ def work_on_workers(address: str, arguments: Sequence[str]) -> int:
     folders and the comparison's under the paths they have here. Raises MachineError without Dask or workers.
     """
     try:
-        from distributed import Client, LocalCluster, as_completed
+        dask: Any = import_module("distributed")
     except ImportError as error:
         raise MachineError("dask.distributed is not installed. Type: pip install 'nnunet_ssl[dask]'") from error
     environment = {name: os.environ[name] for name in FOLDERS if name in os.environ}
-    cluster = LocalCluster(2, threads_per_worker=1, dashboard_address=None) if address == LOCAL else address
+    cluster: Any = address
+    if address == LOCAL:
+        cluster = dask.LocalCluster(2, threads_per_worker=1, dashboard_address=None)
     try:
-        client = Client(cluster)
+        client = dask.Client(cluster)
         client.wait_for_workers(1, timeout=60)
     except (OSError, asyncio.TimeoutError) as error:
         raise MachineError(f"There is no Dask cluster with workers at {address}: {error}") from error
@@ -50,7 +54,7 @@ def work_on_workers(address: str, arguments: Sequence[str]) -> int:
             for name in client.nthreads()
         }
         print(f"{len(calls)} workers take part.", flush=True)
-        for call in as_completed(calls):
+        for call in dask.as_completed(calls):
             finished = call.status == "finished"
             code, said = (
                 call.result() if finished else (1, str(call.exception() if call.status == "error" else call.status))

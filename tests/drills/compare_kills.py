@@ -2,7 +2,7 @@
 
 A comparison of tiny networks on tiny generated images (two arms, two seeds) is run once without disturbance. Then it is run again
 and again: after a random time KILL, TERM, INT or USR1 is sent to the command, or to its whole group; sometimes two processes work
-on the folder at once, and one of them gets it. What was killed is started again, until all cells are finished. Then scores.csv has
+on the folder at once, and one gets it. What was killed is started again, until all cells are finished. Then scores.csv has
 to be that of the undisturbed one, byte by byte; no finished cell may have been touched again; no process may be left behind.
 
     --kills N    so many kills (20)
