@@ -36,8 +36,9 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); font-size:
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { border-bottom-width: 2px; font-weight: 600; }
 th:first-child, td:first-child, .facts td { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { min-width: 10rem; }
 td.best { font-weight: 700; }
-td small { display: block; font-weight: 400; color: var(--soft); white-space: nowrap; }
+td small, th small { display: block; font-weight: 400; color: var(--soft); white-space: nowrap; }
 td.aside, th.aside { font-style: italic; color: var(--soft); background: var(--panel); border-left: 1px dashed var(--line); }
 .facts th { border-bottom-width: 1px; white-space: nowrap; vertical-align: top; }
 figure { margin: 1.2rem 0; }

@@ -9,7 +9,7 @@ from nnunet_ssl.messages import counted
 from nnunet_ssl.report.comparison.cases import MAX_PICTURES, draw_case, extremes
 from nnunet_ssl.report.comparison.circumstances import circumstances
 from nnunet_ssl.report.comparison.fairness import labels
-from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, Comparison
+from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, Comparison, short
 from nnunet_ssl.report.comparison.pictures import (
     Look,
     draw_differences,
@@ -18,7 +18,7 @@ from nnunet_ssl.report.comparison.pictures import (
     draw_training,
     png,
 )
-from nnunet_ssl.report.comparison.tables import difference_table, overall_table, results_table, structure_table
+from nnunet_ssl.report.comparison.tables import differences_table, results_tables, structure_table
 from nnunet_ssl.report.comparison.words import change
 from nnunet_ssl.report.page import Page
 
@@ -29,7 +29,8 @@ def build_page(comparison: Comparison, summary: Mapping[str, Any]) -> Page:
     """The page; summary: of `summarise`."""
     look = Look(comparison.arms, comparison.reference)
     page = Page("Does pre-training help?", _lead(comparison))
-    page.key_message(" ".join(summary["answer"]))
+    for text in summary["answer"]:
+        page.key_message(text)
     _state(page, summary["cells"])
     for text in summary["cautions"]:
         page.paragraph(text)
@@ -72,10 +73,8 @@ def _numbers(page: Page, comparison: Comparison, metric: str, found: Mapping[str
     if not found["means"]:
         page.paragraph("No training has scores yet.")
         return
-    for number in comparison.labelled:
-        results_table(page, comparison, metric, found, number)
-    overall_table(page, metric, found["overall"], comparison.reference)
-    difference_table(page, metric, found["differences"], comparison.reference)
+    results_tables(page, comparison, metric, found)
+    differences_table(page, metric, found, comparison)
     structure_table(page, metric, found["means"], comparison)
 
 
@@ -159,7 +158,7 @@ def _cases(page: Page, comparison: Comparison, summary: Mapping[str, Any]) -> No
     page.heading("Cases that gained and lost most")
     page.table(
         ["data set", "case", "arm", f"{metric}, arm minus {comparison.reference}"],
-        [[e.dataset, e.case, e.arm, change(e.difference, metric)] for e in found],
+        [[short(e.dataset), e.case, e.arm, change(e.difference, metric)] for e in found],
         f"Of every data set the case with the largest gain and the one with the largest loss, with {labels(found[-1].labelled)}. "
         "They are chosen because they are extreme: they do not show what is usual.",
     )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ssl.report.comparison.folder import Comparison
+from nnunet_ssl.report.comparison.folder import Comparison, short
 from nnunet_ssl.report.page import Page
 
 SHOWN = (
@@ -80,7 +80,7 @@ def _transfers(page: Page, comparison: Comparison) -> None:
         if isinstance(transfer, dict) and isinstance(transfer.get("encoder_fraction"), (int, float)):
             notes = [str(note) for note in transfer.get("notes") or []]
             row: list[object] = [
-                cell.key.dataset,
+                short(cell.key.dataset),
                 cell.key.arm,
                 f"{transfer['encoder_fraction']:.1%}",
                 "; ".join(notes),

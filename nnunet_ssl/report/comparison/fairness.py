@@ -89,9 +89,12 @@ def left_out(
     lines += _in_numbers([cell.key for cell in comparison.cells if cell.state == RUNNING], "still running")
     lines += _in_numbers([cell.key for cell in comparison.cells if cell.state == MISSING], "not begun")
     lines += _in_numbers(comparison.others, "in the folder, but not asked for by the description")
+    unpaired: dict[str, list[str]] = {}  # what is missing -> metrics
     for metric, rows in differences.items():
         for row in rows:
-            lines += _unpaired(row, metric, comparison.reference)
+            for text in _unpaired(row, comparison.reference):
+                unpaired.setdefault(text, []).append(metric)
+    lines += [f"{text} ({', '.join(metrics)})." for text, metrics in unpaired.items()]
     for metric, rows in ranks.items():
         for row in rows:
             if row["left_out"]:
@@ -119,13 +122,13 @@ def _in_numbers(keys: Sequence[Key], what: str) -> list[str]:
     return lines
 
 
-def _unpaired(row: Mapping[str, Any], metric: str, reference: str) -> list[str]:
+def _unpaired(row: Mapping[str, Any], reference: str) -> list[str]:
     counts = row["left_out"]
-    reasons = [
-        f"{counted(counts['only_reference'], 'score')} that only {reference} has" * bool(counts["only_reference"]),
-        f"{counted(counts['only_arm'], 'score')} that only {row['arm']} has" * bool(counts["only_arm"]),
-        f"{counted(counts['undefined'], 'score')} undefined in one of them" * bool(counts["undefined"]),
-    ]
-    given = ", ".join(reason for reason in reasons if reason)
-    where = f"{row['dataset']}, {labels(row['labelled'])}, {row['arm']} against {reference}, {metric}"
-    return [f"{where}: not paired {given}."] if given else []
+    reasons = {
+        "only_reference": f"of cases that only {reference} has",
+        "only_arm": f"of cases that only {row['arm']} has",
+        "undefined": "undefined in one of them",
+    }
+    given = ", ".join(f"{counted(counts[key], 'score')} {text}" for key, text in reasons.items() if counts[key])
+    where = f"{row['dataset']}, {labels(row['labelled'])}, {row['arm']} against {reference}"
+    return [f"{where}, not paired: {given}"] if given else []

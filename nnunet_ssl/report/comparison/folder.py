@@ -103,6 +103,11 @@ def number_of(labelled: str) -> float:
     return float(labelled) if labelled.isdecimal() else float("inf")
 
 
+def short(dataset: str) -> str:
+    """A data set's name for a narrow column: 004 Hippocampus for Dataset004_Hippocampus."""
+    return dataset.removeprefix("Dataset").replace("_", " ", 1)
+
+
 def read_comparison(folder: Path) -> Comparison:
     """What a folder holds; raises BadFile where its description cannot be read, notes on its cell what else cannot."""
     description = _description(folder / DESCRIPTION)

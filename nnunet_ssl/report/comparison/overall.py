@@ -67,7 +67,7 @@ def _over_datasets(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, 
         "datasets": [row["dataset"] for row in rows],
         "datasets_better": sum(sign * row["difference"] > 0 for row in rows),
         "cases": sum(row["cases"] for row in rows),
-        "better": sum(row["better"] for row in rows),
+        **{name: sum(row[name] for row in rows) for name in ("better", "worse", "equal")},
         "seeds": len(seeds),
         "seed_deviation": deviation(by_seed),
     }

@@ -17,6 +17,7 @@ class Published:
     """A row of a paper's table, as a column of ours; numbers as texts, from 0 to 1."""
 
     title: str
+    backbone: str
     mean: str
     datasets: str  # how many data sets the mean is over
     rank: str
@@ -52,7 +53,8 @@ def _column(row: Mapping[str, Any], own: Mapping[str, str]) -> Published:
     numbers = {own[name]: f"{value / 100:.4f}" for name, value in (row.get("by_dataset") or {}).items() if name in own}
     rank = row.get("average_rank")
     return Published(
-        f"published: {row['backbone']}, {row['start']}",
+        str(row["start"]),
+        str(row["backbone"]),
         f"{row['mean'] / 100:.4f}",
         f"of {row['datasets']} data sets",
         NONE if rank is None else f"{rank:.2f}",
