@@ -53,7 +53,7 @@ def test_a_whole_comparison_answers_in_its_first_line(tmp_path):
     assert len(images) == 4  # ranks, labelled cases, every case, training
     for heading in ("Ranks", "How many labelled cases", "Every case", "Training", "Cases that gained and lost most"):
         assert heading in reader.text
-    assert "no picture, because Dataset004_Hippocampus is not in nnUNet_raw" in reader.text
+    assert "no picture, because its image or its labels are not in nnUNet_raw (Dataset004_Hippocampus)" in reader.text
     assert "nnUNetv2_train Dataset004_Hippocampus 3d_fullres 0 -tr SSLFinetuneTrainer" in reader.text
     assert "What was left out" not in reader.text
     assert "Mind:" not in reader.text
@@ -227,6 +227,15 @@ def test_the_extreme_cases_are_shown_with_their_predictions(tmp_path, monkeypatc
     rows = summary["metrics"]["Dice"]["differences"]
     most = max(d for row in rows for d in row["by_case"].values())
     assert any(f"{most:+.3f}" in text for text in captions)
+    # The same from where the comparison noted its images and labels to be.
+    monkeypatch.undo()
+    base = tmp_path / "preprocessed"
+    shutil.copytree(raw / "labelsTr", base / "gt_segmentations")
+    images = {case: [str(raw / "imagesTr" / f"{case}_0000.nii.gz")] for case in "xyz"}
+    noted = {"base": str(base), "dataset_json": content, "images": images}
+    (folder / "datasets").mkdir()
+    (folder / "datasets" / "Dataset004_Hippocampus.json").write_text(json.dumps(noted))
+    assert sum(tag == "img" for tag, _ in read(folder)[0].tags) == before + 2
     # What cannot be read costs a picture, not the page.
     for file in folder.glob("cells/*/*/*/*/*/predictions/*"):
         file.write_bytes(b"torn")

@@ -18,6 +18,7 @@ from nnunet_ssl.report.comparison.pictures import (
     draw_training,
     png,
 )
+from nnunet_ssl.report.comparison.published import about_protocol
 from nnunet_ssl.report.comparison.tables import differences_table, results_tables, structure_table
 from nnunet_ssl.report.comparison.words import change
 from nnunet_ssl.report.page import Page
@@ -43,6 +44,7 @@ def build_page(comparison: Comparison, summary: Mapping[str, Any]) -> Page:
     _training(page, comparison, look)
     _cases(page, comparison, summary)
     _left_out(page, summary)
+    about_protocol(page, comparison)
     circumstances(page, comparison, summary)
     return page
 

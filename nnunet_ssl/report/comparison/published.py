@@ -8,6 +8,7 @@ from typing import Any
 
 from nnunet_ssl.comparison.protocols.protocol import Protocol, load_protocol
 from nnunet_ssl.report.comparison.folder import Comparison
+from nnunet_ssl.report.page import Page
 
 NONE = "\N{EN DASH}"
 
@@ -28,13 +29,48 @@ class Published:
         return self.by_dataset.get(dataset, NONE)
 
 
+def protocol_of(comparison: Comparison) -> Protocol | None:
+    """The protocol that the comparison's description names, None for none."""
+    name = comparison.description.get("protocol")
+    return load_protocol(str(name)) if name else None
+
+
+def lacking(comparison: Comparison) -> list[str]:
+    """The data sets of the protocol that the comparison has not, in a sentence; none without protocol."""
+    protocol = protocol_of(comparison)
+    names = [entry.name for entry in protocol.lacking(comparison.datasets)] if protocol else []
+    return [f"{protocol.title}: {', '.join(names)}, which are not here."] if protocol and names else []
+
+
+def about_protocol(page: Page, comparison: Comparison) -> None:
+    """A section on the protocol: where it is from, what is not known of it, how far its numbers were checked."""
+    protocol = protocol_of(comparison)
+    if protocol is None:
+        return
+    page.heading(f"The protocol: {protocol.title}")
+    page.paragraph(f"{protocol.paper}. Split: {protocol.split}.")
+    page.items(protocol.notes)
+    page.table(
+        ["backbone", "start", "epochs", f"mean {protocol.metric}", "data sets", "average rank"],
+        [
+            [
+                row["backbone"],
+                row["start"],
+                row["epochs"],
+                f"{row['mean'] / 100:.4f}",
+                row["datasets"],
+                row["average_rank"] or NONE,
+            ]
+            for row in protocol.published
+        ],
+        f"Published numbers, from {'; '.join(dict.fromkeys(str(row['trust']) for row in protocol.published))}.",
+    )
+
+
 def published_columns(comparison: Comparison, metric: str) -> list[Published]:
     """The rows of the comparison's protocol for its kind of network, where the metric is that of the paper; else none."""
-    name = comparison.description.get("protocol")
-    if not name:
-        return []
-    protocol = load_protocol(str(name))
-    if metric != protocol.metric:
+    protocol = protocol_of(comparison)
+    if protocol is None or metric != protocol.metric:
         return []
     own = {entry.name: dataset for entry, dataset in protocol.datasets_of(comparison.datasets).items()}
     kinds = _backbones(comparison, protocol)

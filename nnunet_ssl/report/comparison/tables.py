@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_ssl.messages import counted
 from nnunet_ssl.report.comparison.differences import lower_is_better
 from nnunet_ssl.report.comparison.fairness import labels
 from nnunet_ssl.report.comparison.folder import Comparison, short
@@ -65,7 +66,7 @@ def _results_table(
             for arm in arms
         ]
         rows.append([short(dataset), *cells, *(Marked(column.of(dataset), aside=True) for column in published)])
-    if len(comparison.datasets) > 1:
+    if len(comparison.datasets) > 1 or published:
         rows += _over_datasets(comparison, metric, found, number, arms, means, ranks, published)
     page.table(
         [labels(number), *arms, *(Marked(c.title, f"published, {c.backbone}", aside=True) for c in published)],
@@ -91,8 +92,9 @@ def _over_datasets(
     rounded = {arm: amount(value, metric) for arm, value in values.items()}
     top = (min if lower_is_better(metric) else max)(values, key=lambda arm: values[arm])
     overall = {row["arm"]: row for row in found["overall"] if row["labelled"] == number}
-    name = f"mean of {len(full)}" + (
-        f" of {len(comparison.datasets)} data sets" if len(full) < len(comparison.datasets) else " data sets"
+    all_of_them = counted(len(comparison.datasets), "data set")
+    name = (
+        f"mean of {all_of_them}" if len(full) == len(comparison.datasets) else f"mean of {len(full)} of {all_of_them}"
     )
     mean_row: list[object] = [Marked(name, best=True)]
     mean_row += [
@@ -207,8 +209,8 @@ def structure_table(page: Page, metric: str, rows: Sequence[Mapping[str, Any]], 
         ["data set", "structure or region", *arms],
         lines,
         f"Mean {metric} by structure with {labels(comparison.labelled[-1])}. As in nnU-Net, a structure that is absent from "
-        "truth and prediction has no value and is left out; a Dice of one that is predicted though absent, or missed, is 0. A "
-        "case's score is the mean over its structures that have a value.",
+        "truth and prediction has no value and is left out. Of one that is predicted though absent, or missed, Dice and NSD "
+        "are 0, and HD95 is the image's diagonal. A case's score is the mean over its structures that have a value.",
     )
 
 
