@@ -86,7 +86,13 @@ def test_what_a_data_set_must_hold_is_compared():
 
 def test_published_numbers_are_marked_and_beside_most_labels_only(tmp_path):
     folder = make_comparison(
-        tmp_path, datasets=["Dataset001_ATLAS22", "Dataset002_Mine"], labelled=[10, "all"], protocol="spark3d", cases=4
+        tmp_path,
+        datasets=["Dataset001_ATLAS22", "Dataset002_Mine"],
+        labelled=[10, "all"],
+        protocol="spark3d",
+        cases=4,
+        folds=[0],
+        metrics=["Dice"],
     )
     html = write_report(folder).read_text(encoding="utf-8")
     reader = Reader()
