@@ -23,6 +23,7 @@ from nnunet_ssl.report.comparison.tables import differences_table, results_table
 from nnunet_ssl.report.comparison.words import change
 from nnunet_ssl.report.page import Page
 
+PER_PICTURE = 4  # data sets, in pictures with a row for each
 CURVES = {"train_losses": "training loss", "val_losses": "validation loss", "pseudo_dice": "pseudo Dice"}
 
 
@@ -105,11 +106,14 @@ def _pictures(
         )
     if any(row["cases"] for row in found["differences"]):
         page.heading("Every case")
-        page.figure(
-            png(draw_differences([row for row in found["differences"] if row["cases"]], metric, look)),
-            f"Difference in {metric} to {comparison.reference} of every test case, runs averaged. Diamonds: the mean; "
-            "black bars: its 95 % interval.",
-        )
+        for datasets in _parts(comparison.datasets):
+            rows = [row for row in found["differences"] if row["cases"] and row["dataset"] in datasets]
+            if rows:
+                page.figure(
+                    png(draw_differences(rows, metric, look)),
+                    f"Difference in {metric} to {comparison.reference} of every test case, runs averaged. Diamonds: the "
+                    "mean; black bars: its 95 % interval.",
+                )
 
 
 def _learning_curves(
@@ -128,6 +132,11 @@ def _learning_curves(
     return {name: curves[name] for name in comparison.datasets if name in curves}
 
 
+def _parts(datasets: Sequence[str]) -> list[Sequence[str]]:
+    """The data sets in parts whose pictures fit a printed page."""
+    return [datasets[n : n + PER_PICTURE] for n in range(0, len(datasets), PER_PICTURE)]
+
+
 def _training(page: Page, comparison: Comparison, look: Look) -> None:
     curves: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     shown = comparison.labelled[-1]
@@ -143,9 +152,9 @@ def _training(page: Page, comparison: Comparison, look: Look) -> None:
         for key, name in CURVES.items()
         if any(key in c for a in curves.values() for t in a.values() for c in t)
     }
-    if keys:
+    for datasets in _parts(list(curves)) if keys else ():
         page.figure(
-            png(draw_training(curves, keys, look)),
+            png(draw_training({dataset: curves[dataset] for dataset in datasets}, keys, look)),
             f"The trainings with {labels(shown)}: thin lines are folds and seeds, the thick ones their means. The pseudo Dice is "
             "nnU-Net's quick estimate on random patches.",
         )
