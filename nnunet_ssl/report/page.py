@@ -54,7 +54,9 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4p
 .scripted .slides figure:not(.shown) { display: none; }
 @media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f5f5f5; --accent: #000; --warn: #000; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  img { max-height: 22cm; width: auto; } figure, tr { break-inside: avoid; } thead { display: table-header-group; } }
+  .wide { overflow: visible; } .wide table { font-size: 8pt; } .wide th, .wide td { padding: .2rem .35rem; }
+  .wide th:first-child, .wide td:first-child { min-width: 5.5rem; } td small, th small { white-space: normal; }
+  img { max-height: 22cm; width: auto; } figure, tr { break-inside: avoid; } }
 """
 
 # Where the slider stands is kept in the address, so that it survives loading the page anew.

@@ -112,12 +112,17 @@ def test_published_numbers_are_marked_and_beside_most_labels_only(tmp_path):
     assert 'class="aside"' not in write_report(folder).read_text(encoding="utf-8").split("</style>")[1]
 
 
-def test_published_numbers_are_those_of_the_own_kind_of_network(tmp_path):
+@pytest.mark.parametrize("family", ["Primus", "ResidualEncoderUNet", None])
+def test_published_numbers_are_those_of_the_own_kind_of_network(tmp_path, family):
     folder = make_comparison(
-        tmp_path, datasets=["Dataset001_A"], labelled=["all"], protocol="openmind", cases=4, metrics=["Dice"]
+        tmp_path, datasets=["Dataset001_A"], labelled=["all"], protocol="openmind", cases=4, metrics=["Dice"], seeds=[0]
     )
     for file in folder.glob("cells/**/cell.json"):
-        file.write_text(json.dumps(json.loads(file.read_text()) | {"plans": "nnUNetSSLPrimusMPlans"}))
+        noted = json.loads(file.read_text())
+        if noted["transfer"]:
+            noted["transfer"]["target"] = {"family": family}
+        file.write_text(json.dumps(noted | {"plans": "nnUNetPlans_finetune"}))
     html = write_report(folder).read_text(encoding="utf-8")
-    assert "published, Primus-M" in html
-    assert "published, ResEnc-L" not in html
+    assert ("published, Primus-M" in html) == (family == "Primus")
+    assert ("published, ResEnc-L" in html) == (family == "ResidualEncoderUNet")
+    assert "0.7091" in html  # all of them are in the section on the protocol

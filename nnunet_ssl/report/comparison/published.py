@@ -11,6 +11,7 @@ from nnunet_ssl.report.comparison.folder import Comparison
 from nnunet_ssl.report.page import Page
 
 NONE = "\N{EN DASH}"
+BACKBONES = {"Primus": "Primus-M", "ResidualEncoderUNet": "ResEnc-L"}  # of ours -> the papers'
 
 
 @dataclass(frozen=True)
@@ -68,21 +69,27 @@ def about_protocol(page: Page, comparison: Comparison) -> None:
 
 
 def published_columns(comparison: Comparison, metric: str) -> list[Published]:
-    """The rows of the comparison's protocol for its kind of network, where the metric is that of the paper; else none."""
+    """The rows of the comparison's protocol for its kinds of network, where the metric is that of the paper; else none.
+
+    Where the kind is not known there are no columns, for they would be many; the section on the protocol has all rows.
+    """
     protocol = protocol_of(comparison)
     if protocol is None or metric != protocol.metric:
         return []
     own = {entry.name: dataset for entry, dataset in protocol.datasets_of(comparison.datasets).items()}
-    kinds = _backbones(comparison, protocol)
+    kinds = _backbones(comparison)
     return [_column(row, own) for row in protocol.published if row["backbone"] in kinds]
 
 
-def _backbones(comparison: Comparison, protocol: Protocol) -> set[str]:
-    """The paper's backbones whose name stands in the plans of some cell; all where none does."""
-    plans = " ".join(str(cell.noted.get("plans") or "") for cell in comparison.cells).lower()
-    known = {str(row["backbone"]) for row in protocol.published}
-    found = {name for name in known if name.lower().replace("-", "")[:6] in plans.replace("-", "")}
-    return found or known
+def _backbones(comparison: Comparison) -> set[str]:
+    """The papers' names of the kinds of network that weights were loaded into, or else that plans are named for."""
+    families, plans = set(), ""
+    for cell in comparison.cells:
+        target = (cell.noted.get("transfer") or {}).get("target") or {}
+        families.add(BACKBONES.get(str(target.get("family"))))
+        plans += str(cell.noted.get("plans") or "").lower()
+    named = {name for text, name in (("primus", "Primus-M"), ("resenc", "ResEnc-L")) if text in plans}
+    return {name for name in families if name} or named
 
 
 def _column(row: Mapping[str, Any], own: Mapping[str, str]) -> Published:

@@ -165,24 +165,22 @@ def differences_table(page: Page, metric: str, found: Mapping[str, Any], compari
 
 def _over_all(row: Mapping[str, Any], metric: str) -> list[object]:
     datasets = f"better in {row['datasets_better']} of {len(row['datasets'])}"
-    counts = f"{row['better']} / {row['worse']} / {row['equal']}"
-    return [Marked("all data sets", datasets, best=True), *_cells(row, metric, counts), NONE, row["verdict"]]
+    return [Marked("all data sets", datasets, best=True), *_cells(row, metric), NONE, row["verdict"]]
 
 
 def _in_one(row: Mapping[str, Any], metric: str) -> list[object]:
-    counts = f"{row['better']} / {row['worse']} / {row['equal']}"
     folds = spread(row["fold_deviation"], row["folds"], "fold")
-    return [short(row["dataset"]), *_cells(row, metric, counts), folds, verdict_of(row, metric)]
+    return [short(row["dataset"]), *_cells(row, metric), folds, verdict_of(row, metric)]
 
 
-def _cells(row: Mapping[str, Any], metric: str, counts: str) -> list[object]:
+def _cells(row: Mapping[str, Any], metric: str) -> list[object]:
     p, corrected = (p_value(row[name]).removeprefix("p ").removeprefix("= ") for name in ("p", "p_holm"))
     return [
         row["labelled"],
         row["arm"],
         Marked(change(row["difference"], metric), interval(row, metric)),
         Marked(corrected, f"alone {p}"),
-        counts,
+        "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}".join(str(row[name]) for name in ("better", "worse", "equal")),
         spread(row["seed_deviation"], row["seeds"], "seed"),
     ]
 
