@@ -157,6 +157,8 @@ def test_arms_that_differ_in_more_than_weights_are_named(tmp_path):
     assert "voco and scratch differ in versions of packages (torch)" in said
     assert len(summary["differences_in_setup"]) == 5
     assert reader.text.count("Mind:") == 5
+    change_cell(folder, "voco", warnings=["The images tested on were seen."])
+    assert "Mind: The images tested on were seen." in read(folder)[0].text
 
 
 def test_a_cell_that_cannot_be_read_is_a_failed_one(tmp_path):

@@ -24,6 +24,7 @@ from nnunet_ssl.report.comparison.words import change
 from nnunet_ssl.report.page import Page
 
 PER_PICTURE = 4  # data sets, in pictures with a row for each
+MAX_WARNINGS = 5  # of the trainings, above everything else; the rest stands below
 CURVES = {"train_losses": "training loss", "val_losses": "validation loss", "pseudo_dice": "pseudo Dice"}
 
 
@@ -36,7 +37,7 @@ def build_page(comparison: Comparison, summary: Mapping[str, Any]) -> Page:
     _state(page, summary["cells"])
     for text in summary["cautions"]:
         page.paragraph(text)
-    for text in summary["differences_in_setup"]:
+    for text in (*summary["differences_in_setup"], *summary["warnings"][:MAX_WARNINGS]):
         page.warning(text)
     for n, (metric, found) in enumerate(summary["metrics"].items()):
         _numbers(page, comparison, metric, found)
@@ -193,6 +194,6 @@ def _left_out(page: Page, summary: Mapping[str, Any]) -> None:
     if summary["left_out"]:
         page.heading("What was left out")
         page.items(summary["left_out"])
-    if summary["warnings"]:
-        page.heading("What the trainings warned of")
-        page.items(summary["warnings"])
+    if len(summary["warnings"]) > MAX_WARNINGS:
+        page.heading("What the trainings also warned of")
+        page.items(summary["warnings"][MAX_WARNINGS:])

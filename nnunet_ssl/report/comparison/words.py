@@ -10,10 +10,9 @@ import numpy as np
 from nnunet_ssl.messages import counted
 from nnunet_ssl.report.comparison.differences import lower_is_better
 from nnunet_ssl.report.comparison.fairness import labels
-from nnunet_ssl.report.comparison.overall import HELPED, HURT, UNKNOWN
+from nnunet_ssl.report.comparison.overall import HELPED, HURT, LEARNED, UNKNOWN, learned
 from nnunet_ssl.report.comparison.paired import CONFIDENCE
 
-LEARNED = 0.1  # mean Dice below which no comparison makes sense
 OTHER = {HELPED: "was better", HURT: "was worse"}  # of arms without pre-trained weights
 
 
@@ -45,14 +44,16 @@ def _of_arm(arm: str, rows: Sequence[Mapping[str, Any]], metric: str, pretrained
         if verdict == UNKNOWN:
             verb = "helped" if pretrained else "was better"
             sentences.append(
-                f"Whether {subject.replace('Pre-', 'pre-')} {verb} cannot be told {_why(found)}: {amounts}."
+                f"Whether {subject.replace('Pre-', 'pre-')} {verb} cannot be told {_why(found, metric)}: {amounts}."
             )
         else:
             sentences.append(f"{subject} {verdict if pretrained else OTHER[verdict]}: {amounts}; {_cases(found)}.")
     return " ".join(sentences)
 
 
-def _why(rows: Sequence[Mapping[str, Any]]) -> str:
+def _why(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    if not any(learned(row, metric) for row in rows):
+        return f"from networks that have not learned the task (mean {metric} below {LEARNED}; {_cases(rows)})"
     return f"with so few cases ({_cases(rows)})"
 
 
