@@ -30,7 +30,7 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
         "reference": reference,
         "metric": metric,
         "answer": headline(first["overall"], metric, comparison.arms, pretrained, reference),
-        "cautions": cautions(first["overall"], first["means"], metric, reference),
+        "cautions": cautions(first["overall"], reference),
         "cells": states(comparison),
         "metrics": metrics,
         "training_cases": training_cases(comparison),

@@ -113,16 +113,9 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def cautions(
-    rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], metric: str, reference: str
-) -> list[str]:
+def cautions(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
     """What a hurried reader of the headline has to know as well."""
     lines = []
-    best = max((row["mean"] for row in means if np.isfinite(row["mean"])), default=np.nan)
-    if not lower_is_better(metric) and best < LEARNED:
-        lines.append(
-            f"No network has learned the task: all have a mean {metric} below {LEARNED}. So little training compares nothing."
-        )
     if rows and max(row["seeds"] for row in rows) < 2:
         lines.append(
             "Every training ran with one seed. The intervals are about the test cases; how much another run with other random "
