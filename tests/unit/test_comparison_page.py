@@ -161,6 +161,24 @@ def test_arms_that_differ_in_more_than_weights_are_named(tmp_path):
     assert "Mind: The images tested on were seen." in read(folder)[0].text
 
 
+def test_plans_are_compared_by_what_they_hold(tmp_path):
+    """Plans made for other weights have another name; the networks and images may be the same all the same."""
+    folder = make_comparison(tmp_path, **SMALL)
+    change_cell(folder, "mae", plans="nnUNetFinetunePlans_mae")
+    change_cell(folder, "voco", plans="nnUNetFinetunePlans_voco")
+    own = {"patch_size": [40, 56, 40], "data_identifier": "a", "finetune": {"initial_lr": 1e-2, "num_epochs": 30}}
+    like = {**own, "data_identifier": "b", "finetune": {"initial_lr": 1e-3, "num_epochs": 30, "transfer": "encoder"}}
+    arms = {"scratch": own, "mae": like, "voco": {**like, "patch_size": [64, 64, 64]}}
+    plans = {
+        arm: {"plans_name": arm, "configurations": {"3d_fullres": configuration}} for arm, configuration in arms.items()
+    }
+    (folder / "datasets").mkdir()
+    file = folder / "datasets" / "Dataset004_Hippocampus.json"
+    file.write_text(json.dumps({"configuration": "3d_fullres", "plans": plans}))
+    (said,) = read(folder)[1]["differences_in_setup"]
+    assert said.startswith("voco and scratch differ in the plans (patch size), on Dataset004_Hippocampus")
+
+
 def test_a_cell_that_cannot_be_read_is_a_failed_one(tmp_path):
     folder = make_comparison(tmp_path, **SMALL)
     (folder / "scores.csv").unlink()

@@ -14,9 +14,8 @@ import numpy as np
 from nnunet_ssl.corpus.datasets import raw_folder
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.errors import NnunetSSLError
-from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.report.comparison.differences import lower_is_better
-from nnunet_ssl.report.comparison.folder import Cell, Comparison
+from nnunet_ssl.report.comparison.folder import Cell, Comparison, prepared
 from nnunet_ssl.report.geometry import Geometry
 from nnunet_ssl.report.orientation import codes_of
 from nnunet_ssl.report.overlays import draw_overlay
@@ -114,9 +113,8 @@ def _cells(comparison: Comparison, extreme: Extreme, name: str) -> dict[str, Cel
 
 def _prepared(comparison: Comparison, extreme: Extreme) -> tuple[Mapping[str, Any], str, str] | None:
     """dataset.json, first channel and labels of a case, as the comparison noted where they are; None where they are not."""
-    file = comparison.folder / "datasets" / f"{extreme.dataset}.json"
-    noted = read_json(file) if file.is_file() else None
-    if not isinstance(noted, dict) or not isinstance(noted.get("dataset_json"), dict):
+    noted = prepared(comparison, extreme.dataset)
+    if not isinstance(noted.get("dataset_json"), dict):
         return None
     images = (noted.get("images") or {}).get(extreme.case) or [""]
     truth = join(

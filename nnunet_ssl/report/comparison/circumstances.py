@@ -114,7 +114,8 @@ def _versions(comparison: Comparison) -> dict[str, str]:
 def _commands(page: Page, comparison: Comparison) -> None:
     page.heading("To repeat it")
     page.paragraph(
-        "Goes on with what is not finished, or makes this page anew. In a new folder with a copy of comparison.json: all again."
+        "The first line goes on with what is not finished, the second makes this page anew. A copy of comparison.json in a new "
+        "folder does all of it again."
     )
     folder = shlex.quote(str(comparison.folder))
     page.commands([f"nnUNetv2_pretrain_compare -o {folder}", f"nnUNetv2_pretrain_compare -o {folder} --report"])

@@ -13,7 +13,7 @@ import pandas as pd
 from nnunet_ssl.errors import BadFile
 from nnunet_ssl.files.entering import read_json
 
-DESCRIPTION, CELL, SCORES, CELLS = "comparison.json", "cell.json", "scores.csv", "cells"
+DESCRIPTION, CELL, SCORES, CELLS, DATASETS = "comparison.json", "cell.json", "scores.csv", "cells", "datasets"
 KEYS = ["dataset", "arm", "fold", "seed", "labelled"]
 COLUMNS = [*KEYS, "case", "structure", "metric", "value"]
 FINISHED, FAILED, RUNNING, MISSING = "finished", "failed", "running", "not begun"
@@ -100,6 +100,15 @@ class Comparison:
 def number_of(labelled: str) -> float:
     """For sorting numbers of labelled cases; "all" is the largest."""
     return float(labelled) if labelled.isdecimal() else float("inf")
+
+
+def prepared(comparison: Comparison, dataset: str) -> dict[str, Any]:
+    """What was noted of a data set when it was prepared: its plans by arm, where its images lie; empty where nothing was."""
+    try:
+        noted = read_json(comparison.folder / DATASETS / f"{dataset}.json")
+    except BadFile:
+        return {}
+    return noted if isinstance(noted, dict) else {}
 
 
 def short(dataset: str) -> str:
