@@ -118,7 +118,13 @@ def _cell(
         "seconds": {"training": 3600.0, "prediction": 60.0, "evaluation": 5.0},
         "commands": [f"nnUNetv2_train {key.dataset} 3d_fullres {key.fold} -tr {arm['trainer']} -p nnUNetPlans_mae"],
         "versions": VERSIONS,
-        "transfer": {"encoder_fraction": 1.0, "notes": ["stem: 1 channel repeated for 2"]} if arm["weights"] else None,
+        "transfer": {
+            "encoder_fraction": 1.0,
+            "target": {"family": "ResidualEncoderUNet"},
+            "notes": ["stem: 1 channel repeated for 2"],
+        }
+        if arm["weights"]
+        else None,
         "curve": {
             "train_losses": loss.tolist(),
             "val_losses": (loss + 0.05).tolist(),

@@ -24,6 +24,7 @@ from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.finetune.phases import Phases
 from nnunet_ssl.finetune.schedules import Phase, make_schedule
 from nnunet_ssl.integration.architecture import build_network, is_primus
+from nnunet_ssl.integration.logger import attach_loggers, finish_loggers
 from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.versions import is_first
@@ -67,6 +68,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         keep_freed_memory(device)
         super().__init__(plans, configuration, fold, dataset_json, device)
         let_pictures_fail(self.logger, self.print_to_log_file)
+        attach_loggers(self)
         block = self.configuration_manager.configuration.get("finetune", {})
         where = f'plans["configurations"]["{configuration}"]["finetune"]'
         self.settings = read_config(FinetuneSettings, block, where)
@@ -278,6 +280,11 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         """As nnU-Net's; ends the run where the setting early_stop says so."""
         super().on_epoch_end()
         self._stop_when_stalled()
+
+    def on_train_end(self) -> None:
+        """As nnU-Net's."""
+        super().on_train_end()
+        finish_loggers(self.logger)
 
     def _stop_when_stalled(self) -> None:
         """All processes know the same Dice, and so come to the same end."""

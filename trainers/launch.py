@@ -94,8 +94,6 @@ def run_process(run: Run) -> str:
     """Train in this process until the end; returns the final checkpoint's path."""
     device = torch.device(run.device)
     use_threads(device)
-    if dist.is_initialized() and dist.get_rank() > 0:
-        os.environ.update(nnUNet_wandb_enabled="0")  # one run in Weights & Biases, not one per process
     folder = output_folder(run.method, run.plans, run.configuration, run.fold)
     checkpoint = existing_checkpoint(folder)
     plans = {**deepcopy(run.plans), "continue_training": checkpoint is not None}

@@ -22,7 +22,7 @@ from nnunet_ssl.backbones.drop_path import drop_by_image
 from nnunet_ssl.backbones.recompute import recompute
 from nnunet_ssl.checkpoints.write import save_checkpoint
 from nnunet_ssl.integration.architecture import build_network
-from nnunet_ssl.integration.logger import use_pretext_logger
+from nnunet_ssl.integration.logger import attach_loggers, finish_loggers, use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.versions import is_first, join_group, without_process_group
 from nnunet_ssl.integration.writing import begin_run, whole_files
@@ -94,6 +94,7 @@ class SSLTrainer(nnUNetTrainer):
         join_group(self)
         self.device = device_of_this_process(device)
         use_pretext_logger(self.logger)
+        attach_loggers(self)
         block = PretrainBlock.read(self.configuration_manager.configuration, method_names(), configuration)
         self.method_class = get_method(self.method_name)
         self.method_config: Any
@@ -424,6 +425,7 @@ class SSLTrainer(nnUNetTrainer):
         super().on_train_end()
         self.position.phase = Phase.FINISHED
         self.print_to_log_file(verdict(self.logger.local_logger.my_fantastic_logging, self.method_class.trivial_answer))
+        finish_loggers(self.logger)
         self.consensus.finish()
         if is_first():
             forget_to_finish(self.output_folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from nnunet_ssl.cli.finetune_flags import add_geometry, add_length, add_weights, wishes_of
+from nnunet_ssl.cli.logger_flags import add_loggers, use_loggers
 from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, take_words
 from nnunet_ssl.cli.parser import CommandParser, one_of, whole
 from nnunet_ssl.errors import SettingsError
@@ -62,6 +63,7 @@ def build_parser() -> CommandParser:
         "-np", dest="num_processes", type=whole, default=8, metavar="N", help="to preprocess (default: 8)"
     )
     more.add_argument("--continue", "--c", dest="go_on", action="store_true", help="not needed: it always does")
+    add_loggers(parser)
     return parser
 
 
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.trainers.device.devices import require_device
     from nnunet_ssl.trainers.finetune_folds import Finetuning, next_commands, require_trainer, train_folds
 
+    use_loggers(args)
     require_trainer(args.trainer)
     require_device(device(args.device))
     require_writable(require_folder("nnUNet_results"))

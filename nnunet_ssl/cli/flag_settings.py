@@ -33,6 +33,7 @@ FLAGS = {
     "stop_on_collapse": "stop_on_collapse",
     "save_every": "save_every",
     "early_stop": "early_stop",
+    "preview_nifti": "preview_nifti",
     "channels": "channels",
 }
 

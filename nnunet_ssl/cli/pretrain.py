@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from nnunet_ssl.cli.flag_settings import flags_as_settings
+from nnunet_ssl.cli.logger_flags import use_loggers
 from nnunet_ssl.cli.pretrain_flags import BACKBONES, axes_of, build_parser, check_flags
 
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     if args.estimate and not estimate(args):
         return
     require_device(device(args.device))
+    use_loggers(args)
     if not args.estimate:
         require_writable(require_folder("nnUNet_results"))
     under_torchrun = launch.join_torchrun(args.device)

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from nnunet_ssl.cli.flag_settings import check_settings, flags_as_settings
+from nnunet_ssl.cli.logger_flags import add_loggers
 from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, method_of_trainer, take_words
 from nnunet_ssl.cli.parser import CommandParser, number, one_of, whole
 from nnunet_ssl.errors import SettingsError
@@ -52,6 +53,7 @@ def build_parser() -> CommandParser:
     add_recipe_flags(parser)
     add_flags_of_saving(parser)
     add_machine_flags(parser)
+    add_loggers(parser)
     return parser
 
 
@@ -194,6 +196,12 @@ def add_flags_of_saving(parser: CommandParser) -> None:
         action="store_true",
         default=None,
         help="end with exit code 4 where the run learns nothing, or its embeddings collapse, after a tenth of it",
+    )
+    saving.add_argument(
+        "--preview-nifti",
+        action="store_true",
+        default=None,
+        help="previews also as NIfTI images, beside the pictures",
     )
     saving.add_argument(
         "--run-name",

@@ -12,6 +12,7 @@ from typing import Any
 from nnunet_ssl.errors import CannotWrite
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.integration.logger import choose_wandb
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.report.attempt import attempt_to_draw
 
@@ -25,8 +26,9 @@ Say = Callable[[str], None]
 
 
 def begin_run(plans: Mapping[str, Any]) -> None:
-    """What a trainer of ours does before nnU-Net makes its folder; raises CannotWrite where it could not be written to."""
+    """What a trainer of ours does before nnU-Net makes its folder and its logger; raises CannotWrite, SettingsError."""
     say_errors_in_one_line()
+    choose_wandb()
     results = os.environ.get("nnUNet_results")  # noqa: SIM112  nnU-Net spells it so
     if results:
         require_writable(join(results, str(plans["dataset_name"])))

@@ -25,7 +25,7 @@ body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.55 s
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-p { margin: .6rem 0; max-width: 46rem; }
+p { margin: .6rem 0; max-width: 46rem; overflow-wrap: anywhere; }
 p.lead { font-size: 1.1rem; color: var(--soft); }
 p.key { max-width: none; padding: .8rem 1rem; background: var(--panel); border-left: 4px solid var(--accent); }
 p.warning { max-width: none; padding: .6rem 1rem; background: var(--panel); border-left: 4px solid var(--warn); }
@@ -36,8 +36,9 @@ caption { caption-side: bottom; text-align: left; color: var(--soft); font-size:
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { border-bottom-width: 2px; font-weight: 600; }
 th:first-child, td:first-child, .facts td { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { min-width: 11rem; }
 td.best { font-weight: 700; }
-td small { display: block; font-weight: 400; color: var(--soft); white-space: nowrap; }
+td small, th small { display: block; font-weight: 400; color: var(--soft); white-space: nowrap; }
 td.aside, th.aside { font-style: italic; color: var(--soft); background: var(--panel); border-left: 1px dashed var(--line); }
 .facts th { border-bottom-width: 1px; white-space: nowrap; vertical-align: top; }
 figure { margin: 1.2rem 0; }
@@ -53,7 +54,9 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4p
 .scripted .slides figure:not(.shown) { display: none; }
 @media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f5f5f5; --accent: #000; --warn: #000; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  figure, table, tr { break-inside: avoid; } }
+  .wide { overflow: visible; } .wide table { font-size: 8pt; } .wide th, .wide td { padding: .2rem .35rem; }
+  .wide th:first-child, .wide td:first-child { min-width: 5.5rem; } td small, th small { white-space: normal; }
+  img { max-height: 22cm; width: auto; } figure, tr { break-inside: avoid; } }
 """
 
 # Where the slider stands is kept in the address, so that it survives loading the page anew.

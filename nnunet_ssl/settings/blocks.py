@@ -100,6 +100,8 @@ class PretrainSettings(ScheduleSettings):
     stop_on_collapse: bool = False
     # End, as a finished run, when the validation loss has not become lower for so many epochs
     early_stop: Count | None = None
+    # Previews also as NIfTI images, a folder per picture, to be opened in a viewer
+    preview_nifti: bool = False
     save_every: Count = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
 
     def __post_init__(self) -> None:
@@ -109,6 +111,21 @@ class PretrainSettings(ScheduleSettings):
                 f"A batch of {self.batch_size} cannot be taken in accumulate = {self.accumulate} equal parts. "
                 f"Use a multiple of {self.accumulate}: --batch-size {fitting}"
             )
+
+
+# Settings of how a run is computed and watched: the network that comes out is the same.
+HOW = frozenset(
+    {
+        "accumulate",
+        "recompute",
+        "shard",
+        "deterministic",
+        "save_every",
+        "stop_on_collapse",
+        "early_stop",
+        "preview_nifti",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from nnunet_ssl.report.comparison.folder import COLUMNS
 from nnunet_ssl.report.comparison.overall import HELPED, HURT, UNKNOWN, mean_over_groups, overall, verdict_of
 from nnunet_ssl.report.comparison.ranks import all_means, all_ranks, average_ranks, common_cases
 from nnunet_ssl.report.comparison.significance import holm, signed_rank
+from nnunet_ssl.report.comparison.words import headline
 
 NAN = float("nan")
 
@@ -254,7 +255,7 @@ def test_small_distances_are_better():
     assert (row["better"], row["worse"], row["equal"]) == (1, 1, 1)
     (ranks,) = all_ranks(case_scores(scores, "HD95"), ["Dataset001_A"], ["all"], ["scratch", "mae"], "HD95")
     assert ranks["mean"] == [2.0, 1.0]  # means 5 and 4.67 mm
-    sure = {"low": -2.0, "high": -1.0, "p_holm": 0.01}
+    sure = {"reference_mean": 5.0, "arm_mean": 3.5, "low": -2.0, "high": -1.0, "p_holm": 0.01}
     assert (verdict_of(sure, "HD95"), verdict_of(sure, "Dice")) == (HELPED, HURT)
 
 
@@ -303,6 +304,16 @@ def test_a_verdict_needs_interval_and_test():
     rows += [(arm, "0", "0", f"{n}", "a", 0.5 + (arm == "mae") * 0.1) for arm in ("scratch", "mae") for n in (5, 6, 7)]
     (row,) = overall(differences_of(table(*rows)), ["all"], ["mae"], "Dice")
     assert row["verdict"] == HELPED
+
+
+def test_of_networks_that_learned_nothing_none_is_better():
+    rows = [(arm, "0", "0", f"{n}", "a", 0.02 + (arm == "mae") * 0.01) for arm in ("scratch", "mae") for n in range(9)]
+    (row,) = overall(differences_of(table(*rows)), ["all"], ["mae"], "Dice")
+    assert row["low"] > 0
+    assert row["p_holm"] < 0.05
+    assert row["verdict"] == UNKNOWN
+    (said,) = headline([row], "Dice", ["scratch", "mae"], ["mae"], "scratch")
+    assert "cannot be told from networks that have not learned the task (mean Dice below 0.1; 9 test cases)" in said
 
 
 def test_holm_is_over_the_arms_of_one_number_of_labelled_cases():

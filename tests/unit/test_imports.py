@@ -42,3 +42,9 @@ def test_the_help_of_no_command_imports_a_library(run_command):
     assert len(told["loaded"]) >= 9
     assert {command: names for command, names in told["loaded"].items() if names} == {}
     assert told["seconds"] < 1.5  # of the CPU
+
+
+def test_no_logger_is_imported_before_it_is_asked_for(run_command):
+    """nnU-Net itself imports wandb where it is installed."""
+    code = 'import nnunet_ssl.integration.logger; print(json.dumps(sorted(others() & {"tensorboard", "mlflow"})))'
+    assert answer(run_command, code) == []

@@ -4,6 +4,7 @@ from itertools import permutations, product
 from pathlib import Path
 
 import matplotlib
+import nibabel
 import numpy as np
 import pytest
 import torch
@@ -15,6 +16,7 @@ from nnunet_ssl.report.painting import BOX_COLOUR, HIDDEN_COLOUR, NO_IMAGE_COLOU
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.report.planes import LABEL_COLOURS, GreyScale, Plane, fullest_planes, grey_window, middle_planes
 from nnunet_ssl.report.progress import draw_comparison, draw_progress
+from nnunet_ssl.report.volumes import affine_of, write_volumes
 
 
 def rgb(colour: str) -> tuple[int, ...]:
@@ -353,3 +355,33 @@ class TestProgress:
         draw_comparison(runs, tmp_path / "two.png", {"train_losses": "loss", "mean_fg_dice": "Dice"})
         draw_comparison({"one": runs["one"]}, tmp_path / "one.png", {"train_losses": "loss", "mean_fg_dice": "Dice"})
         assert share(tmp_path / "two.png", "#D55E00") > share(tmp_path / "one.png", "#D55E00") == 0
+
+
+class TestVolumes:
+    """Previews as NIfTI: a viewer finds the sides of the patient and the size of voxels."""
+
+    @pytest.mark.parametrize("codes", ["SPL", "RAS", "LIP", "ASR"])
+    def test_sides_and_sizes(self, codes: str, tmp_path: Path) -> None:
+        geometry = Geometry(tuple(codes), (3.0, 1.0, 0.5))
+        preview = {
+            "input": np.random.default_rng(0).normal(size=(2, 4, 5, 6)).astype(np.float32),
+            "hidden": np.ones((1, 4, 5, 6), bool),
+        }
+        write_volumes(preview, tmp_path / "epoch", geometry)
+        image, mask = (nibabel.load(tmp_path / "epoch" / f"{name}.nii.gz") for name in preview)
+        assert "".join(nibabel.aff2axcodes(image.affine)) == codes
+        assert nibabel.affines.voxel_sizes(image.affine) == pytest.approx([3.0, 1.0, 0.5])
+        np.testing.assert_array_equal(np.moveaxis(image.get_fdata(), -1, 0), preview["input"])
+        assert mask.get_data_dtype() == np.int16
+        assert (mask.affine == image.affine).all()
+        assert image.header["sform_code"] == 1
+
+    def test_a_slice_and_an_unknown_or_turned_image_make_no_claim(self, tmp_path: Path) -> None:
+        write_volumes({"input": np.zeros((1, 4, 5))}, tmp_path, Geometry(("P", "L"), (2.0, 3.0)))
+        flat = nibabel.load(tmp_path / "input.nii.gz")
+        assert flat.shape == (4, 5, 1)
+        assert "".join(nibabel.aff2axcodes(flat.affine))[:2] == "PL"
+        for geometry in (UNKNOWN, Geometry(("S", "P", "L"), turned=True)):
+            write_volumes({"input": np.zeros((1, 4, 5, 6))}, tmp_path, geometry)
+            assert nibabel.load(tmp_path / "input.nii.gz").header["sform_code"] == 0
+        assert np.linalg.det(affine_of(UNKNOWN, 3)) != 0

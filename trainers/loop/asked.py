@@ -10,11 +10,9 @@ from typing import Any
 from nnunet_ssl.corpus.datasets import load_configuration
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.settings.blocks import PretrainBlock
+from nnunet_ssl.settings.blocks import HOW, PretrainBlock
 
 WEIGHTS = "pretrained_weights"  # key of the plans of a run
-# How a run is computed, or watched: the network that comes out is the same.
-HOW = {"accumulate", "recompute", "shard", "deterministic", "save_every", "stop_on_collapse", "early_stop"}
 GEOMETRY = ("patch_size", "batch_size", "spacing", "normalization_schemes", "architecture")
 
 

@@ -15,12 +15,13 @@ import torch
 from torch import distributed as dist
 
 from nnunet_ssl.errors import CheckpointError
+from nnunet_ssl.integration.logger import log_picture
 from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
 from nnunet_ssl.trainers.loop.log_lines import epoch_line
-from nnunet_ssl.trainers.loop.previews import draw_sample, update_report
+from nnunet_ssl.trainers.loop.previews import draw_sample, update_report, write_sample
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
@@ -112,3 +113,6 @@ def draw_epoch(trainer: RunContext, last: bool) -> None:
         file = join(trainer.output_folder, "previews", f"epoch_{epoch:04d}.png")
         title = f"{trainer.method_name}, validation, epoch {epoch}"
         draw_sample(trainer, trainer.preview, trainer.preview_key, file, title)
+        log_picture(trainer.logger, "preview", file, trainer.current_epoch)
+        if trainer.settings.preview_nifti:
+            write_sample(trainer, trainer.preview, trainer.preview_key, file.removesuffix(".png"))

@@ -11,6 +11,7 @@ from nnunet_ssl.integration.versions import is_first
 from nnunet_ssl.report.attempt import attempt_to_draw
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.report.run_page import write_report
+from nnunet_ssl.report.volumes import write_volumes
 from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.data.geometry import geometry_of, grey_scale_of
 
@@ -20,6 +21,12 @@ def draw_sample(trainer: RunContext, preview: Mapping[str, Tensor], key: str, pa
     scale = grey_scale_of(trainer.plans_manager, trainer.configuration_manager)
     geometry = replace(geometry_of(trainer, key), turned=not trainer.method.keeps_orientation)
     draw_preview(preview, path, title, geometry, scale)
+
+
+def write_sample(trainer: RunContext, preview: Mapping[str, Tensor], key: str, folder: str) -> None:
+    """Write the preview of a sample as NIfTI images, a file per entry, into a folder."""
+    geometry = replace(geometry_of(trainer, key), turned=not trainer.method.keeps_orientation)
+    write_volumes(preview, folder, geometry)
 
 
 def update_report(trainer: RunContext) -> None:

@@ -13,6 +13,7 @@ import torch
 from nnunet_ssl.checkpoints.adaptation_plan import build_adaptation_plan
 from nnunet_ssl.checkpoints.read import read_latest
 from nnunet_ssl.errors import CheckpointError, FolderTaken, SettingsError
+from nnunet_ssl.settings.blocks import HOW
 from nnunet_ssl.trainers.context import CheckpointContext
 from nnunet_ssl.trainers.distributed import sharding
 
@@ -154,8 +155,7 @@ def unpack(context: CheckpointContext, source: dict[str, Any] | str) -> Any:
 def refuse_other_settings(context: CheckpointContext, then: dict[str, Any], path: object) -> None:
     """Raise SettingsError when a run would continue as something else; its length may change, and how it is computed."""
     now = run_record(context)
-    free = {"num_epochs", "num_val_iterations_per_epoch", "save_every", "source", "stop_on_collapse", "early_stop"}
-    free |= {"accumulate", "recompute", "shard", "deterministic"}  # how it is computed, not what
+    free = {"num_epochs", "num_val_iterations_per_epoch", "source", *HOW}
     differences = []
     for block in ("method", "config", "settings", "recipe", "patch_size", "num_input_channels"):
         old, new = then[block], now[block]

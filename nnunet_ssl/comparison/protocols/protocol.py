@@ -22,9 +22,10 @@ UNKNOWN = "unknown"
 class ProtocolDataset:
     """A data set of a paper. What is not known of it is None, or "unknown" where it is a text.
 
-    name: the paper's. titles: what may stand behind the number in a data set's name (Hippocampus in Dataset004_Hippocampus),
-    compared without regard to case and punctuation. part: "development" or "test". channels: how many images a case has;
-    labels: how many structures besides the background, or regions; cases: with labels, training and test part together.
+    name: the paper's. titles: what may stand behind the number in a data set's name (Hippocampus in
+    Dataset004_Hippocampus), compared without regard to case and punctuation. part: "development", "test" or "unknown".
+    channels: how many images a case has; labels: how many structures besides the background, or regions; cases: with
+    labels, training and test part together.
     """
 
     name: str

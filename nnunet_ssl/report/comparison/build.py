@@ -9,7 +9,7 @@ from nnunet_ssl.messages import counted
 from nnunet_ssl.report.comparison.cases import MAX_PICTURES, draw_case, extremes
 from nnunet_ssl.report.comparison.circumstances import circumstances
 from nnunet_ssl.report.comparison.fairness import labels
-from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, Comparison
+from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, Comparison, short
 from nnunet_ssl.report.comparison.pictures import (
     Look,
     draw_differences,
@@ -18,10 +18,13 @@ from nnunet_ssl.report.comparison.pictures import (
     draw_training,
     png,
 )
-from nnunet_ssl.report.comparison.tables import difference_table, overall_table, results_table, structure_table
+from nnunet_ssl.report.comparison.published import about_protocol
+from nnunet_ssl.report.comparison.tables import differences_table, results_tables, structure_table
 from nnunet_ssl.report.comparison.words import change
 from nnunet_ssl.report.page import Page
 
+PER_PICTURE = 4  # data sets, in pictures with a row for each
+MAX_WARNINGS = 5  # of the trainings, above everything else; the rest stands below
 CURVES = {"train_losses": "training loss", "val_losses": "validation loss", "pseudo_dice": "pseudo Dice"}
 
 
@@ -29,11 +32,12 @@ def build_page(comparison: Comparison, summary: Mapping[str, Any]) -> Page:
     """The page; summary: of `summarise`."""
     look = Look(comparison.arms, comparison.reference)
     page = Page("Does pre-training help?", _lead(comparison))
-    page.key_message(" ".join(summary["answer"]))
+    for text in summary["answer"]:
+        page.key_message(text)
     _state(page, summary["cells"])
     for text in summary["cautions"]:
         page.paragraph(text)
-    for text in summary["differences_in_setup"]:
+    for text in (*summary["differences_in_setup"], *summary["warnings"][:MAX_WARNINGS]):
         page.warning(text)
     for n, (metric, found) in enumerate(summary["metrics"].items()):
         _numbers(page, comparison, metric, found)
@@ -42,6 +46,7 @@ def build_page(comparison: Comparison, summary: Mapping[str, Any]) -> Page:
     _training(page, comparison, look)
     _cases(page, comparison, summary)
     _left_out(page, summary)
+    about_protocol(page, comparison)
     circumstances(page, comparison, summary)
     return page
 
@@ -72,10 +77,8 @@ def _numbers(page: Page, comparison: Comparison, metric: str, found: Mapping[str
     if not found["means"]:
         page.paragraph("No training has scores yet.")
         return
-    for number in comparison.labelled:
-        results_table(page, comparison, metric, found, number)
-    overall_table(page, metric, found["overall"], comparison.reference)
-    difference_table(page, metric, found["differences"], comparison.reference)
+    results_tables(page, comparison, metric, found)
+    differences_table(page, metric, found, comparison)
     structure_table(page, metric, found["means"], comparison)
 
 
@@ -104,11 +107,14 @@ def _pictures(
         )
     if any(row["cases"] for row in found["differences"]):
         page.heading("Every case")
-        page.figure(
-            png(draw_differences([row for row in found["differences"] if row["cases"]], metric, look)),
-            f"Difference in {metric} to {comparison.reference} of every test case, runs averaged. Diamonds: the mean; "
-            "black bars: its 95 % interval.",
-        )
+        for datasets in _parts(comparison.datasets):
+            rows = [row for row in found["differences"] if row["cases"] and row["dataset"] in datasets]
+            if rows:
+                page.figure(
+                    png(draw_differences(rows, metric, look)),
+                    f"Difference in {metric} to {comparison.reference} of every test case, runs averaged. Diamonds: the "
+                    "mean; black bars: its 95 % interval.",
+                )
 
 
 def _learning_curves(
@@ -127,6 +133,11 @@ def _learning_curves(
     return {name: curves[name] for name in comparison.datasets if name in curves}
 
 
+def _parts(datasets: Sequence[str]) -> list[Sequence[str]]:
+    """The data sets in parts whose pictures fit a printed page."""
+    return [datasets[n : n + PER_PICTURE] for n in range(0, len(datasets), PER_PICTURE)]
+
+
 def _training(page: Page, comparison: Comparison, look: Look) -> None:
     curves: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     shown = comparison.labelled[-1]
@@ -142,9 +153,9 @@ def _training(page: Page, comparison: Comparison, look: Look) -> None:
         for key, name in CURVES.items()
         if any(key in c for a in curves.values() for t in a.values() for c in t)
     }
-    if keys:
+    for datasets in _parts(list(curves)) if keys else ():
         page.figure(
-            png(draw_training(curves, keys, look)),
+            png(draw_training({dataset: curves[dataset] for dataset in datasets}, keys, look)),
             f"The trainings with {labels(shown)}: thin lines are folds and seeds, the thick ones their means. The pseudo Dice is "
             "nnU-Net's quick estimate on random patches.",
         )
@@ -159,7 +170,7 @@ def _cases(page: Page, comparison: Comparison, summary: Mapping[str, Any]) -> No
     page.heading("Cases that gained and lost most")
     page.table(
         ["data set", "case", "arm", f"{metric}, arm minus {comparison.reference}"],
-        [[e.dataset, e.case, e.arm, change(e.difference, metric)] for e in found],
+        [[short(e.dataset), e.case, e.arm, change(e.difference, metric)] for e in found],
         f"Of every data set the case with the largest gain and the one with the largest loss, with {labels(found[-1].labelled)}. "
         "They are chosen because they are extreme: they do not show what is usual.",
     )
@@ -183,6 +194,6 @@ def _left_out(page: Page, summary: Mapping[str, Any]) -> None:
     if summary["left_out"]:
         page.heading("What was left out")
         page.items(summary["left_out"])
-    if summary["warnings"]:
-        page.heading("What the trainings warned of")
-        page.items(summary["warnings"])
+    if len(summary["warnings"]) > MAX_WARNINGS:
+        page.heading("What the trainings also warned of")
+        page.items(summary["warnings"][MAX_WARNINGS:])

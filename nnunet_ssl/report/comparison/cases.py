@@ -15,7 +15,7 @@ from nnunet_ssl.corpus.datasets import raw_folder
 from nnunet_ssl.corpus.images import list_images, read_dataset_json
 from nnunet_ssl.errors import NnunetSSLError
 from nnunet_ssl.report.comparison.differences import lower_is_better
-from nnunet_ssl.report.comparison.folder import Cell, Comparison
+from nnunet_ssl.report.comparison.folder import Cell, Comparison, prepared
 from nnunet_ssl.report.geometry import Geometry
 from nnunet_ssl.report.orientation import codes_of
 from nnunet_ssl.report.overlays import draw_overlay
@@ -70,13 +70,10 @@ def draw_case(comparison: Comparison, extreme: Extreme) -> tuple[bytes, str] | s
 
 
 def _draw(comparison: Comparison, extreme: Extreme) -> tuple[bytes, str] | str:
-    folder = raw_folder(extreme.dataset)
-    if folder is None:
-        return f"{extreme.case}: no picture, because {extreme.dataset} is not in nnUNet_raw."
-    dataset_json = read_dataset_json(folder)
-    image, truth = _files(folder, dataset_json, extreme.case)
-    if image is None or truth is None:
-        return f"{extreme.case}: no picture, because its image or its labels are not in {folder}."
+    found = _prepared(comparison, extreme) or _raw(extreme)
+    if found is None:
+        return f"{extreme.case}: no picture, because its image or its labels are not in nnUNet_raw ({extreme.dataset})."
+    dataset_json, image, truth = found
     ending = str(dataset_json["file_ending"])
     cells = _cells(comparison, extreme, f"{extreme.case}{ending}")
     if not cells:
@@ -114,14 +111,33 @@ def _cells(comparison: Comparison, extreme: Extreme, name: str) -> dict[str, Cel
     return {arm: both[arm] for arm in arms if arm in both}
 
 
-def _files(folder: str, dataset_json: Mapping[str, Any], case: str) -> tuple[str | None, str | None]:
-    """First channel and labels of a case, from the training or the test part of a data set."""
-    entry = list_images(folder, dataset_json).get(case)
+def _prepared(comparison: Comparison, extreme: Extreme) -> tuple[Mapping[str, Any], str, str] | None:
+    """dataset.json, first channel and labels of a case, as the comparison noted where they are; None where they are not."""
+    noted = prepared(comparison, extreme.dataset)
+    if not isinstance(noted.get("dataset_json"), dict):
+        return None
+    images = (noted.get("images") or {}).get(extreme.case) or [""]
+    truth = join(
+        str(noted.get("base")), "gt_segmentations", f"{extreme.case}{noted['dataset_json'].get('file_ending')}"
+    )
+    return (noted["dataset_json"], str(images[0]), truth) if isfile(str(images[0])) and isfile(truth) else None
+
+
+def _raw(extreme: Extreme) -> tuple[Mapping[str, Any], str, str] | None:
+    """The same from nnUNet_raw, from the training or the test part of the data set."""
+    folder = raw_folder(extreme.dataset)
+    if folder is None:
+        return None
+    dataset_json = read_dataset_json(folder)
+    entry = list_images(folder, dataset_json).get(extreme.case)
     if entry is not None:
-        return entry["images"][0], entry["label"]
+        return (dataset_json, entry["images"][0], entry["label"]) if entry["label"] else None
     ending = str(dataset_json["file_ending"])
-    image, truth = join(folder, "imagesTs", f"{case}_0000{ending}"), join(folder, "labelsTs", f"{case}{ending}")
-    return image if isfile(image) else None, truth if isfile(truth) else None
+    image, truth = (
+        join(folder, *name)
+        for name in (("imagesTs", f"{extreme.case}_0000{ending}"), ("labelsTs", f"{extreme.case}{ending}"))
+    )
+    return (dataset_json, image, truth) if isfile(image) and isfile(truth) else None
 
 
 def _reader(dataset_json: Mapping[str, Any], image: str) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from nnunet_ssl.report.comparison.folder import Comparison
+from nnunet_ssl.report.comparison.folder import Comparison, short
 from nnunet_ssl.report.page import Page
 
 SHOWN = (
@@ -27,6 +28,7 @@ def circumstances(page: Page, comparison: Comparison, summary: Mapping[str, Any]
     """The last sections of the page."""
     page.heading("The arms")
     _arms(page, comparison)
+    _weights(page, comparison)
     _transfers(page, comparison)
     page.heading("Circumstances")
     description = comparison.description
@@ -36,7 +38,11 @@ def circumstances(page: Page, comparison: Comparison, summary: Mapping[str, Any]
             for entry in description["datasets"]
         )
     }
-    facts |= {name.replace("_", " "): _text(description[name]) for name in SHOWN if description.get(name) is not None}
+    facts |= {
+        name.replace("_mm", " [mm]").replace("_", " "): _text(description[name])
+        for name in SHOWN
+        if description.get(name) is not None
+    }
     facts |= {f"time for {what}": _clock(seconds) for what, seconds in summary["seconds"].items()}
     facts |= _versions(comparison)
     page.facts(facts)
@@ -52,7 +58,6 @@ def _arms(page: Page, comparison: Comparison) -> None:
         rows.append(
             [
                 name,
-                entry.get("weights") or "random",
                 _values(own, "trainer") or entry.get("trainer") or "",
                 _values(own, "plans") or entry.get("plans") or "",
                 _values(own, "initial_lr"),
@@ -60,11 +65,15 @@ def _arms(page: Page, comparison: Comparison) -> None:
             ]
         )
     page.table(
-        ["arm", "weights", "trainer", "plans", "learning rate", "epochs"],
+        ["arm", "trainer", "plans", "learning rate", "epochs"],
         rows,
-        "What was used. Weights and, with them, the learning rate that suits random and pre-trained ones are meant to differ; "
+        "What was used. Weights (below) and, with them, the learning rate that suits random and pre-trained ones are meant to differ; "
         "whatever else differs is named above.",
     )
+
+
+def _weights(page: Page, comparison: Comparison) -> None:
+    page.facts({f"weights of {arm['name']}": arm.get("weights") or "random" for arm in comparison.description["arms"]})
 
 
 def _values(noted: list[Mapping[str, Any]], name: str) -> str:
@@ -80,7 +89,7 @@ def _transfers(page: Page, comparison: Comparison) -> None:
         if isinstance(transfer, dict) and isinstance(transfer.get("encoder_fraction"), (int, float)):
             notes = [str(note) for note in transfer.get("notes") or []]
             row: list[object] = [
-                cell.key.dataset,
+                short(cell.key.dataset),
                 cell.key.arm,
                 f"{transfer['encoder_fraction']:.1%}",
                 "; ".join(notes),
@@ -104,9 +113,12 @@ def _versions(comparison: Comparison) -> dict[str, str]:
 
 def _commands(page: Page, comparison: Comparison) -> None:
     page.heading("To repeat it")
-    command = comparison.description.get("command")
-    if command:
-        page.commands([str(command)])
+    page.paragraph(
+        "The first line goes on with what is not finished, the second makes this page anew. A copy of comparison.json in a new "
+        "folder does all of it again."
+    )
+    folder = shlex.quote(str(comparison.folder))
+    page.commands([f"nnUNetv2_pretrain_compare -o {folder}", f"nnUNetv2_pretrain_compare -o {folder} --report"])
     shown: set[str] = set()
     lines: list[str] = []
     for cell in comparison.finished():
@@ -117,8 +129,6 @@ def _commands(page: Page, comparison: Comparison) -> None:
     if lines:
         page.paragraph("What was done for one cell of every arm; each cell's cell.json holds its own commands.")
         page.commands(lines)
-    elif not command:
-        page.paragraph("No command was noted.")
 
 
 def _text(value: Any) -> str:

@@ -124,7 +124,7 @@ def all_differences(
             own = []
             for arm in (name for name in arms if name != reference):
                 units, left_out = pair(here, arm, reference)
-                if len(units) or any(left_out.values()):
+                if len(units) or left_out["only_arm"] or left_out["undefined"]:  # else the arm has no scores here
                     names = {"dataset": dataset, "labelled": number, "arm": arm}
                     own.append({**names, **describe(units, metric), "left_out": left_out})
             rows += with_holm(own)

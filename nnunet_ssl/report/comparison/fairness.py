@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nnunet_ssl.messages import counted
-from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, MISSING, RUNNING, Comparison, Key
+from nnunet_ssl.report.comparison.folder import FAILED, FINISHED, MISSING, RUNNING, Comparison, Key, prepared
 
 MATCHED = frozenset(
     {"SSLScratchTrainer", "SSLFinetuneTrainer"}
 )  # twins: schedule and all else the same but for the learning rate
+FINETUNE = "finetune"
+OF_THE_WEIGHTS = ("initial_lr", "transfer", "channels", "stem")  # settings that go with the weights
+NAMES = ("data_identifier",)
 SHOULD_AGREE = {
     "trainer": "the trainer",
     "plans": "the plans",
@@ -29,13 +32,18 @@ def differences_in_setup(comparison: Comparison) -> list[str]:
         key = cell.key
         groups[(key.dataset, key.labelled, key.fold, key.seed)][key.arm] = cell.noted
     found: dict[tuple[str, str, str], set[str]] = defaultdict(set)  # (arm, field, how) -> data sets
+    plans = {dataset: _plans(comparison, dataset) for dataset in comparison.datasets}
     for (dataset, *_), arms in groups.items():
         first = arms.get(comparison.reference)
         if first is None:
             continue
         for arm, noted in arms.items():
             for field in SHOULD_AGREE:
-                how = _difference(field, first.get(field), noted.get(field))
+                own = plans[dataset]
+                if field == "plans" and arm in own and comparison.reference in own:
+                    how = _in_plans(own[comparison.reference], own[arm])
+                else:
+                    how = _difference(field, first.get(field), noted.get(field))
                 if how:
                     found[arm, field, how].add(dataset)
     return [
@@ -43,6 +51,26 @@ def differences_in_setup(comparison: Comparison) -> list[str]:
         "difference in their scores is not that of the weights alone."
         for (arm, field, how), datasets in found.items()
     ]
+
+
+def _plans(comparison: Comparison, dataset: str) -> dict[str, Mapping[str, Any]]:
+    """Arm -> the configuration that it trains with, where the comparison has noted the plans."""
+    noted = prepared(comparison, dataset)
+    plans = noted.get("plans") or {}
+    configurations = {
+        arm: (content.get("configurations") or {}).get(noted.get("configuration")) for arm, content in plans.items()
+    }
+    return {arm: configuration for arm, configuration in configurations.items() if isinstance(configuration, dict)}
+
+
+def _in_plans(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:
+    """In which entries two configurations differ, beside what is meant to and the names of preprocessed data."""
+    one, other = (
+        {**c, FINETUNE: {k: v for k, v in c.get(FINETUNE, {}).items() if k not in OF_THE_WEIGHTS}}
+        for c in (first, second)
+    )
+    names = sorted(key for key in one.keys() | other.keys() if key not in NAMES and one.get(key) != other.get(key))
+    return f" ({', '.join(name.replace('_', ' ') for name in names)})" if names else ""
 
 
 def _difference(field: str, first: Any, second: Any) -> str:
@@ -89,9 +117,12 @@ def left_out(
     lines += _in_numbers([cell.key for cell in comparison.cells if cell.state == RUNNING], "still running")
     lines += _in_numbers([cell.key for cell in comparison.cells if cell.state == MISSING], "not begun")
     lines += _in_numbers(comparison.others, "in the folder, but not asked for by the description")
+    unpaired: dict[str, list[str]] = {}  # what is missing -> metrics
     for metric, rows in differences.items():
         for row in rows:
-            lines += _unpaired(row, metric, comparison.reference)
+            for text in _unpaired(row, comparison.reference):
+                unpaired.setdefault(text, []).append(metric)
+    lines += [f"{text} ({', '.join(metrics)})." for text, metrics in unpaired.items()]
     for metric, rows in ranks.items():
         for row in rows:
             if row["left_out"]:
@@ -119,13 +150,13 @@ def _in_numbers(keys: Sequence[Key], what: str) -> list[str]:
     return lines
 
 
-def _unpaired(row: Mapping[str, Any], metric: str, reference: str) -> list[str]:
+def _unpaired(row: Mapping[str, Any], reference: str) -> list[str]:
     counts = row["left_out"]
-    reasons = [
-        f"{counted(counts['only_reference'], 'score')} that only {reference} has" * bool(counts["only_reference"]),
-        f"{counted(counts['only_arm'], 'score')} that only {row['arm']} has" * bool(counts["only_arm"]),
-        f"{counted(counts['undefined'], 'score')} undefined in one of them" * bool(counts["undefined"]),
-    ]
-    given = ", ".join(reason for reason in reasons if reason)
-    where = f"{row['dataset']}, {labels(row['labelled'])}, {row['arm']} against {reference}, {metric}"
-    return [f"{where}: not paired {given}."] if given else []
+    reasons = {
+        "only_reference": f"of cases that only {reference} has",
+        "only_arm": f"of cases that only {row['arm']} has",
+        "undefined": "undefined in one of them",
+    }
+    given = ", ".join(f"{counted(counts[key], 'score')} {text}" for key, text in reasons.items() if counts[key])
+    where = f"{row['dataset']}, {labels(row['labelled'])}, {row['arm']} against {reference}"
+    return [f"{where}, not paired: {given}"] if given else []

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from nnunet_ssl.errors import BadFile
 from nnunet_ssl.files.entering import read_json
 
-DESCRIPTION, CELL, SCORES, CELLS = "comparison.json", "cell.json", "scores.csv", "cells"
+DESCRIPTION, CELL, SCORES, CELLS, DATASETS = "comparison.json", "cell.json", "scores.csv", "cells", "datasets"
 KEYS = ["dataset", "arm", "fold", "seed", "labelled"]
 COLUMNS = [*KEYS, "case", "structure", "metric", "value"]
 FINISHED, FAILED, RUNNING, MISSING = "finished", "failed", "running", "not begun"
@@ -103,11 +102,25 @@ def number_of(labelled: str) -> float:
     return float(labelled) if labelled.isdecimal() else float("inf")
 
 
+def prepared(comparison: Comparison, dataset: str) -> dict[str, Any]:
+    """What was noted of a data set when it was prepared: its plans by arm, where its images lie; empty where nothing was."""
+    try:
+        noted = read_json(comparison.folder / DATASETS / f"{dataset}.json")
+    except BadFile:
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def short(dataset: str) -> str:
+    """A data set's name for a narrow column: 004 Hippocampus for Dataset004_Hippocampus."""
+    return dataset.removeprefix("Dataset").replace("_", " ", 1)
+
+
 def read_comparison(folder: Path) -> Comparison:
     """What a folder holds; raises BadFile where its description cannot be read, notes on its cell what else cannot."""
     description = _description(folder / DESCRIPTION)
     cells, tables = [], []
-    together = _read_scores(folder / SCORES) if (folder / SCORES).is_file() else None
+    together = _read_scores(folder / SCORES)
     keys = list(_keys(description))
     for key in keys:
         cell, table = _read_cell(folder, key, together)
@@ -140,7 +153,7 @@ def _keys(description: Mapping[str, Any]) -> Iterator[Key]:
         yield Key(dataset, arm, fold, seed, number)
 
 
-def _read_cell(folder: Path, key: Key, together: pd.DataFrame | None) -> tuple[Cell, pd.DataFrame | None]:
+def _read_cell(folder: Path, key: Key, together: Mapping[Key, pd.DataFrame]) -> tuple[Cell, pd.DataFrame | None]:
     """A cell, and its scores where it has finished: from its own folder, or else from the table of all."""
     place = folder / key.folder()
     noted: Any = {}
@@ -154,29 +167,25 @@ def _read_cell(folder: Path, key: Key, together: pd.DataFrame | None) -> tuple[C
         if state != FINISHED:
             reason = noted.get("error") if state == FAILED else None
             return Cell(key, place, state if state in (FAILED, RUNNING) else MISSING, reason, noted), None
-    table = _read_scores(place / SCORES) if (place / SCORES).is_file() and noted else None
-    if table is None and together is not None:
-        table = together
-    if table is not None:
-        table = table[(table[KEYS] == np.array(key, dtype=object)).all(axis=1)]
-    if table is None or table.empty:
+    table = _read_scores(place / SCORES).get(key) if noted else None
+    table = together.get(key) if table is None else table
+    if table is None:
         if not noted:
             return Cell(key, place, MISSING), None
         return Cell(key, place, FAILED, f"finished, but {SCORES} holds none of its scores", noted), None
     return Cell(key, place, FINISHED, None, noted), table
 
 
-def _read_scores(file: Path) -> pd.DataFrame | None:
-    """The table of a file, keys as texts (a case may be called NA); None where it is none."""
+def _read_scores(file: Path) -> dict[Key, pd.DataFrame]:
+    """The rows of every cell in a file, all but value as texts (a case may be called NA); nothing where it is no table."""
     try:
         table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except (ValueError, OSError):
-        return None
+        return {}
     if not set(COLUMNS) <= set(table.columns):
-        return None
-    table = table[COLUMNS].copy()
-    table["value"] = pd.to_numeric(table["value"], errors="coerce")
-    return table
+        return {}
+    table = table[COLUMNS].assign(value=pd.to_numeric(table["value"], errors="coerce"))
+    return {Key(*key): rows for key, rows in table.groupby(KEYS, sort=False)}
 
 
 def _key_of(path: Path) -> Key:

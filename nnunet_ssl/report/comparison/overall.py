@@ -14,6 +14,7 @@ from nnunet_ssl.report.comparison.significance import signed_rank
 
 HELPED, HURT, UNKNOWN = "helped", "hurt", "cannot be told"
 LEVEL = 1 - CONFIDENCE
+LEARNED = 0.1  # mean share below which no network has learned the task, and differences show nothing
 
 
 def mean_over_groups(groups: Sequence[np.ndarray]) -> tuple[float, float, float]:
@@ -60,6 +61,7 @@ def _over_datasets(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, 
     by_seed = np.array([np.mean([row["by_seed"][seed] for row in rows]) for seed in sorted(seeds)])
     sign = -1 if lower_is_better(metric) else 1
     return {
+        **{name: float(np.mean([row[name] for row in rows])) for name in ("reference_mean", "arm_mean")},
         "difference": mean,
         "low": low,
         "high": high,
@@ -67,15 +69,25 @@ def _over_datasets(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, 
         "datasets": [row["dataset"] for row in rows],
         "datasets_better": sum(sign * row["difference"] > 0 for row in rows),
         "cases": sum(row["cases"] for row in rows),
-        "better": sum(row["better"] for row in rows),
+        **{name: sum(row[name] for row in rows) for name in ("better", "worse", "equal")},
         "seeds": len(seeds),
         "seed_deviation": deviation(by_seed),
     }
 
 
+def learned(row: Mapping[str, Any], metric: str) -> bool:
+    """Whether one of the two arms of a row has learned the task at all; a distance does not tell, and counts as learned."""
+    return lower_is_better(metric) or max(row["reference_mean"], row["arm_mean"]) >= LEARNED
+
+
 def verdict_of(row: Mapping[str, Any], metric: str) -> str:
-    """HELPED or HURT where interval and corrected test agree that there is a difference, else UNKNOWN."""
+    """HELPED or HURT where interval and corrected test agree that there is a difference, else UNKNOWN.
+
+    Of networks that have both learned nothing, none is better.
+    """
     low, high = (row["low"], row["high"])
+    if not learned(row, metric):
+        return UNKNOWN
     if not (np.isfinite(low) and np.isfinite(high) and row["p_holm"] < LEVEL):
         return UNKNOWN
     if low > 0:

@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from nnunet_ssl.report.comparison.differences import lower_is_better
 from nnunet_ssl.report.comparison.fairness import labels
+from nnunet_ssl.report.comparison.folder import number_of, short
 from nnunet_ssl.report.planes import DPI
 from nnunet_ssl.report.progress import COLOURS, per_epoch, plain_axes
 
@@ -67,7 +68,7 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], metric: str, look: Look)
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     columns = len({number for _, number in keys})
     datasets = list(dict.fromkeys(dataset for dataset, _ in keys))
-    numbers = list(dict.fromkeys(number for _, number in sorted(keys, key=lambda k: (len(k[1]), k[1]))))
+    numbers = list(dict.fromkeys(number for _, number in sorted(keys, key=lambda key: number_of(key[1]))))
     height = 0.75 + 0.42 * len(arms)
     figure = Figure(
         figsize=(max(4.6, 1.1 + 2.9 * columns), 0.45 + height * len(datasets)),
@@ -87,7 +88,7 @@ def draw_differences(rows: Sequence[Mapping[str, Any]], metric: str, look: Look)
             axes.set_yticks(range(len(arms)), arms, **SMALL)
             axes.set_ylim(len(arms) - 0.5, -0.5)
             axes.xaxis.set_major_locator(MaxNLocator(5))
-            axes.set_title(f"{dataset.partition('_')[2] or dataset}, {labels(number)}", **SMALL)
+            axes.set_title(f"{short(dataset)}, {labels(number)}", **SMALL)
     unit = " [mm], left of 0 is better" if lower_is_better(metric) else ", right of 0 is better"
     figure.supxlabel(f"{metric}, arm minus {look.reference}{unit}", **SMALL)
     return figure
@@ -150,7 +151,7 @@ def draw_learning_curves(
         axes.xaxis.set_major_locator(FixedLocator(numbers))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xticklabels([f"{number:g}" for number in numbers])
-        axes.set_title(name.partition("_")[2] or name, **SMALL)
+        axes.set_title(short(name), **SMALL)
         axes.set_xlabel("training cases", **SMALL)
     for axes in panels[::COLUMNS]:
         axes.set_ylabel(f"mean {metric}", **SMALL)
@@ -173,7 +174,7 @@ def draw_training(
             plain_axes(axes)
             for arm, trainings in arms.items():
                 _lines(axes, [per_epoch(training.get(key) or []) for training in trainings], look.colours[arm], arm)
-            axes.set_title(f"{dataset.partition('_')[2] or dataset}: {name}", **SMALL)
+            axes.set_title(f"{short(dataset)}: {name}", **SMALL)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.set_xlabel("epoch", **SMALL)
     _legend(figure, max(panels.ravel(), key=lambda axes: len(axes.get_legend_handles_labels()[0])))

@@ -10,6 +10,7 @@ from nnunet_ssl.report.comparison.differences import all_differences, case_score
 from nnunet_ssl.report.comparison.fairness import differences_in_setup, left_out, states, warnings_of_cells
 from nnunet_ssl.report.comparison.folder import Comparison, number_of
 from nnunet_ssl.report.comparison.overall import overall
+from nnunet_ssl.report.comparison.published import lacking
 from nnunet_ssl.report.comparison.ranks import all_means, all_ranks
 from nnunet_ssl.report.comparison.words import cautions, headline
 
@@ -29,13 +30,14 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
         "reference": reference,
         "metric": metric,
         "answer": headline(first["overall"], metric, comparison.arms, pretrained, reference),
-        "cautions": cautions(first["overall"], first["means"], metric, reference),
+        "cautions": cautions(first["overall"], reference),
         "cells": states(comparison),
         "metrics": metrics,
         "training_cases": training_cases(comparison),
         "differences_in_setup": differences_in_setup(comparison),
         "warnings": warnings_of_cells(comparison),
-        "left_out": left_out(
+        "left_out": lacking(comparison)
+        + left_out(
             comparison,
             {name: found["differences"] for name, found in metrics.items()},
             {name: found["ranks"] for name, found in metrics.items()},

@@ -7,25 +7,53 @@ from typing import Any
 
 import numpy as np
 
+from nnunet_ssl.messages import counted
 from nnunet_ssl.report.comparison.differences import lower_is_better
 from nnunet_ssl.report.comparison.fairness import labels
-from nnunet_ssl.report.comparison.folder import Comparison
+from nnunet_ssl.report.comparison.folder import Comparison, short
+from nnunet_ssl.report.comparison.overall import verdict_of
 from nnunet_ssl.report.comparison.published import Published, published_columns
 from nnunet_ssl.report.comparison.words import amount, change, interval, p_value
 from nnunet_ssl.report.page import Marked, Page
 
 NONE = "\N{EN DASH}"
+DIFFERENCES = (
+    "data set",
+    "labelled",
+    "arm",
+    "difference",
+    "p",
+    "better / worse / equal",
+    "over seeds",
+    "over folds",
+    "verdict",
+)
 
 
-def results_table(page: Page, comparison: Comparison, metric: str, found: Mapping[str, Any], number: str) -> None:
+def results_tables(page: Page, comparison: Comparison, metric: str, found: Mapping[str, Any]) -> None:
+    """A table data sets x arms for every number of labelled cases that has scores, and what they show."""
+    numbers = [n for n in comparison.labelled if any(row["labelled"] == n for row in found["means"])]
+    # The papers trained on all of their training cases: their numbers stand beside those with most labels.
+    published = published_columns(comparison, metric)
+    for number in numbers:
+        _results_table(page, comparison, metric, found, number, published if number == numbers[-1] else [])
+    if numbers:
+        page.paragraph(_explanation(comparison, metric, published))
+
+
+def _results_table(
+    page: Page,
+    comparison: Comparison,
+    metric: str,
+    found: Mapping[str, Any],
+    number: str,
+    published: Sequence[Published],
+) -> None:
     """Data sets x arms with one number of labelled cases: means, the best in bold, differences to the reference below."""
     means = {(row["dataset"], row["arm"]): row for row in found["means"] if row["labelled"] == number}
-    if not means:
-        return
     arms = [arm for arm in comparison.arms if any(name == arm for _, name in means)]
     differences = {(row["dataset"], row["arm"]): row for row in found["differences"] if row["labelled"] == number}
     ranks = next((row for row in found["ranks"] if row["labelled"] == number and "mean" in row), None)
-    published = published_columns(comparison, metric)
     rows: list[list[object]] = []
     for dataset in comparison.datasets:
         best = _best(ranks, dataset)
@@ -37,13 +65,12 @@ def results_table(page: Page, comparison: Comparison, metric: str, found: Mappin
             )
             for arm in arms
         ]
-        rows.append([dataset, *cells, *(Marked(column.of(dataset), aside=True) for column in published)])
-    if len(comparison.datasets) > 1:
+        rows.append([short(dataset), *cells, *(Marked(column.of(dataset), aside=True) for column in published)])
+    if len(comparison.datasets) > 1 or published:
         rows += _over_datasets(comparison, metric, found, number, arms, means, ranks, published)
     page.table(
-        [labels(number), *arms, *(Marked(column.title, aside=True) for column in published)],
+        [labels(number), *arms, *(Marked(c.title, f"published, {c.backbone}", aside=True) for c in published)],
         rows,
-        _caption(comparison, metric, published),
     )
 
 
@@ -65,8 +92,9 @@ def _over_datasets(
     rounded = {arm: amount(value, metric) for arm, value in values.items()}
     top = (min if lower_is_better(metric) else max)(values, key=lambda arm: values[arm])
     overall = {row["arm"]: row for row in found["overall"] if row["labelled"] == number}
-    name = f"mean of {len(full)}" + (
-        f" of {len(comparison.datasets)} data sets" if len(full) < len(comparison.datasets) else " data sets"
+    all_of_them = counted(len(comparison.datasets), "data set")
+    name = (
+        f"mean of {all_of_them}" if len(full) == len(comparison.datasets) else f"mean of {len(full)} of {all_of_them}"
     )
     mean_row: list[object] = [Marked(name, best=True)]
     mean_row += [
@@ -98,7 +126,7 @@ def _difference(row: Mapping[str, Any] | None, metric: str) -> str:
     return f"{change(row['difference'], metric)} ({interval(row, metric)})"
 
 
-def _caption(comparison: Comparison, metric: str, published: Sequence[Published]) -> str:
+def _explanation(comparison: Comparison, metric: str, published: Sequence[Published]) -> str:
     better = "small is good [mm]" if lower_is_better(metric) else "from 0 to 1, large is good"
     text = (
         f"Mean {metric} ({better}) over test cases, runs averaged per case. Bold: the best on the cases that all arms "
@@ -113,67 +141,55 @@ def _caption(comparison: Comparison, metric: str, published: Sequence[Published]
     return text
 
 
-def overall_table(page: Page, metric: str, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
-    """Per arm and number of labelled cases: the difference over all data sets, and what it allows to say."""
+def differences_table(page: Page, metric: str, found: Mapping[str, Any], comparison: Comparison) -> None:
+    """Every paired difference with all that is known of it: first over all data sets, then in each."""
+    several = len(comparison.datasets) > 1
+    rows = [_over_all(row, metric) for row in found["overall"]] if several else []
+    rows += [_in_one(row, metric) for row in found["differences"] if row["cases"]]
     if not rows:
         return
-    page.table(
-        ["arm", "labelled", f"difference to {reference}", "95 % interval", "p (Holm)", "cases better", "data sets better",
-         "spread over seeds", "it"],
-        [
-            [
-                row["arm"],
-                row["labelled"],
-                change(row["difference"], metric),
-                interval(row, metric),
-                p_value(row["p_holm"]),
-                f"{row['better']:,} of {row['cases']:,}",
-                f"{row['datasets_better']} of {len(row['datasets'])}",
-                spread(row["seed_deviation"], row["seeds"], "seed"),
-                row["verdict"],
-            ]
-            for row in rows
-        ],
-        f"{metric} over all data sets, each counting the same. The interval is about the cases of these data sets. p: Wilcoxon's "
-        "signed-rank test over cases, ranked within data sets, with Holm's correction over the arms. An arm helped or hurt where "
-        "interval and test agree. Spread: standard deviation of the mean difference over seeds.",
-    )  # fmt: skip
+    caption = (
+        f"Paired differences in {metric} to {comparison.reference}, over the cases that both arms have, with their 95 % "
+        "interval over cases. p: Wilcoxon's signed-rank test over cases, with Holm's correction over the arms, and without. An "
+        "arm helped or hurt where interval and corrected test agree. How much the mean difference changes with the random "
+        "numbers, and with the training cases: standard deviations over seeds and over folds (where folds test other cases, "
+        "these are in it)."
+    )
+    if several:
+        caption += (
+            " Over all data sets each counts the same, and ranks are given within data sets; the interval is about the cases of "
+            "these data sets, not about other data sets."
+        )
+    page.table(DIFFERENCES, rows, caption)
 
 
-def difference_table(page: Page, metric: str, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
-    """Every paired difference with all that is known of it."""
-    shown = [row for row in rows if row["cases"]]
-    if not shown:
-        return
-    page.table(
-        ["data set", "labelled", "arm", f"difference to {reference}", "95 % interval", "p", "p (Holm)", "better / worse / equal",
-         "spread over seeds", "spread over folds"],
-        [
-            [
-                row["dataset"],
-                row["labelled"],
-                row["arm"],
-                change(row["difference"], metric),
-                interval(row, metric),
-                p_value(row["p"]).removeprefix("p = "),
-                p_value(row["p_holm"]).removeprefix("p = "),
-                f"{row['better']} / {row['worse']} / {row['equal']}",
-                spread(row["seed_deviation"], row["seeds"], "seed"),
-                spread(row["fold_deviation"], row["folds"], "fold"),
-            ]
-            for row in shown
-        ],
-        f"Paired differences in {metric}, over cases that both arms have. The interval and Wilcoxon's test are about the "
-        "cases. How much the mean difference changes with the random numbers and with the training cases: standard deviations "
-        "over seeds and over folds (where folds test different cases, these are in it).",
-    )  # fmt: skip
+def _over_all(row: Mapping[str, Any], metric: str) -> list[object]:
+    datasets = f"better in {row['datasets_better']} of {len(row['datasets'])}"
+    return [Marked("all data sets", datasets, best=True), *_cells(row, metric), NONE, row["verdict"]]
 
 
-def spread(value: float, number: int, what: str) -> str:
+def _in_one(row: Mapping[str, Any], metric: str) -> list[object]:
+    folds = spread(row["fold_deviation"], row["folds"], "fold")
+    return [short(row["dataset"]), *_cells(row, metric), folds, verdict_of(row, metric)]
+
+
+def _cells(row: Mapping[str, Any], metric: str) -> list[object]:
+    p, corrected = (p_value(row[name]).removeprefix("p ").removeprefix("= ") for name in ("p", "p_holm"))
+    return [
+        row["labelled"],
+        row["arm"],
+        Marked(change(row["difference"], metric), interval(row, metric)),
+        Marked(corrected, f"alone {p}"),
+        "\N{NO-BREAK SPACE}/\N{NO-BREAK SPACE}".join(str(row[name]) for name in ("better", "worse", "equal")),
+        spread(row["seed_deviation"], row["seeds"], "seed"),
+    ]
+
+
+def spread(value: float, number: int, what: str) -> Marked:
     """A standard deviation over seeds or folds, or that there is only one."""
     if not np.isfinite(value):
-        return f"one {what}" if number == 1 else NONE
-    return f"{value:.3f} ({number} {what}s)"
+        return Marked(f"one {what}" if number == 1 else NONE)
+    return Marked(f"{value:.3f}", f"{number} {what}s")
 
 
 def structure_table(page: Page, metric: str, rows: Sequence[Mapping[str, Any]], comparison: Comparison) -> None:
@@ -186,13 +202,13 @@ def structure_table(page: Page, metric: str, rows: Sequence[Mapping[str, Any]], 
     for dataset in dict.fromkeys(row["dataset"] for row in shown):
         own = {row["arm"]: row for row in shown if row["dataset"] == dataset}
         names = list(dict.fromkeys(name for row in own.values() for name in row["structures"]))
-        lines += [[dataset, name, *(_of(own, arm, name, metric) for arm in arms)] for name in names]
+        lines += [[short(dataset), name, *(_of(own, arm, name, metric) for arm in arms)] for name in names]
     page.table(
         ["data set", "structure or region", *arms],
         lines,
         f"Mean {metric} by structure with {labels(comparison.labelled[-1])}. As in nnU-Net, a structure that is absent from "
-        "truth and prediction has no value and is left out; a Dice of one that is predicted though absent, or missed, is 0. A "
-        "case's score is the mean over its structures that have a value.",
+        "truth and prediction has no value and is left out. Of one that is predicted though absent, or missed, Dice and NSD "
+        "are 0, and HD95 is the image's diagonal. A case's score is the mean over its structures that have a value.",
     )
 
 

@@ -10,10 +10,9 @@ import numpy as np
 from nnunet_ssl.messages import counted
 from nnunet_ssl.report.comparison.differences import lower_is_better
 from nnunet_ssl.report.comparison.fairness import labels
-from nnunet_ssl.report.comparison.overall import HELPED, HURT, UNKNOWN
+from nnunet_ssl.report.comparison.overall import HELPED, HURT, LEARNED, UNKNOWN, learned
 from nnunet_ssl.report.comparison.paired import CONFIDENCE
 
-LEARNED = 0.1  # mean Dice below which no comparison makes sense
 OTHER = {HELPED: "was better", HURT: "was worse"}  # of arms without pre-trained weights
 
 
@@ -41,40 +40,55 @@ def _of_arm(arm: str, rows: Sequence[Mapping[str, Any]], metric: str, pretrained
         found = [row for row in rows if row["verdict"] == verdict]
         if not found:
             continue
-        amounts = "; ".join(_amount(row, metric, len(rows) > 1) for row in found)
+        amounts = _amounts(found, metric, len(rows) > 1)
         if verdict == UNKNOWN:
             verb = "helped" if pretrained else "was better"
             sentences.append(
-                f"Whether {subject.replace('Pre-', 'pre-')} {verb} cannot be told {_why(found)}: {amounts}."
+                f"Whether {subject.replace('Pre-', 'pre-')} {verb} cannot be told {_why(found, metric)}: {amounts}."
             )
         else:
-            sentences.append(f"{subject} {verdict if pretrained else OTHER[verdict]}: {amounts}.")
+            sentences.append(f"{subject} {verdict if pretrained else OTHER[verdict]}: {amounts}; {_cases(found)}.")
     return " ".join(sentences)
 
 
-def _why(rows: Sequence[Mapping[str, Any]]) -> str:
-    cases = sorted({row["cases"] for row in rows})
-    number = counted(cases[0], "case") if len(cases) == 1 else f"{cases[0]:,} to {cases[-1]:,} cases"
-    return f"with so few cases ({number})"
+def _why(rows: Sequence[Mapping[str, Any]], metric: str) -> str:
+    if not any(learned(row, metric) for row in rows):
+        return f"from networks that have not learned the task (mean {metric} below {LEARNED}; {_cases(rows)})"
+    return f"with so few cases ({_cases(rows)})"
 
 
-def _amount(row: Mapping[str, Any], metric: str, several: bool) -> str:
-    unit = f"mean {metric} {change(row['difference'], metric)}"
-    where = f" with {labels(row['labelled'])}" if several else ""
-    if np.isfinite(row["low"]) and np.isfinite(row["high"]):
-        sure = f"{CONFIDENCE:.0%} interval {interval(row, metric)}, {p_value(row['p_holm'])}"
-    else:
-        sure = "no interval: some data set has one case"
-    datasets = len(row["datasets"])
-    over = f"; {counted(row['cases'], 'case')}" + (f" of {counted(datasets, 'data set')}" if datasets > 1 else "")
-    return f"{unit}{where} ({sure}{over})"
+def _cases(rows: Sequence[Mapping[str, Any]]) -> str:
+    """On how many test cases and data sets, in words."""
+    cases, datasets = (
+        sorted(set(numbers)) for numbers in zip(*((r["cases"], len(r["datasets"])) for r in rows), strict=True)
+    )
+    number = counted(cases[0], "test case") if len(cases) == 1 else f"{cases[0]:,} to {cases[-1]:,} test cases"
+    return number if datasets == [1] else f"{number} of {counted(datasets[-1], 'data set')}"
+
+
+def _amounts(rows: Sequence[Mapping[str, Any]], metric: str, several: bool) -> str:
+    """By how much, for each number of labelled cases; what the numbers are is said with the first one."""
+    texts = []
+    for n, row in enumerate(rows):
+        sure = f"{CONFIDENCE * 100:.0f} % interval " if n == 0 else ""
+        given = np.isfinite(row["low"]) and np.isfinite(row["high"])
+        text = f"mean {metric} " * (n == 0) + change(row["difference"], metric)
+        text += f" with {labels(row['labelled'])}" * several
+        texts.append(
+            text + (f" ({sure}{interval(row, metric)})" if given else " (no interval: one case in some data set)")
+        )
+    return ", ".join(texts)
 
 
 def change(value: float, metric: str) -> str:
     """A difference with its sign: shares to a thousandth, distances to a hundredth of a millimetre."""
     if not np.isfinite(value):
         return "unknown"
-    text = f"{value:+.2f} mm" if lower_is_better(metric) else f"{value:+.3f}"
+    text = f"{value:+.2f}" if lower_is_better(metric) else f"{value:+.3f}"
+    if not float(text):
+        text = text[1:]  # no sign of nothing
+    if lower_is_better(metric):
+        text += " mm"
     return text.replace("-", "\N{MINUS SIGN}")
 
 
@@ -99,16 +113,9 @@ def p_value(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 
-def cautions(
-    rows: Sequence[Mapping[str, Any]], means: Sequence[Mapping[str, Any]], metric: str, reference: str
-) -> list[str]:
+def cautions(rows: Sequence[Mapping[str, Any]], reference: str) -> list[str]:
     """What a hurried reader of the headline has to know as well."""
     lines = []
-    best = max((row["mean"] for row in means if np.isfinite(row["mean"])), default=np.nan)
-    if not lower_is_better(metric) and best < LEARNED:
-        lines.append(
-            f"No network has learned the task: all have a mean {metric} below {LEARNED}. So little training compares nothing."
-        )
     if rows and max(row["seeds"] for row in rows) < 2:
         lines.append(
             "Every training ran with one seed. The intervals are about the test cases; how much another run with other random "
