@@ -15,7 +15,7 @@ from typing import Any
 
 from nnunetv2.paths import nnUNet_preprocessed
 
-from nnunet_ssl.comparison.description import Arm, DatasetEntry, Description
+from nnunet_ssl.comparison.description import DatasetEntry, Description
 from nnunet_ssl.comparison.seen import seen_in_pretraining
 from nnunet_ssl.comparison.subsets import Split, labelled_subset, require_folds
 from nnunet_ssl.corpus.datasets import raw_folder
@@ -34,7 +34,17 @@ from nnunet_ssl.planners.folds import FOLDS, make_folds
 from nnunet_ssl.planners.sharing.labels import FOLDER as LABELS
 
 FOLDER = "datasets"
-NOT_COMPARED = ("finetune", "data_identifier", "ssl")  # entries of a configuration that say nothing about fairness
+# Entries of a configuration, and of its finetune block, that say nothing about fairness, or are set for all cells.
+NOT_COMPARED = ("finetune", "ssl", "data_identifier", "preprocessor_name", "storage_dtype")
+SET_FOR_ALL = (
+    "num_epochs",
+    "num_iterations_per_epoch",
+    "num_val_iterations_per_epoch",
+    "seed",
+    "save_every",
+    "early_stop",
+)
+OF_WEIGHTS = ("transfer", "channels", "stem")
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,9 @@ def prepare(entry: DatasetEntry, description: Description, comparison: Path, num
     with Lock(path.with_suffix(".lock"), f"preparing {entry.dataset}").waiting():
         there = Prepared(**read_json(path)) if path.is_file() else None
         if there is None or set(there.plans) != {a.name for a in description.arms} or not _images_are_there(there):
-            planned = {arm.name: plans for arm, plans in _plan_arms(entry, description, num_processes)}
-            there = _decide(entry, description, planned, there)
+            known = there.plans if there is not None and _images_are_there(there) else {}
+            plans = _plan_arms(entry, description, known, num_processes)
+            there = _decide(entry, description, plans, there)
             write_json(vars(there), path)
     _require_cases(there, description)
     return there
@@ -95,34 +106,36 @@ def _images_are_there(prepared: Prepared) -> bool:
     return all(isdir(join(prepared.base, folder)) for folder in folders)
 
 
-def _plan_arms(entry: DatasetEntry, description: Description, num_processes: int) -> list[tuple[Arm, Planned]]:
-    """Every arm with its plans; those that an arm takes from another are planned first."""
-    planned: dict[str, Planned] = {}
+def _plan_arms(
+    entry: DatasetEntry, description: Description, known: Mapping[str, dict[str, Any]], num_processes: int
+) -> dict[str, dict[str, Any]]:
+    """The plans of every arm, those that are `known` as they are; arms that take them from another one come last."""
+    plans = dict(known)
     for arm in sorted(description.arms, key=lambda a: a.plans is None and a.weights is None):
+        if arm.name in plans:
+            continue
         print(f"\n{entry.dataset}, {arm.name}: plans and images", flush=True)
         if arm.plans is not None:
             wishes = Wishes(batch_size=description.batch_size)
-            planned[arm.name] = use_plans(entry.dataset, arm.plans, entry.configuration, wishes, num_processes)
+            planned = use_plans(entry.dataset, arm.plans, entry.configuration, wishes, num_processes)
         elif arm.weights is not None:
             wishes = Wishes(adapt=arm.adapt, batch_size=description.batch_size)
-            planned[arm.name] = plan_finetuning(
-                entry.dataset, arm.weights, wishes, num_processes=num_processes, keep=True
-            )
+            planned = plan_finetuning(entry.dataset, arm.weights, wishes, num_processes=num_processes, keep=True)
         else:
             source = arm.like or next(a.name for a in description.arms if a.weights is not None)
-            planned[arm.name] = planned[source]
+            planned = Planned(plans[source], entry.configuration, ())
             print(f"Those of {source}.")
-        found = planned[arm.name].configuration
+        plans[arm.name], found = planned.plans, planned.configuration
         if found != entry.configuration:
             raise CorpusError(
                 f"{entry.dataset}, {arm.name}: the network is one for {found}, the comparison is about "
                 f"{entry.configuration}. Type -c {found}."
             )
-    return [(arm, planned[arm.name]) for arm in description.arms]
+    return {arm.name: plans[arm.name] for arm in description.arms}
 
 
 def _decide(
-    entry: DatasetEntry, description: Description, planned: Mapping[str, Planned], before: Prepared | None
+    entry: DatasetEntry, description: Description, plans: dict[str, dict[str, Any]], before: Prepared | None
 ) -> Prepared:
     """Folds, subjects and warnings for planned arms; the folds of an earlier start stay."""
     name, base = entry.dataset, join(nnUNet_preprocessed, entry.dataset)
@@ -136,7 +149,6 @@ def _decide(
     images = {}
     if raw is not None:
         images = {case: files["images"] for case, files in list_images(raw, read_dataset_json(raw)).items()}
-    plans = {arm: p.plans for arm, p in planned.items()}
     held_out = {case for fold in description.folds for case in splits[fold]["val"]}
     warnings = {
         arm.name: [
@@ -185,11 +197,10 @@ def _unlike(plans: Mapping[str, Mapping[str, Any]], arm: str, reference: str, co
     )
     unlike = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
     blocks = [dict(plans[a]["configurations"][configuration].get("finetune", {})) for a in (reference, arm)]
-    free = ("transfer", "channels", "stem", "num_epochs", "num_iterations_per_epoch", "seed")
     unlike += [
         f"finetune {key}"
         for key in sorted({*blocks[0], *blocks[1]})
-        if key not in free and blocks[0].get(key) != blocks[1].get(key)
+        if key not in (*SET_FOR_ALL, *OF_WEIGHTS) and blocks[0].get(key) != blocks[1].get(key)
     ]
     if not unlike:
         return []
