@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if not args.datasets and args.protocol is None and not (folder / "comparison.json").exists():
         raise SettingsError(
-            f"Which data sets? There is no comparison in {folder} yet. Example: {EXAMPLES[0]} -o {args.output}"
+            f"Which data sets? There is no comparison in {folder} yet. Example: {EXAMPLES[0]} -o {shlex.quote(args.output)}"
         )
     write = not (args.show or args.dry_run)
     description = description_of(args, folder, resolve_datasets, write, partial(_check, args.device))

@@ -7,6 +7,7 @@ nothing is changed. What a comparison decided lies in its own folder, `datasets/
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from os.path import isdir, join
@@ -97,7 +98,8 @@ def read_prepared(dataset: str, comparison: Path) -> Prepared:
     """What `prepare` decided; raises CorpusError before it did."""
     path = comparison / FOLDER / f"{dataset}.json"
     if not path.is_file():
-        raise CorpusError(f"There is no {path}. Start nnUNetv2_pretrain_compare -o {comparison} to have it made.")
+        start = shlex.join(["nnUNetv2_pretrain_compare", "-o", str(comparison)])
+        raise CorpusError(f"There is no {path}. To have it made: {start}")
     return Prepared(**read_json(path))
 
 

@@ -162,7 +162,7 @@ def commands_of(cell: Cell, job: Finetuning, comparison: Path) -> list[str]:
     folder = cell.folder(comparison)
     if not reads_settings(job.trainer):
         return [shlex.join(["nnUNetv2_pretrain_compare", "-o", str(comparison), "--run", str(cell.number)])]
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment(folder).items()]
+    exports = [f"export {variable}={shlex.quote(value)}" for variable, value in environment(folder).items()]
     train = ["nnUNetv2_train", str(dataset_id(job.dataset)), job.configuration, str(cell.fold), "-tr", job.trainer]
     train += ["-p", job.plans, *(["-pretrained_weights", job.weights] if job.weights else [])]
     train += ["-device", job.device] if job.device != "cuda" else []
