@@ -23,7 +23,7 @@ from nnunet_ssl.report.comparison.folder import COLUMNS
 from nnunet_ssl.report.comparison.overall import HELPED, HURT, UNKNOWN, mean_over_groups, overall, verdict_of
 from nnunet_ssl.report.comparison.ranks import all_means, all_ranks, average_ranks, common_cases
 from nnunet_ssl.report.comparison.significance import holm, signed_rank
-from nnunet_ssl.report.comparison.words import headline
+from nnunet_ssl.report.comparison.words import cautions, headline
 
 NAN = float("nan")
 
@@ -390,3 +390,47 @@ def test_means_are_over_cases_after_runs():
     assert row["deviation"] == pytest.approx(by_case.std(ddof=1))
     assert (row["cases"], row["runs"]) == (12, 4)
     assert row["by_seed"]["1"] == pytest.approx(own[own["seed"] == "1"]["value"].mean())
+
+
+# --- words
+
+
+def row(arm: str, verdict: str, difference: float, labelled: str = "all", cases: int = 20, datasets: int = 1) -> dict:
+    return {
+        "arm": arm, "labelled": labelled, "verdict": verdict, "difference": difference, "low": difference - 0.01,
+        "high": difference + 0.01, "p_holm": 0.01, "cases": cases, "datasets": ["x"] * datasets, "seeds": 2,
+        "seed_deviation": 0.005, "reference_mean": 0.7, "arm_mean": 0.7 + difference,
+    }  # fmt: skip
+
+
+def test_the_answer_says_what_the_rows_say():
+    arms = ["scratch", "nnunet", "mae", "voco"]
+    rows = [
+        row("mae", HURT, -0.02, "10"), row("mae", HELPED, 0.03, "50", cases=24), row("mae", UNKNOWN, 0.0, "all"),
+        row("nnunet", HELPED, 0.05, datasets=3),
+    ]  # fmt: skip
+    mae, voco, nnunet = headline(rows, "Dice", arms, ["mae", "voco"], "scratch")  # pre-trained ones first
+    assert mae == (
+        "Pre-training (mae) hurt: mean Dice \N{MINUS SIGN}0.020 with 10 labelled cases (95 % interval \N{MINUS SIGN}0.030 to "
+        "\N{MINUS SIGN}0.010); 20 test cases. "
+        "Pre-training (mae) helped: mean Dice +0.030 with 50 labelled cases (95 % interval +0.020 to +0.040); 24 test cases. "
+        "Whether pre-training (mae) helped cannot be told with so few cases (20 test cases): mean Dice 0.000 with all labelled "
+        "cases (95 % interval \N{MINUS SIGN}0.010 to +0.010)."
+    )
+    assert voco == "Pre-training (voco): nothing can be told yet, for nothing is paired with scratch."
+    assert (
+        nnunet == "nnunet was better: mean Dice +0.050 (95 % interval +0.040 to +0.060); 20 test cases of 3 data sets."
+    )
+    assert "Add another one" in headline([], "Dice", ["scratch"], [], "scratch")[0]
+    (distance,) = headline([row("mae", HELPED, -1.5)], "HD95", ["scratch", "mae"], ["mae"], "scratch")
+    assert "mean HD95 \N{MINUS SIGN}1.50 mm (95 % interval \N{MINUS SIGN}1.51 mm to \N{MINUS SIGN}1.49 mm)" in distance
+
+
+def test_a_gain_smaller_than_its_spread_over_seeds_is_said_to_be_so():
+    steady, shaky = row("mae", HELPED, 0.03), {**row("voco", HELPED, 0.03), "seed_deviation": 0.05}
+    assert cautions([steady], "scratch") == []
+    (said,) = cautions([steady, shaky], "scratch")
+    assert said.startswith(
+        "voco with all labelled cases: the difference to scratch changes more with the random numbers"
+    )
+    assert "one seed" in cautions([{**steady, "seeds": 1, "seed_deviation": NAN}], "scratch")[0]
