@@ -110,8 +110,9 @@ def test_signed_ranks_at_the_edges():
     assert signed_rank([np.zeros(5)]) == 1.0
     assert signed_rank([np.array([0.1])]) == 1.0  # one case shows nothing
     assert signed_rank([np.full(5, 0.01)]) == pytest.approx(2 / 2**5)  # all tied: not the normal approximation's 0.025
-    floats = np.array([0.85 - 0.84, 0.75 - 0.74, 0.65 - 0.66])  # 0.01 and -0.01, but for their last digits
-    assert signed_rank([floats]) == pytest.approx(signed_rank([np.array([0.01, 0.01, -0.01])]))
+    # 0.01 and -0.01, but for their last digits: ties, and not ranks of rounding errors.
+    floats = np.array([0.85 - 0.84, 0.65 - 0.66, 0.65 - 0.66, 0.85 - 0.84, 0.29 - 0.28, 0.29 - 0.28])
+    assert signed_rank([floats]) == signed_rank([np.round(floats, 4)]) == 0.6875
 
 
 def test_holm_agrees_with_the_definition():
