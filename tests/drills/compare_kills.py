@@ -86,7 +86,7 @@ class Drill:
             "--seeds",
             str(len(SEEDS)),
         ]
-        return [*argv, "--epochs", "4", "--iterations-per-epoch", "4", "-pretrained_weights", *arms]
+        return [*argv, "--epochs", "3", "--iterations-per-epoch", "3", "-pretrained_weights", *arms]
 
     @property
     def weights(self) -> Path:
@@ -149,18 +149,25 @@ class Drill:
                     found.append(int(entry.name))
         return found
 
-    def kill_once(self, out: Path) -> bool:
-        """Start one or two processes, and kill one after a random time; False where all was finished before."""
+    def kill_some(self, out: Path) -> int:
+        """Start one or two processes, and kill each after a random time of its own; returns how many were killed."""
+        before = self.finished(out)
         processes = [self.start(out) for _ in range(1 + (self.random.random() < 0.3))]
+        killed = sum([self.kill(process, out, len(processes)) for process in processes])
+        self.complain(bool(left := self.left_behind()), f"{out.name}: left behind: {left}")
+        for log, size in before.items():
+            self.complain(log.stat().st_size != size, f"{log} of a finished cell has grown")
+        return killed
+
+    def kill(self, victim: subprocess.Popen[bytes], out: Path, among: int) -> bool:
+        """Kill a process, or its group, after a random time; False where it had ended before."""
         name, group = self.random.choice(SIGNALS), self.random.random() < 0.5
         number, seconds = signal.Signals[f"SIG{name}"], self.random.uniform(0.5, self.longest)
-        begun, victim = time.monotonic(), processes[0]
+        begun = time.monotonic()
         with suppress(subprocess.TimeoutExpired):
-            victim.wait(seconds)
-            for other in processes[1:]:
-                other.wait()
+            code = victim.wait(seconds)
+            self.complain(code != 0, f"{out.name}: ended by itself with {code}, see {out.with_suffix('.log')}")
             return False
-        before = self.finished(out)
         if group:
             os.killpg(victim.pid, number)
         else:
@@ -170,17 +177,11 @@ class Drill:
         if code not in expected:
             # It was about to end by itself.
             self.complain(code != 0, f"{out.name}: exit code {code} after {name}")
-        for other in processes[1:]:
-            other.wait()
-            self.complain(other.returncode != 0, f"{out.name}: the process beside it ended with {other.returncode}")
-        self.complain(bool(left := self.left_behind()), f"{out.name}: left behind after {name}: {left}")
-        for log, size in before.items():
-            self.complain(log.stat().st_size != size, f"{log} of a finished cell has grown")
         where = "group" if group else "process"
         self.counts[f"{name} to the {where}"] += 1
         states = Counter(json.loads(f.read_text())["state"] for f in (out / "cells").glob("*/*/*/*/*/cell.json"))
         took = f"after {time.monotonic() - begun:.1f} s"
-        print(f"{out.name}: {name} to the {where} of {len(processes)}, {took}: {dict(states)}", flush=True)
+        print(f"{out.name}: {name} to the {where} of {among}, {took}: {dict(states)}", flush=True)
         return True
 
     def complain(self, wrong: bool, what: str) -> None:
@@ -224,10 +225,8 @@ def main() -> int:
         out = drill.folder / f"chain_{chains}"
         shutil.rmtree(out, ignore_errors=True)
         out.with_suffix(".log").unlink(missing_ok=True)
-        goes_on = True
-        while goes_on and kills < args.kills:
-            goes_on = drill.kill_once(out)
-            kills += goes_on
+        while kills < args.kills and len(drill.finished(out)) < len(ARMS) * len(SEEDS):
+            kills += drill.kill_some(out)
         drill.finish(out, expected)
         chains += 1
     print(f"{kills} kills in {chains} comparisons ({dict(drill.counts)}): {len(drill.wrong)} wrong")
