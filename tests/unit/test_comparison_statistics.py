@@ -246,16 +246,13 @@ def test_undefined_scores_are_paired_with_nothing_and_counted():
 
 
 def test_small_distances_are_better():
-    scores = table(
-        ("scratch", "0", "0", "x", "a", 5.0), ("mae", "0", "0", "x", "a", 3.0),
-        ("scratch", "0", "0", "y", "a", 5.0), ("mae", "0", "0", "y", "a", 6.0),
-        ("scratch", "0", "0", "z", "a", 5.0), ("mae", "0", "0", "z", "a", 5.0),
-        metric="HD95",
-    )  # fmt: skip
+    pairs = {"w": (5.0, 4.0), "x": (5.0, 3.0), "y": (5.0, 6.0), "z": (5.0, 5.0)}
+    rows = [(arm, "0", "0", case, "a", pairs[case][n]) for case in pairs for n, arm in enumerate(("scratch", "mae"))]
+    scores = table(*rows, metric="HD95")
     (row,) = differences_of(scores, "HD95")
-    assert (row["better"], row["worse"], row["equal"]) == (1, 1, 1)
+    assert (row["better"], row["worse"], row["equal"]) == (2, 1, 1)
     (ranks,) = all_ranks(case_scores(scores, "HD95"), ["Dataset001_A"], ["all"], ["scratch", "mae"], "HD95")
-    assert ranks["mean"] == [2.0, 1.0]  # means 5 and 4.67 mm
+    assert ranks["mean"] == [2.0, 1.0]  # means 5 and 4.5 mm
     sure = {"reference_mean": 5.0, "arm_mean": 3.5, "low": -2.0, "high": -1.0, "p_holm": 0.01}
     assert (verdict_of(sure, "HD95"), verdict_of(sure, "Dice")) == (HELPED, HURT)
 
