@@ -125,4 +125,6 @@ def test_published_numbers_are_those_of_the_own_kind_of_network(tmp_path, family
     html = write_report(folder).read_text(encoding="utf-8")
     assert ("published, Primus-M" in html) == (family == "Primus")
     assert ("published, ResEnc-L" in html) == (family == "ResidualEncoderUNet")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(summary["published"]) == len(load_protocol("openmind").published)
     assert "0.7091" in html  # all of them are in the section on the protocol
