@@ -338,6 +338,7 @@ def test_average_ranks_agree_with_counting_and_ties_share():
     assert list(found["by_dataset"].values()) == slow == [[3, 1, 2], [1.5, 1.5, 3], [2, 2, 2]]
     assert found["mean"] == pytest.approx(np.mean(slow, axis=0))
     assert average_ranks(tables) == found  # the seed is fixed
+    assert average_ranks({"A": np.array([[0.1 + 0.2, 0.3]])})["mean"] == [1.5, 1.5]  # equal but for rounding
     lowest = average_ranks({"A": tables["A"]}, smaller_is_better=True)
     assert lowest["mean"] == [1, 3, 2]
     assert (lowest["low"], lowest["high"]) == (lowest["mean"], lowest["mean"])  # whichever cases are drawn
