@@ -23,7 +23,7 @@ from nnunet_ssl.report.comparison.folder import COLUMNS
 from nnunet_ssl.report.comparison.overall import HELPED, HURT, UNKNOWN, mean_over_groups, overall, verdict_of
 from nnunet_ssl.report.comparison.ranks import all_means, all_ranks, average_ranks, common_cases
 from nnunet_ssl.report.comparison.significance import holm, signed_rank
-from nnunet_ssl.report.comparison.words import headline
+from nnunet_ssl.report.comparison.words import cautions, headline
 
 NAN = float("nan")
 
@@ -110,8 +110,9 @@ def test_signed_ranks_at_the_edges():
     assert signed_rank([np.zeros(5)]) == 1.0
     assert signed_rank([np.array([0.1])]) == 1.0  # one case shows nothing
     assert signed_rank([np.full(5, 0.01)]) == pytest.approx(2 / 2**5)  # all tied: not the normal approximation's 0.025
-    floats = np.array([0.85 - 0.84, 0.75 - 0.74, 0.65 - 0.66])  # 0.01 and -0.01, but for their last digits
-    assert signed_rank([floats]) == pytest.approx(signed_rank([np.array([0.01, 0.01, -0.01])]))
+    # 0.01 and -0.01, but for their last digits: ties, and not ranks of rounding errors.
+    floats = np.array([0.85 - 0.84, 0.65 - 0.66, 0.65 - 0.66, 0.85 - 0.84, 0.29 - 0.28, 0.29 - 0.28])
+    assert signed_rank([floats]) == signed_rank([np.round(floats, 4)]) == 0.6875
 
 
 def test_holm_agrees_with_the_definition():
@@ -245,16 +246,13 @@ def test_undefined_scores_are_paired_with_nothing_and_counted():
 
 
 def test_small_distances_are_better():
-    scores = table(
-        ("scratch", "0", "0", "x", "a", 5.0), ("mae", "0", "0", "x", "a", 3.0),
-        ("scratch", "0", "0", "y", "a", 5.0), ("mae", "0", "0", "y", "a", 6.0),
-        ("scratch", "0", "0", "z", "a", 5.0), ("mae", "0", "0", "z", "a", 5.0),
-        metric="HD95",
-    )  # fmt: skip
+    pairs = {"w": (5.0, 4.0), "x": (5.0, 3.0), "y": (5.0, 6.0), "z": (5.0, 5.0)}
+    rows = [(arm, "0", "0", case, "a", pairs[case][n]) for case in pairs for n, arm in enumerate(("scratch", "mae"))]
+    scores = table(*rows, metric="HD95")
     (row,) = differences_of(scores, "HD95")
-    assert (row["better"], row["worse"], row["equal"]) == (1, 1, 1)
+    assert (row["better"], row["worse"], row["equal"]) == (2, 1, 1)
     (ranks,) = all_ranks(case_scores(scores, "HD95"), ["Dataset001_A"], ["all"], ["scratch", "mae"], "HD95")
-    assert ranks["mean"] == [2.0, 1.0]  # means 5 and 4.67 mm
+    assert ranks["mean"] == [2.0, 1.0]  # means 5 and 4.5 mm
     sure = {"reference_mean": 5.0, "arm_mean": 3.5, "low": -2.0, "high": -1.0, "p_holm": 0.01}
     assert (verdict_of(sure, "HD95"), verdict_of(sure, "Dice")) == (HELPED, HURT)
 
@@ -340,6 +338,7 @@ def test_average_ranks_agree_with_counting_and_ties_share():
     assert list(found["by_dataset"].values()) == slow == [[3, 1, 2], [1.5, 1.5, 3], [2, 2, 2]]
     assert found["mean"] == pytest.approx(np.mean(slow, axis=0))
     assert average_ranks(tables) == found  # the seed is fixed
+    assert average_ranks({"A": np.array([[0.1 + 0.2, 0.3]])})["mean"] == [1.5, 1.5]  # equal but for rounding
     lowest = average_ranks({"A": tables["A"]}, smaller_is_better=True)
     assert lowest["mean"] == [1, 3, 2]
     assert (lowest["low"], lowest["high"]) == (lowest["mean"], lowest["mean"])  # whichever cases are drawn
@@ -390,3 +389,47 @@ def test_means_are_over_cases_after_runs():
     assert row["deviation"] == pytest.approx(by_case.std(ddof=1))
     assert (row["cases"], row["runs"]) == (12, 4)
     assert row["by_seed"]["1"] == pytest.approx(own[own["seed"] == "1"]["value"].mean())
+
+
+# --- words
+
+
+def row(arm: str, verdict: str, difference: float, labelled: str = "all", cases: int = 20, datasets: int = 1) -> dict:
+    return {
+        "arm": arm, "labelled": labelled, "verdict": verdict, "difference": difference, "low": difference - 0.01,
+        "high": difference + 0.01, "p_holm": 0.01, "cases": cases, "datasets": ["x"] * datasets, "seeds": 2,
+        "seed_deviation": 0.005, "reference_mean": 0.7, "arm_mean": 0.7 + difference,
+    }  # fmt: skip
+
+
+def test_the_answer_says_what_the_rows_say():
+    arms = ["scratch", "nnunet", "mae", "voco"]
+    rows = [
+        row("mae", HURT, -0.02, "10"), row("mae", HELPED, 0.03, "50", cases=24), row("mae", UNKNOWN, 0.0, "all"),
+        row("nnunet", HELPED, 0.05, datasets=3),
+    ]  # fmt: skip
+    mae, voco, nnunet = headline(rows, "Dice", arms, ["mae", "voco"], "scratch")  # pre-trained ones first
+    assert mae == (
+        "Pre-training (mae) hurt: mean Dice \N{MINUS SIGN}0.020 with 10 labelled cases (95 % interval \N{MINUS SIGN}0.030 to "
+        "\N{MINUS SIGN}0.010); 20 test cases. "
+        "Pre-training (mae) helped: mean Dice +0.030 with 50 labelled cases (95 % interval +0.020 to +0.040); 24 test cases. "
+        "Whether pre-training (mae) helped cannot be told with so few cases (20 test cases): mean Dice 0.000 with all labelled "
+        "cases (95 % interval \N{MINUS SIGN}0.010 to +0.010)."
+    )
+    assert voco == "Pre-training (voco): nothing can be told yet, for nothing is paired with scratch."
+    assert (
+        nnunet == "nnunet was better: mean Dice +0.050 (95 % interval +0.040 to +0.060); 20 test cases of 3 data sets."
+    )
+    assert "Add another one" in headline([], "Dice", ["scratch"], [], "scratch")[0]
+    (distance,) = headline([row("mae", HELPED, -1.5)], "HD95", ["scratch", "mae"], ["mae"], "scratch")
+    assert "mean HD95 \N{MINUS SIGN}1.50 mm (95 % interval \N{MINUS SIGN}1.51 mm to \N{MINUS SIGN}1.49 mm)" in distance
+
+
+def test_a_gain_smaller_than_its_spread_over_seeds_is_said_to_be_so():
+    steady, shaky = row("mae", HELPED, 0.03), {**row("voco", HELPED, 0.03), "seed_deviation": 0.05}
+    assert cautions([steady], "scratch") == []
+    (said,) = cautions([steady, shaky], "scratch")
+    assert said.startswith(
+        "voco with all labelled cases: the difference to scratch changes more with the random numbers"
+    )
+    assert "one seed" in cautions([{**steady, "seeds": 1, "seed_deviation": NAN}], "scratch")[0]

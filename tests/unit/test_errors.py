@@ -48,7 +48,7 @@ PLAIN = {
     "trainers/loop/micro_batches.py": {
         "_views": "a task of others that prepares what cannot be split is its author's mistake"
     },
-    "report/comparison/paired.py": {"compare": MISUSE, "interval_of_mean": MISUSE},
+    "report/comparison/paired.py": {"compare": MISUSE},
     "report/page.py": {"Page.table": MISUSE, "Page.figure": MISUSE},
     "report/entries.py": dict.fromkeys(("views_of", "_first_channel"), MISUSE),
     "report/geometry.py": dict.fromkeys(("Geometry.__post_init__", "Geometry.require"), MISUSE),

@@ -67,8 +67,8 @@ def _arms(page: Page, comparison: Comparison) -> None:
     page.table(
         ["arm", "trainer", "plans", "learning rate", "epochs"],
         rows,
-        "What was used. Weights (below) and, with them, the learning rate that suits random and pre-trained ones are meant to differ; "
-        "whatever else differs is named above.",
+        "What was used. Weights (below) are meant to differ, and with them the learning rate, which suits random or pre-trained "
+        "ones. Whatever else differs is named above.",
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ CONFIDENCE = 0.95
 Scores = Sequence[float] | Sequence[Sequence[float]] | np.ndarray
 
 
-def compare(scratch: Scores, finetuned: Scores, *, interval: str = "t") -> dict[str, Any]:
+def compare(scratch: Scores, finetuned: Scores) -> dict[str, Any]:
     """Summarise paired scores (Dice, larger is better) as a dict of plain numbers.
 
     scratch, finetuned: [cases], or [seeds, cases] when every run was repeated with other seeds; the same cases in the
     same order. Seeds are averaged per case first: repeated runs on one case are not independent cases. A case whose
-    score is NaN in any run counts nowhere. interval: "t" (paired t-interval of the mean difference over the cases) or
-    "bootstrap" (BCa, Efron 1987, 9999 resamples, fixed seed). An interval needs two cases, otherwise it is NaN.
+    score is NaN in any run counts nowhere. The interval is the paired t-interval of the mean difference over the cases;
+    it needs two of them, otherwise it is NaN.
 
     Keys: n, seeds, left_out, scratch_mean, scratch_std, finetuned_mean, finetuned_std, difference, difference_low,
     difference_high, better (cases with a higher fine-tuned score), seed_std (of the mean difference over the seeds).
@@ -35,7 +35,7 @@ def compare(scratch: Scores, finetuned: Scores, *, interval: str = "t") -> dict[
         raise ValueError(f"None of the {complete.size} cases has a score in every run, so there is nothing to compare.")
     first, second = (scores[:, complete] for scores in pair)
     differences = (second - first).mean(axis=0)
-    low, high = interval_of_mean(differences, interval)
+    low, high = interval_of_mean(differences)
     return {
         "n": int(complete.sum()),
         "seeds": len(first),
@@ -52,40 +52,13 @@ def compare(scratch: Scores, finetuned: Scores, *, interval: str = "t") -> dict[
     }
 
 
-def compare_structures(scores: Mapping[str, tuple[Scores, Scores]], **options: Any) -> list[dict[str, Any]]:
-    """One row of `compare` per structure, its name under "structure"; scores: name -> (scratch, finetuned)."""
-    return [{"structure": name, **compare(*pair, **options)} for name, pair in scores.items()]
-
-
-def verdict(row: Mapping[str, Any], what: str = "Dice") -> str:
-    """What a row of `compare` allows to say, in one sentence that claims nothing its interval does not show."""
-    n, difference, low, high = (row[key] for key in ("n", "difference", "difference_low", "difference_high"))
-    cases = f"{n} case" if n == 1 else f"{n} cases"
-    if not (np.isfinite(low) and np.isfinite(high)):
-        return f"Mean difference in {what} {difference:+.3f} on {cases}: too few for an interval, so it shows nothing."
-    numbers = (
-        f"mean difference in {what} {difference:+.3f}, {CONFIDENCE:.0%} interval {low:+.3f} to {high:+.3f}, {cases}"
-    )
-    if low > 0:
-        return f"Fine-tuned is better than from scratch on these cases ({numbers})."
-    if high < 0:
-        return f"Fine-tuned is worse than from scratch on these cases ({numbers})."
-    return f"No difference could be shown between fine-tuned and from scratch ({numbers})."
-
-
-def interval_of_mean(values: np.ndarray, interval: str = "t") -> tuple[float, float]:
-    """The 95 % confidence interval of the mean of `values` [cases]; NaN for fewer than two. interval: as in `compare`."""
-    if interval not in ("t", "bootstrap"):
-        raise ValueError(f'interval is "t" or "bootstrap", found {interval!r}.')
+def interval_of_mean(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % t-interval of the mean of `values` [cases]; NaN for fewer than two."""
     if len(values) < 2:
         return float("nan"), float("nan")
     if np.ptp(values) == 0:
         return float(values[0]), float(values[0])
-    if interval == "t":
-        low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
-    else:
-        result = stats.bootstrap((values,), np.mean, confidence_level=CONFIDENCE, method="BCa", random_state=0)
-        low, high = result.confidence_interval
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=values.mean(), scale=stats.sem(values))
     return float(low), float(high)
 
 

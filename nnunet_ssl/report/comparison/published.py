@@ -43,6 +43,12 @@ def lacking(comparison: Comparison) -> list[str]:
     return [f"{protocol.title}: {', '.join(names)}, which are not here."] if protocol and names else []
 
 
+def published_rows(comparison: Comparison) -> list[dict[str, Any]]:
+    """The rows of the protocol's tables, with means in percent as they were published."""
+    protocol = protocol_of(comparison)
+    return [dict(row) for row in protocol.published] if protocol else []
+
+
 def about_protocol(page: Page, comparison: Comparison) -> None:
     """A section on the protocol: where it is from, what is not known of it, how far its numbers were checked."""
     protocol = protocol_of(comparison)

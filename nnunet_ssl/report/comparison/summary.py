@@ -10,7 +10,7 @@ from nnunet_ssl.report.comparison.differences import all_differences, case_score
 from nnunet_ssl.report.comparison.fairness import differences_in_setup, left_out, states, warnings_of_cells
 from nnunet_ssl.report.comparison.folder import Comparison, number_of
 from nnunet_ssl.report.comparison.overall import overall
-from nnunet_ssl.report.comparison.published import lacking
+from nnunet_ssl.report.comparison.published import lacking, published_rows
 from nnunet_ssl.report.comparison.ranks import all_means, all_ranks
 from nnunet_ssl.report.comparison.words import cautions, headline
 
@@ -42,6 +42,7 @@ def summarise(comparison: Comparison) -> dict[str, Any]:
             {name: found["differences"] for name, found in metrics.items()},
             {name: found["ranks"] for name, found in metrics.items()},
         ),
+        "published": published_rows(comparison),
         "seconds": _seconds(comparison),
         "description": dict(comparison.description),
     }
