@@ -128,6 +128,26 @@ nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --laye
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --targets targets.csv -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --target age -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --colour subject -device cpu
+nnUNetv2_pretrain_compare 907
+nnUNetv2_pretrain_compare -o nowhere
+nnUNetv2_pretrain_compare -o nowhere --report
+nnUNetv2_pretrain_compare 999 -pretrained_weights weights.pth
+nnUNetv2_pretrain_compare 906 -pretrained_weights weights.pth -device cpu
+nnUNetv2_pretrain_compare 907 -pretrained_weights nowhere.pth
+nnUNetv2_pretrain_compare 907 -pretrained_weights notes.txt
+nnUNetv2_pretrain_compare 907 -pretrained_weights a=weights.pth A=weights.pth
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -f all
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -f 0 five
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --labelled few
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --labelled 10 10
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --seeds 0
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --metrics dice
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --epochs 0 --tolerance -1
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -tr SSLFintuneTrainer
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -p somePlans
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --dynamic somePlans
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --list --report
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --protocol openmnd
 nnUNetv2_pretrain_corpus 999
 nnUNetv2_pretrain_corpus 906 907
 nnUNetv2_pretrain_corpus 906 --sample -1

@@ -50,7 +50,7 @@ PLAIN = {
     "trainers/loop/micro_batches.py": {
         "_views": "a task of others that prepares what cannot be split is its author's mistake"
     },
-    "report/compare.py": {"compare": MISUSE, "_interval": MISUSE},
+    "report/comparison/paired.py": {"compare": MISUSE},
     "report/page.py": {"Page.table": MISUSE, "Page.figure": MISUSE},
     "report/entries.py": dict.fromkeys(("views_of", "_first_channel"), MISUSE),
     "report/geometry.py": dict.fromkeys(("Geometry.__post_init__", "Geometry.require"), MISUSE),
