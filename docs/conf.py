@@ -33,6 +33,8 @@ NAVIGATION = {
         "docs/results",
         "docs/loggers",
         "docs/finetuning",
+        "docs/comparing",
+        "docs/features",
         "docs/models",
         "docs/scaling",
         "docs/benchmark",
