@@ -71,6 +71,8 @@ def test_numbers_on_the_page_are_those_of_the_scores(tmp_path):
     means = scores.groupby(["arm", "case"])["value"].mean().groupby("arm").mean()
     for mean in means:
         assert f"{mean:.3f}" in reader.text
+    html = (folder / "comparison.html").read_text(encoding="utf-8")
+    assert re.findall(r'<td class="best">([^<]*)', html) == [f"{means.max():.3f}"]
 
 
 @pytest.mark.parametrize("state", ["not begun", "running", "failed"])
