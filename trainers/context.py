@@ -237,6 +237,10 @@ class RunContext(CheckpointContext, Stoppable, TrainingContext, Protocol):
         """What torch.compile made, or was not asked to."""
 
     @property
+    def probe(self) -> Any:
+        """A `loop.probing.Probe` in the first process of a run that asked for one."""
+
+    @property
     def share_of_epoch(self) -> float:
         """Of its training iterations that were computed since its start was noted."""
 

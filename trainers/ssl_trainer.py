@@ -50,6 +50,7 @@ from nnunet_ssl.trainers.loop.log_lines import summary
 from nnunet_ssl.trainers.loop.next_commands import next_commands_of
 from nnunet_ssl.trainers.loop.position import Phase, Position
 from nnunet_ssl.trainers.loop.previews import update_report
+from nnunet_ssl.trainers.loop.probing import Probe
 from nnunet_ssl.trainers.loop.progress import EpochBar
 from nnunet_ssl.trainers.loop.run_lock import alone_in_folder_of
 from nnunet_ssl.trainers.loop.stopping import (
@@ -112,6 +113,7 @@ class SSLTrainer(nnUNetTrainer):
         self.preview_key = ""  # which one that is
         self._yardsticks: list[Tensor] = []  # of this epoch's validation batches
         self.warned_of_collapse = False
+        self.probe: Probe | None = None
         self._said: set[str] = set()
         self.share_of_epoch = 1.0  # computed since its start was noted; less right after a resume
         self._bar: EpochBar | None = None
@@ -289,6 +291,8 @@ class SSLTrainer(nnUNetTrainer):
         for warning in raw_channels(self.plans_manager.plans, schemes, self._channel_names()):
             self.warn_once(warning)
         self.print_to_log_file(f"{summary(self)}\n", add_timestamp=False)
+        if self.settings.probe is not None and is_first():
+            self.probe = Probe(self)
         stop_when_stalled(self)
 
     def on_train_epoch_start(self) -> None:

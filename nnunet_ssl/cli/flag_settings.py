@@ -34,6 +34,8 @@ FLAGS = {
     "save_every": "save_every",
     "early_stop": "early_stop",
     "preview_nifti": "preview_nifti",
+    "probe": "probe",
+    "probe_every": "probe_every",
     "channels": "channels",
 }
 

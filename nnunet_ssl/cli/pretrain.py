@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     from nnunet_ssl.report.benchmark_table import benchmark_table
     from nnunet_ssl.settings.blocks import PretrainBlock
     from nnunet_ssl.trainers import launch
+    from nnunet_ssl.trainers.data.probe_images import require_probe
     from nnunet_ssl.trainers.device.devices import require_device
     from nnunet_ssl.trainers.distributed.processes import first_process_first
     from nnunet_ssl.trainers.distributed.sharding import require_sharding
@@ -73,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
         return
     require_device(device(args.device))
     use_loggers(args)
+    asked = flags_as_settings(args, axes_of(args))
+    require_probe(asked.get("probe"), bool(asked.get("shard")))
     if not args.estimate:
         require_writable(require_folder("nnUNet_results"))
     under_torchrun = launch.join_torchrun(args.device)

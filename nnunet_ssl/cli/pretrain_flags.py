@@ -198,6 +198,13 @@ def add_flags_of_saving(parser: CommandParser) -> None:
         help="end with exit code 4 where the run learns nothing, or its embeddings collapse, after a tenth of it",
     )
     saving.add_argument(
+        "--probe",
+        metavar="DATASET",
+        help="to see when to stop: every few epochs a linear model tells the labels of this data set, or its targets.csv, from "
+        "the frozen features",
+    )
+    saving.add_argument("--probe-every", type=whole, metavar="N", help="epochs between two probes (default: 10)")
+    saving.add_argument(
         "--preview-nifti",
         action="store_true",
         default=None,

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunet_ssl.files.atomic import atomic_write
 
-YARDSTICK = "val_yardstick"
+YARDSTICK, PROBE = "val_yardstick", "probe_"
 OWN_PANELS = (YARDSTICK, "train_losses", "val_losses", "lrs", "epoch_start_timestamps", "epoch_end_timestamps")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
 
@@ -25,12 +25,17 @@ def draw_progress(logging: Mapping[str, Sequence[Any]], path: str | os.PathLike[
     keys beyond nnU-Net's own are drawn as terms when they hold numbers.
     """
     series = {key: per_epoch(values) for key, values in logging.items()}
-    terms = {key: values for key, values in series.items() if key not in OWN_PANELS and len(values)}
-    figure, panels = _panels(4 if terms else 3)
+    probes = {key: values for key, values in series.items() if key.startswith(PROBE) and np.isfinite(values).any()}
+    terms = {k: v for k, v in series.items() if k not in OWN_PANELS and not k.startswith(PROBE) and len(v)}
+    figure, panels = _panels(3 + bool(terms) + bool(probes))
     _draw(panels[0], {"training": series.get("train_losses"), "validation": series.get("val_losses")}, "loss")
     _draw_yardstick(panels[0], series.get(YARDSTICK))
     if terms:
         _draw(panels[1], {key.replace("_", " "): values for key, values in terms.items()}, "terms")
+    if probes:
+        _draw(
+            panels[-3], {key.removeprefix(PROBE).replace("_", " "): values for key, values in probes.items()}, "probe"
+        )
     _draw(panels[-2], {"": series.get("lrs")}, "learning rate")
     start, end = (series.get(f"epoch_{which}_timestamps", per_epoch([])) for which in ("start", "end"))
     length = min(len(start), len(end))

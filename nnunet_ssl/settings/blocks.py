@@ -100,6 +100,9 @@ class PretrainSettings(ScheduleSettings):
     stop_on_collapse: bool = False
     # End, as a finished run, when the validation loss has not become lower for so many epochs
     early_stop: Count | None = None
+    # A raw data set whose labels, or targets.csv, a linear model tells from the frozen features, to see when to stop
+    probe: Name | None = None
+    probe_every: Count = 10  # epochs between two probes
     # Previews also as NIfTI images, a folder per picture, to be opened in a viewer
     preview_nifti: bool = False
     save_every: Count = 10  # epochs between two checkpoint_latest.pth, and at least between two checkpoint_best.pth
@@ -124,6 +127,8 @@ HOW = frozenset(
         "stop_on_collapse",
         "early_stop",
         "preview_nifti",
+        "probe",
+        "probe_every",
     }
 )
 

@@ -22,6 +22,7 @@ from nnunet_ssl.trainers.context import RunContext
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
 from nnunet_ssl.trainers.loop.log_lines import epoch_line
 from nnunet_ssl.trainers.loop.previews import draw_sample, update_report, write_sample
+from nnunet_ssl.trainers.loop.probing import probe_epoch
 
 
 def mean_over_processes(results: Sequence[Mapping[str, Any]], device: torch.device) -> dict[str, float]:
@@ -82,6 +83,7 @@ def finish_epoch(trainer: RunContext) -> None:
     before = [b - a for a, b in zip(kept["epoch_start_timestamps"], kept["epoch_end_timestamps"], strict=False)][:-1]
     line = epoch_line(log, trainer.current_epoch, trainer.num_epochs, trainer.share_of_epoch, before)
     trainer.print_to_log_file(line)
+    attempt_to_draw(trainer.print_to_log_file, probe_epoch, trainer, what="the probe failed")
     last = trainer.current_epoch == trainer.num_epochs - 1
     due = (trainer.current_epoch + 1) % trainer.save_every == 0
     if due and not last:
