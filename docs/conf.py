@@ -34,6 +34,7 @@ NAVIGATION = {
         "docs/loggers",
         "docs/finetuning",
         "docs/models",
+        "docs/features",
         "docs/scaling",
         "docs/benchmark",
     ],
