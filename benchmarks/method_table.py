@@ -12,7 +12,7 @@ from few_labels import SCRATCH, Protocol, pretrained
 
 from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.methods import method_names
-from nnunet_ssl.report.compare import compare
+from nnunet_ssl.report.comparison.paired import compare
 from nnunet_ssl.trainers.loop.judging import YARDSTICK, last_finite
 
 ALIVE = ("explained_variance", "spread", "effective_rank", "accuracy", "rotation_accuracy")  # where a task has them

@@ -25,8 +25,8 @@ PAGE = Path(__file__).parent / "mistakes.md"
 HEAD = """# Wrong inputs, and what is printed
 
 Written by `python docs/make_mistakes.py` from the commands themselves; a test compares. Data set 906 has images without labels,
-907 has labels; `weights.pth` is a checkpoint, `notes.txt` is none. Every answer comes before an image is prepared, and ends the
-command with exit code 1, or 2 where the flags could not be understood.
+907 has labels; `weights.pth` is a checkpoint, `notes.txt` is none, `targets.csv` knows one of the cases. Every answer comes
+before an image is prepared, and ends the command with exit code 1, or 2 where the flags could not be understood.
 
 | typed | printed |
 |---|---|
@@ -125,7 +125,29 @@ nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.xlsx -devi
 nnUNetv2_extract_features -d 907 -pretrained_weights notes.txt -o f.csv -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --layer 9 -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --layer last -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --targets targets.csv -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --target age -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --colour subject -device cpu
+nnUNetv2_pretrain_compare 907
+nnUNetv2_pretrain_compare -o nowhere
+nnUNetv2_pretrain_compare -o nowhere --report
+nnUNetv2_pretrain_compare 999 -pretrained_weights weights.pth
+nnUNetv2_pretrain_compare 906 -pretrained_weights weights.pth -device cpu
+nnUNetv2_pretrain_compare 907 -pretrained_weights nowhere.pth
+nnUNetv2_pretrain_compare 907 -pretrained_weights notes.txt
+nnUNetv2_pretrain_compare 907 -pretrained_weights a=weights.pth A=weights.pth
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -f all
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -f 0 five
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --labelled few
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --labelled 10 10
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --seeds 0
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --metrics dice
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --epochs 0 --tolerance -1
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -tr SSLFintuneTrainer
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth -p somePlans
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --dynamic somePlans
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --list --report
+nnUNetv2_pretrain_compare 907 -pretrained_weights weights.pth --protocol openmnd
 nnUNetv2_pretrain_corpus 999
 nnUNetv2_pretrain_corpus 906 907
 nnUNetv2_pretrain_corpus 906 --sample -1
@@ -199,6 +221,7 @@ def set_up(folder: Path) -> None:
         (dataset / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz"}))
     network = PlainConvUNet(1, 2, (4, 8), torch.nn.Conv3d, 3, (1, 2), 1, 2, 1)
     torch.save({"network_weights": network.state_dict()}, folder / "weights.pth")
+    (folder / "targets.csv").write_text("case,age\ntiny_0,30\ntiny_2,40\n")
     (folder / "notes.txt").write_text("Not a checkpoint.\n")
 
 

@@ -23,12 +23,12 @@ from nnunet_ssl.corpus.stamps import digest_of
 from nnunet_ssl.errors import CorpusError, UnusableImage
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
+from nnunet_ssl.files.participants import Participant
 from nnunet_ssl.messages import say_errors_in_one_line
 from nnunet_ssl.planners.plans_check import require_complete
 from nnunet_ssl.planners.preprocessing.case import preprocess_case, reason_against
 from nnunet_ssl.planners.preprocessing.normalization import MODALITY, add_modalities
 from nnunet_ssl.planners.preprocessing.storage import save_case, storage_dtype
-from nnunet_ssl.planners.sharing.claims import Participant
 from nnunet_ssl.planners.sharing.distribution import (
     Distribution,
     left_out_here,

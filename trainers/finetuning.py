@@ -37,6 +37,7 @@ from nnunet_ssl.trainers.device.precision import run_in_autocast
 from nnunet_ssl.trainers.loop.early_stop import Enough, sentence, stalled
 from nnunet_ssl.trainers.loop.finite import Watch, require_finite, require_progress
 from nnunet_ssl.trainers.loop.interruptible import InterruptibleTrainer
+from nnunet_ssl.trainers.loop.iterations import Iterations
 from nnunet_ssl.trainers.loop.log_lines import finetuning_summary
 
 RESUME = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # nnU-Net's order
@@ -72,18 +73,23 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         where = f'plans["configurations"]["{configuration}"]["finetune"]'
         self.settings = read_config(FinetuneSettings, block, where)
         primus = is_primus(self.configuration_manager)
-        self.recipe = resolve(self.recipes, "primus" if primus else "unet", self.settings)
+        self.recipe = self.recipe_of(self.configuration_manager, self.settings)
         self.num_epochs, self.initial_lr = self.recipe.num_epochs, self.recipe.initial_lr
         self.weight_decay = self.recipe.weight_decay
         self.schedule = make_schedule(self.schedule_name, self.recipe, self.settings)
         self._announced: Phase | None = None  # the phase the log already tells of
-        self._iteration = 0  # within the epoch
+        self.iterations = Iterations(self.settings.seed, self.is_ddp)
         self._resumed = False
         self.watch = Watch(self.print_to_log_file, self.grad_scaler is not None)
         self.num_iterations_per_epoch = self.settings.num_iterations_per_epoch
         self.num_val_iterations_per_epoch = self.settings.num_val_iterations_per_epoch
         self.save_every = self.settings.save_every
         self.enable_deep_supervision = self.settings.deep_supervision and not primus
+
+    @classmethod
+    def recipe_of(cls, configuration_manager: ConfigurationManager, settings: FinetuneSettings) -> Recipe:
+        """Learning rate, length and the rest, as a training of this trainer on a configuration has them."""
+        return resolve(cls.recipes, "primus" if is_primus(configuration_manager) else "unet", settings)
 
     @staticmethod
     def build_network_architecture(
@@ -174,7 +180,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         """Enter the epoch's phase, and say so where one begins or the training goes on."""
         self._use_phase(self.lr_scheduler.enter(self.current_epoch))
         super().on_train_epoch_start()
-        self._iteration = 0
+        self.iterations.begin(self.current_epoch)
         self.lr_scheduler.set_modes()
         phase = self.schedule.phase(self.current_epoch)
         if phase is not self._announced:
@@ -205,6 +211,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         saved, self._resumed = opened.checkpoint, True
         self._use_phase(self.lr_scheduler.resume(saved["current_epoch"], saved["optimizer_state"]["param_groups"]))
         super().load_checkpoint(opened)
+        self.iterations.take_from(self.logger.local_logger.my_fantastic_logging, self.current_epoch)
 
     def print_plans(self) -> None:
         """nnU-Net prints the whole plans, which lie beside the log; `finetuning_summary` says what matters."""
@@ -234,16 +241,34 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         return split
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """nnU-Net's step; what is left out of the training, because it is not finite, is said at once."""
+        """nnU-Net's step; what is left out of the training, because it is not finite, is said at once.
+
+        Not taken again are steps that were before the checkpoint with which this run goes on.
+        """
+        before = self.iterations.finished_before()
+        if before is not None:
+            self._stop_if_asked()
+            self.iterations.note(float(before["loss"]))
+            return before
         # A GradScaler may leave out the optimiser, and with it what looks at the gradients.
         self.lr_scheduler.fine = torch.tensor(False)
         result = super().train_step(batch)
         # Nothing is left to wait for: nnU-Net has asked the device for the loss.
         loss, fine = torch.as_tensor(result["loss"]), self.lr_scheduler.fine.cpu()
-        place = f"epoch {self.current_epoch}, iteration {self._iteration}"
+        place = f"epoch {self.current_epoch}, iteration {len(self.iterations.losses)}"
         self.watch.note(place, loss, fine, batch.get("keys", ()))
-        self._iteration += 1
+        self.iterations.note(loss.item())
         return result
+
+    def on_validation_epoch_start(self) -> None:
+        """As nnU-Net's."""
+        self.iterations.begin_validation()
+        super().on_validation_epoch_start()
+
+    def on_validation_epoch_end(self, val_outputs: list[dict[str, Any]]) -> None:
+        """As nnU-Net's."""
+        super().on_validation_epoch_end(val_outputs)
+        self.iterations.end()
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         """Log as nnU-Net does; end the run when the weights are not finite any more, before they replace good ones."""
@@ -282,7 +307,8 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         if not is_first() or self.disable_checkpointing:
             return
         try:
-            with atomic_path(filename) as temporary:
+            log = self.logger.local_logger.my_fantastic_logging
+            with atomic_path(filename) as temporary, self.iterations.within(log, self.current_epoch + 1):
                 super().save_checkpoint(str(temporary))
         except CannotWrite as error:
             if basename(filename) == "checkpoint_final.pth":

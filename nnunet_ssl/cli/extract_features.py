@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nnunet_ssl.cli.parser import CommandParser, number, one_of, whole
 from nnunet_ssl.errors import SettingsError
 
+if TYPE_CHECKING:
+    from nnunet_ssl.features.extraction import Output
+    from nnunet_ssl.features.scans import Scan
+    from nnunet_ssl.targets.probe import Probed
+    from nnunet_ssl.targets.table import Target
+
 EXAMPLES = (
     "nnUNetv2_extract_features -d 4 -pretrained_weights checkpoint_final.pth -o features.parquet",
     "nnUNetv2_extract_features -i /data/scans -pretrained_weights AnonRes/ResEncL-OpenMind-MAE -o scans.csv --html scans.html",
+    "nnUNetv2_extract_features -d 4 -pretrained_weights X -o features.parquet --targets targets.csv",
     "nnUNetv2_extract_features -d 4 -pretrained_weights X -o regions.parquet --level region",
     "nnUNetv2_extract_features -i imagesTs -pretrained_weights X -o maps --level patch",
 )
@@ -66,6 +75,20 @@ def build_parser() -> CommandParser:
     usual.add_argument("--html", metavar="PAGE", help="also a page with a picture of where the images lie")
     usual.add_argument(
         "--colour", metavar="COLUMN", help="of that picture: a column of the corpus table, or subject, or region"
+    )
+    probing = parser.add_argument_group("what is in them: a linear model, judged on people it has not seen")
+    probing.add_argument(
+        "--targets",
+        metavar="FILE",
+        help="table (.csv, .tsv, .parquet) with a column case, or subject, and a column per target: classes or numbers",
+    )
+    probing.add_argument("--target", nargs="+", metavar="COLUMN", help="only these columns (default: all)")
+    probing.add_argument(
+        "--kind",
+        nargs="+",
+        default=[],
+        metavar="COLUMN=KIND",
+        help="of columns whose kind is not to be inferred: binary, multiclass or regression",
     )
     more = parser.add_argument_group("features")
     more.add_argument(
@@ -128,6 +151,12 @@ def understand(args: argparse.Namespace) -> None:
         raise SettingsError("--colour is for the picture on a page: add --html PAGE")
     if args.html is not None and args.level == "patch":
         raise SettingsError("--html shows rows of a table: --level image or region")
+    if args.targets is not None and args.level != "image":
+        raise SettingsError("--targets are known of images: --level image")
+    if (args.target or args.kind) and args.targets is None:
+        raise SettingsError("--target and --kind are about a table: add --targets FILE")
+    if wrong := [text for text in args.kind if text.count("=") != 1]:
+        raise SettingsError(f"--kind wants COLUMN=KIND, found {wrong[0]}", found=wrong[0])
     if args.batch_size < 1 or args.num_processes < 0:
         raise SettingsError(
             f"--batch-size wants at least 1 and -np at least 0, found {args.batch_size} and {args.num_processes}"
@@ -160,6 +189,7 @@ def run(args: argparse.Namespace) -> None:
         raise CorpusError(
             f"The images have {channels} to {others[-1]} channels. Take those of one number at a time: -i FOLDER for each."
         )
+    targets = targets_of(args, scans)
     encoder = load_encoder(
         args.pretrained_weights,
         input_channels=channels,
@@ -182,9 +212,43 @@ def run(args: argparse.Namespace) -> None:
     if not done:
         raise CorpusError("None of the images could be used, so there are no features.")
     print(f"Features of {done} images: {output}")
+    probed = probe_targets(target, targets, scans)
     if args.html:
-        write_page(args, target)
+        write_page(args, target, probed)
         print(f"The page: {args.html}")
+
+
+def targets_of(args: argparse.Namespace, scans: Sequence[Scan]) -> list[Target]:
+    """What is known of the images, checked before hours go into features; said in a line each."""
+    if args.targets is None:
+        return []
+    from nnunet_ssl.targets.folds import target_folds
+    from nnunet_ssl.targets.table import read_targets
+
+    subjects = {scan.case: scan.subject for scan in scans}
+    kinds = dict(text.split("=") for text in args.kind)
+    targets = read_targets(args.targets, subjects, columns=args.target, kinds=kinds)
+    for target in targets:
+        target_folds(target, subjects)
+    print("Targets (another kind: --kind COLUMN=KIND):\n" + "\n".join(f"  {target}" for target in targets))
+    return targets
+
+
+def probe_targets(output: Output, targets: Sequence[Target], scans: Sequence[Scan]) -> list[Probed]:
+    """What a linear model finds in the features; said, and written beside them."""
+    if not targets:
+        return []
+    from nnunet_ssl.files.atomic import write_json
+    from nnunet_ssl.targets.probe import probe
+
+    features, subjects = output.features(), {scan.case: scan.subject for scan in scans}
+    probed = [probe(features, target, subjects) for target in targets]
+    file = output.record.with_name(f"{output.path.name}.probe.json" if output.is_table else "probe.json")
+    write_json(
+        {p.target.name: {"kind": p.target.kind, "cases": len(p.cases), "measures": p.measures} for p in probed}, file
+    )
+    print("\n".join([*map(str, probed), f"All measures: {file}"]))
+    return probed
 
 
 def patch_of(size: list[int] | None) -> list[int] | None:
@@ -192,33 +256,23 @@ def patch_of(size: list[int] | None) -> list[int] | None:
     return size * 3 if size is not None and len(size) == 1 else size
 
 
-def write_page(args: argparse.Namespace, target: object) -> None:
+def write_page(args: argparse.Namespace, output: Output, probed: Sequence[Probed]) -> None:
     """The picture of the rows, coloured by a column of the corpus table or of the features' own."""
-    from typing import cast
-
-    import numpy as np
-    import pandas as pd
-
     from nnunet_ssl.corpus.folders import find_raw_dataset
     from nnunet_ssl.corpus.overview.describe import describe_dataset
-    from nnunet_ssl.features.extraction import Output
-    from nnunet_ssl.features.placed_map import POOLS
     from nnunet_ssl.nearest import did_you_mean
     from nnunet_ssl.report.embedding_page import write_embedding_page
 
-    output = cast(Output, target)
-    if output.is_table:
-        table = pd.DataFrame(output.rows)
-    else:
-        files = sorted(output.path.glob("*.npy"))
-        table = pd.DataFrame(np.stack([np.load(f) for f in files])).add_prefix("mean_")
-        table.insert(0, "case", [f.stem for f in files])
-    features = [column for column in table if str(column).startswith(tuple(f"{name}_" for name in POOLS))]
+    table, features = output.table()
     colour = None
     if args.colour is not None:
         known = table.drop(columns=features)
+        for p in probed:
+            values = [p.target.values.get(case) for case in known["case"]]
+            named = [p.target.classes[int(v)] if p.target.classes and v is not None else v for v in values]
+            known[p.target.name] = named
         folder = find_raw_dataset(args.dataset) if args.dataset else None
-        if folder is not None:
+        if folder is not None and args.colour not in known:
             about = describe_dataset(folder, show_progress=False).drop(columns=["subject"], errors="ignore")
             known = known.merge(about, on="case", how="left")
         if args.colour not in known:
@@ -228,7 +282,7 @@ def write_page(args: argparse.Namespace, target: object) -> None:
                 found=args.colour,
             )
         colour = known[args.colour]
-    write_embedding_page(args.html, table, features, colour, f"Features in {output.path.name}")
+    write_embedding_page(args.html, table, features, colour, f"Features in {output.path.name}", probed)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -38,11 +38,12 @@ def sort_words(words: Sequence[str]) -> Words:
     return Words(datasets, configuration, folds)
 
 
-def add_dataset(parser: Any, several: bool = False, required: bool = True) -> None:
-    """DATASET by position or with -d, as nnU-Net's commands have it either way; `take_dataset` reads both."""
-    what = "numbers or names of data sets; several form one corpus" if several else "number or name of the data set"
+def add_dataset(parser: Any, several: bool = False, required: bool = True, what: str | None = None) -> None:
+    """DATASET by position or with -d, as nnU-Net's commands have it either way; `take_dataset` reads both. what: its help."""
     default = "" if required else " (default: artificial images)"
-    parser.usual.add_argument("words", nargs="*", metavar="DATASET", help=f"{what}{default}")
+    usual = "numbers or names of data sets; several form one corpus" if several else "number or name of the data set"
+    shown = what or f"{usual}{default}"
+    parser.usual.add_argument("words", nargs="*", metavar="DATASET", help=shown)
     parser.usual.add_argument(
         "-d",
         dest="given",

@@ -36,8 +36,9 @@ def write_demo_datasets(
 ) -> None:
     """Write both datasets into `raw_folder` (nnUNet_raw), and the unlabelled volumes into `scans` beside it.
 
-    Dataset901_DemoUnlabelled: dataset.json only. Dataset902_DemoLabelled: imagesTr, labelsTr (`n_labelled` cases),
-    imagesTs, labelsTs (`n_test` held-out cases). A volume depends on the seed, its group and its number alone: asking
+    Dataset901_DemoUnlabelled: dataset.json only. Dataset902_DemoLabelled: imagesTr and labelsTr with `n_labelled` cases to train
+    on and `n_test` held-out ones, the one fold of its splits_final.json. A volume depends on the seed, its group and its number
+    alone: asking
     for more volumes changes none of the others. Raises ValueError when a group would be empty.
     """
     counts = dict(zip(GROUPS, (n_unlabelled, n_labelled, n_test), strict=True))
@@ -55,17 +56,16 @@ def write_demo_datasets(
         dataset[case] = {"images": [os.path.relpath(scans / f"{case}{FILE_ENDING}", unlabelled)]}
     _write_json(unlabelled, {"background": 0}, n_unlabelled, dataset=dataset)
 
-    for group, images, labels, prefix in (
-        ("labelled", "imagesTr", "labelsTr", "train"),
-        ("test", "imagesTs", "labelsTs", "test"),
-    ):
-        for folder in (labelled / images, labelled / labels):
-            folder.mkdir(parents=True, exist_ok=True)
-        for number in range(counts[group]):
-            case = f"{prefix}_{number:03d}"
-            image_file = labelled / images / f"{case}_0000{FILE_ENDING}"
-            _write_case(seed, group, number, image_file, labelled / labels / f"{case}{FILE_ENDING}")
-    _write_json(labelled, LABELS, n_labelled)
+    for folder in (labelled / "imagesTr", labelled / "labelsTr"):
+        folder.mkdir(parents=True, exist_ok=True)
+    fold: dict[str, list[str]] = {}
+    for group, prefix, side in (("labelled", "train", "train"), ("test", "test", "val")):
+        fold[side] = [f"{prefix}_{number:03d}" for number in range(counts[group])]
+        for number, case in enumerate(fold[side]):
+            image_file = labelled / "imagesTr" / f"{case}_0000{FILE_ENDING}"
+            _write_case(seed, group, number, image_file, labelled / "labelsTr" / f"{case}{FILE_ENDING}")
+    _write_json(labelled, LABELS, n_labelled + n_test)
+    write_json([fold], labelled / "splits_final.json")
 
 
 def _write_case(seed: int, group: str, number: int, image_file: Path, label_file: Path | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shlex
@@ -13,22 +12,18 @@ from typing import Any
 
 import SimpleITK as sitk
 
-from nnunet_ssl.checkpoints.read import read_checkpoint
-from nnunet_ssl.demo.data import FILE_ENDING, LABELLED, SCANS, UNLABELLED
-from nnunet_ssl.demo.job import RAW, TRAINERS, Scale, prediction_folder, run_folder
-from nnunet_ssl.demo.scores import BOTH, STRUCTURES, Scores, read_scores
+from nnunet_ssl.demo.data import FILE_ENDING, LABELLED, LABELS, SCANS, UNLABELLED
+from nnunet_ssl.demo.job import COMPARISON, PRETRAINING, RAW, Scale
 from nnunet_ssl.demo.steps import LOGS, Step, clock
-from nnunet_ssl.report.compare import compare_structures, verdict
+from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.report.geometry import Geometry
+from nnunet_ssl.report.orientation import codes_of
 from nnunet_ssl.report.overlays import draw_overlay
 from nnunet_ssl.report.page import Page
-from nnunet_ssl.report.progress import draw_comparison
-from nnunet_ssl.trainers.data.geometry import codes_of
 
 REPORT = "report.html"
 PICTURES = "pictures"
 MAX_VALIDATION = 2
-LEARNED = 0.1  # mean Dice below which no comparison makes sense
 PACKAGES = ("nnunet_ssl", "nnunetv2", "torch", "dynamic_network_architectures", "numpy")
 
 
@@ -44,30 +39,21 @@ def write_report(
 ) -> Path:
     """Write report.html into the demo's folder and return its path; `seconds`: of every step by name."""
     (folder / PICTURES).mkdir(exist_ok=True)
-    cases, scores = read_scores(folder)
-    rows = compare_structures(scores)
+    summary = read_json(folder / COMPARISON / "summary.json")
     page = Page(
         "Self-supervised pre-training with nnU-Net: the demo",
         f"A network learns from {scale.unlabelled} volumes without labels, then from {scale.labelled} labelled ones, "
         f"and is compared with the same network trained on the {scale.labelled} labelled ones alone.",
     )
-    page.key_message(f"Both structures together: {verdict(rows[-1])}")
-    if max(rows[-1]["scratch_mean"], rows[-1]["finetuned_mean"]) < LEARNED:
-        page.key_message(
-            f"Neither network has learned the task: both have a mean Dice below {LEARNED}. So little training compares "
-            "nothing; it only shows that every step works."
-        )
+    for sentence in (*summary["answer"], *summary["cautions"]):
+        page.key_message(sentence)
     page.paragraph(
-        "One training run of each kind, made-up images, a tiny network and minutes instead of days: the numbers show "
-        "that the commands work together, not what pre-training is worth on real data. The interval is about the test "
-        "cases; how much another run with other random numbers would differ, it does not know."
+        "Made-up images, a tiny network and minutes instead of days: the numbers show that the commands work together, not what "
+        f"pre-training is worth on real data. Tables, curves and segmentations lie in {COMPARISON}/comparison.html."
     )
     _task(page, folder, scale)
     _commands(page, steps, variables, folder)
     _pretraining(page, folder, scale)
-    _finetuning(page, folder)
-    _segmentations(page, folder, cases, scores)
-    _dice(page, rows, cases, scores)
     _circumstances(page, steps, seconds, total_seconds, seed, device)
     page.write(folder / REPORT)
     return folder / REPORT
@@ -104,12 +90,12 @@ def _commands(page: Page, steps: Sequence[Step], variables: Mapping[str, str], f
     ]
     lines.append(f"cd {shlex.quote(str(folder))}")
     for step in steps:
-        lines += ["", f"# {step.title}", *(f"# {line}" if step.edit else line for line in step.lines)]
+        lines += ["", f"# {step.title}", step.line]
     page.commands(lines)
 
 
 def _pretraining(page: Page, folder: Path, scale: Scale) -> None:
-    run = folder / run_folder(UNLABELLED, "SSLMAETrainer")
+    run = folder / PRETRAINING
     page.heading("Pre-training without labels")
     page.paragraph(
         "Masked autoencoding: most of a patch is hidden, and the network paints it from the rest. The loss is the mean "
@@ -130,85 +116,6 @@ def _pretraining(page: Page, folder: Path, scale: Scale) -> None:
             f"{caption}: the middle of the patch along each axis. Hidden voxels are violet. Only they count in the "
             "loss; what the network paints over visible ones means nothing.",
         )
-
-
-def _finetuning(page: Page, folder: Path) -> None:
-    runs = {run: folder / run_folder(LABELLED, trainer) for run, trainer in TRAINERS.items()}
-    page.heading("Training on the labelled cases")
-    page.paragraph(
-        "Twice the same network, data, schedule, learning rate and seed; one starts from random weights, the other "
-        "from the pre-trained encoder."
-    )
-    report = runs["fine-tuned"] / "pretrained_weights.json"
-    if report.is_file():
-        transfer = json.loads(report.read_text(encoding="utf-8"))
-        columns = ("loaded", "adapted", "fresh", "left_out")
-        rows = [
-            [name, *(f"{count[column]:,}" for column in columns)]
-            for name, count in transfer["groups"].items()
-            if any(count[column] for column in columns)
-        ]
-        header = ["parameters", *(column.replace("_", " ") for column in columns)]
-        page.table(header, rows, "What became of the pre-trained weights. Fresh: random at the start of fine-tuning.")
-    picture = folder / PICTURES / "training.png"
-    logs = {run: read_checkpoint(place / "checkpoint_final.pth")["logging"] for run, place in runs.items()}
-    draw_comparison(logs, picture, {"train_losses": "training loss", "mean_fg_dice": "pseudo Dice"})
-    page.figure(
-        picture,
-        "Both trainings. The pseudo Dice is nnU-Net's quick estimate on random patches, here of the training cases.",
-    )
-
-
-def _segmentations(page: Page, folder: Path, cases: Sequence[str], scores: Scores) -> None:
-    page.heading("Segmentations of test cases")
-    page.paragraph("The cases with the lowest, the middle and the highest fine-tuned Dice: none is hand-picked.")
-    finetuned = scores[BOTH][1]
-    ranked = sorted(range(len(cases)), key=lambda index: finetuned[index])
-    for index in dict.fromkeys((ranked[0], ranked[len(ranked) // 2], ranked[-1])):
-        case = cases[index]
-        maps = {"ground truth": _read(folder / RAW / LABELLED / "labelsTs" / f"{case}{FILE_ENDING}")}
-        maps |= {run: _read(folder / prediction_folder(run) / f"{case}{FILE_ENDING}") for run in TRAINERS}
-        picture = folder / PICTURES / f"{case}.png"
-        file = folder / RAW / LABELLED / "imagesTs" / f"{case}_0000{FILE_ENDING}"
-        draw_overlay(_read(file), maps, picture, case, _geometry(file), _label_names())
-        dice = ", ".join(f"{run} {values[index]:.3f}" for run, values in zip(TRAINERS, scores[BOTH], strict=True))
-        page.figure(picture, f"{case}. Mean Dice of both structures: {dice}.")
-
-
-def _dice(
-    page: Page,
-    rows: Sequence[Mapping[str, Any]],
-    cases: Sequence[str],
-    scores: Scores,
-) -> None:
-    page.heading("Dice on the test cases")
-    page.table(
-        ["structure", *TRAINERS, "difference", "95 % interval", "better", "cases"],
-        [
-            [
-                row["structure"],
-                f"{row['scratch_mean']:.3f} ± {row['scratch_std']:.3f}",
-                f"{row['finetuned_mean']:.3f} ± {row['finetuned_std']:.3f}",
-                f"{row['difference']:+.3f}",
-                f"{row['difference_low']:+.3f} to {row['difference_high']:+.3f}",
-                f"{row['better']} of {row['n']}",
-                row["n"],
-            ]
-            for row in rows
-        ],
-        "Mean ± standard deviation over cases, paired difference (fine-tuned minus from scratch) with its t-interval, "
-        "and in how many cases fine-tuned has the higher Dice.",
-    )
-    for row in rows:
-        page.paragraph(f"{row['structure'].capitalize()}: {verdict(row)}")
-    page.table(
-        ["case", *(f"{name}, {run}" for name in scores for run in TRAINERS)],
-        [
-            [case, *(f"{values[index]:.3f}" for pair in scores.values() for values in pair)]
-            for index, case in enumerate(cases)
-        ],
-        "Dice of every test case, computed by nnUNetv2_evaluate_folder.",
-    )
 
 
 def _circumstances(
@@ -237,4 +144,4 @@ def _geometry(file: Path) -> Geometry:
 
 
 def _label_names() -> dict[int, str]:
-    return {label: name for name, label in STRUCTURES.items()}
+    return {label: name for name, label in LABELS.items() if label > 0}

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 from nnunet_ssl.demo.data import SCANS
-from nnunet_ssl.demo.job import FULL, PREDICTIONS, PREPROCESSED, QUICK, RAW, RESULTS, demo_steps
+from nnunet_ssl.demo.job import COMPARISON, FULL, PREPROCESSED, QUICK, RAW, RESULTS, demo_steps
 from nnunet_ssl.demo.report import PICTURES, REPORT, write_report
 from nnunet_ssl.demo.steps import LOGS, find_program, run_steps
 from nnunet_ssl.errors import DemoError
 from nnunet_ssl.files.atomic import write_text
 
 MARKER = ".nnunet_ssl_demo"
-OWN = (RAW, PREPROCESSED, RESULTS, PREDICTIONS, SCANS, LOGS, PICTURES, REPORT)
+OWN = (RAW, PREPROCESSED, RESULTS, COMPARISON, SCANS, LOGS, PICTURES, REPORT)
 
 
 def prepare_folder(folder: Path) -> None:
@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     steps = demo_steps(scale, args.seed, args.device)
     start = time.monotonic()
     try:
-        for program in {step.argv[0] for step in steps if step.argv}:
+        for program in {step.argv[0] for step in steps}:
             find_program(program)
         prepare_folder(folder)
         variables = environment(folder)

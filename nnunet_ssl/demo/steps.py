@@ -10,12 +10,11 @@ import sys
 import sysconfig
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nnunet_ssl.errors import DemoError
-from nnunet_ssl.files.atomic import write_text
 
 LOGS = "logs"
 LAST_LINES = 15
@@ -23,21 +22,19 @@ LAST_LINES = 15
 
 @dataclass(frozen=True)
 class Step:
-    """A command line, or an edit of a file that a person would do by hand and that `shown` describes.
+    """A command line.
 
     name: of the log file. title: for people. argv: program and arguments; paths are relative to the demo's folder.
     """
 
     name: str
     title: str
-    argv: tuple[str, ...] = ()
-    edit: Callable[[Path], None] | None = None
-    shown: tuple[str, ...] = ()
+    argv: tuple[str, ...]
 
     @property
-    def lines(self) -> list[str]:
+    def line(self) -> str:
         """What to type to do the same by hand."""
-        return [shlex.join(self.argv), *self.shown] if self.argv else list(self.shown)
+        return shlex.join(self.argv)
 
 
 def run_steps(steps: Sequence[Step], folder: Path, environment: Mapping[str, str]) -> dict[str, float]:
@@ -46,15 +43,10 @@ def run_steps(steps: Sequence[Step], folder: Path, environment: Mapping[str, str
     seconds = {}
     for number, step in enumerate(steps, start=1):
         label = f"[{number:2d}/{len(steps)}] {step.title}"
-        for line in step.lines:
-            print(f"{'#' if step.edit else '$'} {line}")
+        print(f"$ {step.line}")
         start = time.monotonic()
         log = folder / LOGS / f"{number:02d}_{step.name}.log"
-        if step.edit is not None:
-            step.edit(folder)
-            write_text("\n".join(step.lines) + "\n", log)
-        else:
-            _run_command(step, folder, environment, log, label)
+        _run_command(step, folder, environment, log, label)
         seconds[step.name] = time.monotonic() - start
         _live("")
         print(f"{label}: {clock(seconds[step.name])}\n")
@@ -81,7 +73,7 @@ def _run_command(step: Step, folder: Path, environment: Mapping[str, str], log: 
     argv = [find_program(step.argv[0]), *step.argv[1:]]
     start = time.monotonic()
     with open(log, "w", encoding="utf-8") as file:
-        file.write(f"$ {step.lines[0]}\n")
+        file.write(f"$ {step.line}\n")
         file.flush()
         process = subprocess.Popen(
             argv,

@@ -23,6 +23,7 @@ from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.progress_bars import progress_bar
 
+CASE = "case"
 IMAGE, REGION, PATCH = "image", "region", "patch"
 LEVELS = (IMAGE, REGION, PATCH)
 TABLES = {".parquet": "to_parquet", ".csv": "to_csv"}
@@ -124,11 +125,26 @@ class Output:
         if self.is_table and len(self.rows) % EVERY == 0:
             self.save()
 
+    def table(self) -> tuple[pd.DataFrame, list[str]]:
+        """(a row per image or region, names of the columns that are features)."""
+        if self.is_table:
+            found = pd.DataFrame(self.rows)
+        else:
+            files = sorted(self.path.glob("*.npy"))
+            found = pd.DataFrame(np.stack([np.load(file) for file in files])).add_prefix(f"{self.wanted.pool[0]}_")
+            found.insert(0, CASE, [file.stem for file in files])
+        columns = [str(c) for c in found if str(c).startswith(tuple(f"{name}_" for name in self.wanted.pool))]
+        return found, columns
+
+    def features(self) -> dict[str, np.ndarray]:
+        """{case: [C]}, of a row per image."""
+        found, columns = self.table()
+        return dict(zip(found[CASE], found[columns].to_numpy(np.float64), strict=True))
+
     def save(self) -> None:
         """Write what there is: the table, and the record of how it came about."""
         if self.is_table and self.rows:
-            table = pd.DataFrame(self.rows)
-            numbers = [column for column in table if column.startswith(tuple(f"{p}_" for p in self.wanted.pool))]
+            table, numbers = self.table()
             table = table.astype(dict.fromkeys(numbers, np.float32))
             with atomic_path(self.path, self.path.suffix) as temporary:
                 getattr(table, TABLES[self.path.suffix.lower()])(temporary, index=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,9 @@ from matplotlib.figure import Figure
 from nnunet_ssl.losses.embeddings import health
 from nnunet_ssl.report.page import Page
 from nnunet_ssl.report.planes import DPI, LABEL_COLOURS
+
+if TYPE_CHECKING:
+    from nnunet_ssl.targets.probe import Probed
 
 MOST = len(LABEL_COLOURS)  # colours; rarer values are "others"
 
@@ -33,9 +37,17 @@ def project(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_embedding_page(
-    path: str | os.PathLike[str], table: pd.DataFrame, features: list[str], colour: pd.Series | None, title: str
+    path: str | os.PathLike[str],
+    table: pd.DataFrame,
+    features: list[str],
+    colour: pd.Series | None,
+    title: str,
+    probed: Sequence[Probed] = (),
 ) -> None:
-    """Write the page on a table of features, one HTML file. colour: a value per row, text or numbers; None: one colour."""
+    """Write the page on a table of features, one HTML file.
+
+    colour: a value per row, text or numbers; None: one colour. probed: what a linear model finds in them.
+    """
     places, shares = project(table[features].to_numpy(np.float64))
     page = Page(title, f"{len(table):,} rows, {len(features):,} features each.")
     page.heading("Where they lie")
@@ -56,6 +68,13 @@ def write_embedding_page(
         },
         "A spread near 0, a rank near 1 or many constant features are signs of a collapsed pre-training.",
     )
+    for found in probed:
+        page.heading(found.target.name)
+        page.key_message(str(found))
+        rows = [(name, f"{m['value']:.3f}", f"{m['low']:.3f} to {m['high']:.3f}") for name, m in found.measures.items()]
+        page.table(
+            ("measure", "value", "95 % interval"), rows, "Intervals by resampling people, with all images of each."
+        )
     page.write(path)
 
 

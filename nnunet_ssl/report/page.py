@@ -10,29 +10,37 @@ import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import NamedTuple
 
 from nnunet_ssl.files.atomic import write_text
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1d2430; --soft: #5c6675; --line: #dfe3ea; --back: #ffffff;
-  --panel: #f4f6f9; --accent: #0b62a4; }
+  --panel: #f4f6f9; --accent: #0b62a4; --warn: #b35c00; }
 @media (prefers-color-scheme: dark) { :root { --text: #e4e8ee; --soft: #a0aab8; --line: #343c48; --back: #14181e;
-  --panel: #1d232c; --accent: #6db6f2; } }
+  --panel: #1d232c; --accent: #6db6f2; --warn: #f0a04b; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1, h2, p, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 p { margin: .6rem 0; max-width: 46rem; }
 p.lead { font-size: 1.1rem; color: var(--soft); }
 p.key { max-width: none; padding: .8rem 1rem; background: var(--panel); border-left: 4px solid var(--accent); }
+p.warning { max-width: none; padding: .6rem 1rem; background: var(--panel); border-left: 4px solid var(--warn); }
+ul { margin: .6rem 0; padding-left: 1.3rem; max-width: 52rem; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; font-size: .95rem; }
 caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: .88rem; padding-top: .4rem; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { border-bottom-width: 2px; font-weight: 600; }
 th:first-child, td:first-child, .facts td { text-align: left; overflow-wrap: anywhere; }
+th:first-child, td:first-child { min-width: 11rem; }
+td.best { font-weight: 700; }
+td small, th small { display: block; font-weight: 400; color: var(--soft); white-space: nowrap; }
+td.aside, th.aside { font-style: italic; color: var(--soft); background: var(--panel); border-left: 1px dashed var(--line); }
 .facts th { border-bottom-width: 1px; white-space: nowrap; vertical-align: top; }
 figure { margin: 1.2rem 0; }
 img { display: block; max-width: 100%; height: auto; background: #ffffff; border: 1px solid var(--line);
@@ -45,9 +53,11 @@ pre { background: var(--panel); border: 1px solid var(--line); border-radius: 4p
 .slides input { display: none; width: min(30rem, 100%); accent-color: var(--accent); margin: .4rem 0; }
 .scripted .slides input { display: block; }
 .scripted .slides figure:not(.shown) { display: none; }
-@media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f5f5f5; --accent: #000; }
+@media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f5f5f5; --accent: #000; --warn: #000; }
   body { font-size: 10.5pt; } main { max-width: none; padding: 0; } h2 { break-after: avoid; }
-  figure, table, tr { break-inside: avoid; } }
+  .wide { overflow: visible; } .wide table { font-size: 8pt; } .wide th, .wide td { padding: .2rem .35rem; }
+  .wide th:first-child, .wide td:first-child { min-width: 5.5rem; } td small, th small { white-space: normal; }
+  img { max-height: 22cm; width: auto; } figure, tr { break-inside: avoid; } }
 """
 
 # Where the slider stands is kept in the address, so that it survives loading the page anew.
@@ -79,6 +89,18 @@ if (news) {
 IMAGE_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
+class Marked(NamedTuple):
+    """A cell of a table that is more than its text.
+
+    note: a second line, in small letters; best: in bold; aside: set apart from the others, as numbers from elsewhere are.
+    """
+
+    text: str
+    note: str = ""
+    best: bool = False
+    aside: bool = False
+
+
 class Page:
     """An HTML page that is built top down and written as one file; every text is escaped."""
 
@@ -100,14 +122,22 @@ class Page:
         """Add a paragraph that a hurried reader shall not miss."""
         self._parts.append(f'<p class="key">{escape(text)}</p>')
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[object]], caption: str = "") -> None:
-        """Add a table of texts and numbers; raises ValueError when a row and the header differ in length."""
+    def warning(self, text: str) -> None:
+        """Add a paragraph on what makes the numbers below less than they seem."""
+        self._parts.append(f'<p class="warning"><strong>Mind:</strong> {escape(text)}</p>')
+
+    def items(self, texts: Sequence[str]) -> None:
+        """Add a list."""
+        self._parts.append(f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in texts)}</ul>")
+
+    def table(self, header: Sequence[str | Marked], rows: Sequence[Sequence[object]], caption: str = "") -> None:
+        """Add a table of texts, numbers and marked cells; raises ValueError when a row and the header differ in length."""
         for row in rows:
             if len(row) != len(header):
                 raise ValueError(f"A table with {len(header)} columns got a row of {len(row)}: {list(row)}.")
         title = f"<caption>{escape(caption)}</caption>" if caption else ""
-        head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
-        body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+        head = "".join(_cell(entry, "th") for entry in header)
+        body = "".join("<tr>" + "".join(_cell(entry, "td") for entry in row) + "</tr>" for row in rows)
         self._parts.append(
             f'<div class="wide"><table>{title}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         )
@@ -172,3 +202,11 @@ class Page:
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the page to a file."""
         write_text(self.html(), path)
+
+
+def _cell(entry: object, tag: str) -> str:
+    entry = entry if isinstance(entry, Marked) else Marked(str(entry))
+    names = " ".join(name for name, wanted in (("best", entry.best), ("aside", entry.aside)) if wanted)
+    attributes = ' scope="col"' * (tag == "th") + f' class="{names}"' * bool(names)
+    note = f"<small>{escape(entry.note)}</small>" if entry.note else ""
+    return f"<{tag}{attributes}>{escape(entry.text)}{note}</{tag}>"

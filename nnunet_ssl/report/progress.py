@@ -24,7 +24,7 @@ def draw_progress(logging: Mapping[str, Sequence[Any]], path: str | os.PathLike[
     logging: nnU-Net's lists with one value per epoch. Lists may be missing, empty, of different length or hold NaN;
     keys beyond nnU-Net's own are drawn as terms when they hold numbers.
     """
-    series = {key: _numbers(values) for key, values in logging.items()}
+    series = {key: per_epoch(values) for key, values in logging.items()}
     terms = {key: values for key, values in series.items() if key not in OWN_PANELS and len(values)}
     figure, panels = _panels(4 if terms else 3)
     _draw(panels[0], {"training": series.get("train_losses"), "validation": series.get("val_losses")}, "loss")
@@ -32,7 +32,7 @@ def draw_progress(logging: Mapping[str, Sequence[Any]], path: str | os.PathLike[
     if terms:
         _draw(panels[1], {key.replace("_", " "): values for key, values in terms.items()}, "terms")
     _draw(panels[-2], {"": series.get("lrs")}, "learning rate")
-    start, end = (series.get(f"epoch_{which}_timestamps", _numbers([])) for which in ("start", "end"))
+    start, end = (series.get(f"epoch_{which}_timestamps", per_epoch([])) for which in ("start", "end"))
     length = min(len(start), len(end))
     _draw(panels[-1], {"": end[:length] - start[:length]}, "time per epoch [s]")
     panels[-1].set_ylim(0, 1.1 * panels[-1].get_ylim()[1])
@@ -45,11 +45,11 @@ def draw_comparison(
     """Draw several runs' loggings as a PNG, a panel per entry of `keys` (key in the logging -> axis label)."""
     figure, panels = _panels(len(keys))
     for axes, (key, label) in zip(panels, keys.items(), strict=True):
-        _draw(axes, {name: _numbers(logging.get(key, [])) for name, logging in runs.items()}, label)
+        _draw(axes, {name: per_epoch(logging.get(key, [])) for name, logging in runs.items()}, label)
     _save(figure, panels, path)
 
 
-def _numbers(values: Sequence[Any]) -> np.ndarray:
+def per_epoch(values: Sequence[Any]) -> np.ndarray:
     """The values as floats, NaN where there is none; empty when the list does not hold numbers at all."""
     try:
         numbers = np.asarray([np.nan if value is None else value for value in values], dtype=float)
@@ -64,13 +64,18 @@ def _panels(number: int) -> tuple[Figure, list[Axes]]:
     return figure, [figure.add_subplot(number, 1, panel + 1) for panel in range(number)]
 
 
-def _draw(axes: Axes, curves: Mapping[str, np.ndarray | None], label: str) -> None:
+def plain_axes(axes: Axes) -> None:
+    """White, with a light grid and two spines, whatever nnU-Net's own plots made of matplotlib's defaults."""
     axes.set_facecolor("white")
     axes.grid(True, color="#E4E4E4", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8, colors="black", length=3)
     for side, spine in axes.spines.items():
         spine.set(visible=side in ("left", "bottom"), color="#888888", linewidth=0.8)
+
+
+def _draw(axes: Axes, curves: Mapping[str, np.ndarray | None], label: str) -> None:
+    plain_axes(axes)
     axes.set_ylabel(label, fontsize=9, color="black")
     for (name, values), colour in zip(curves.items(), _cycle(len(curves)), strict=True):
         if values is None or not np.isfinite(values).any():

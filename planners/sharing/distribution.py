@@ -20,7 +20,7 @@ from nnunet_ssl.corpus.left_out import (
 from nnunet_ssl.corpus.unusable_labels import FILE as LABELS
 from nnunet_ssl.corpus.unusable_labels import note_unusable
 from nnunet_ssl.files.locks import Lock
-from nnunet_ssl.planners.sharing.claims import MAX_DEATHS, Participant
+from nnunet_ssl.files.participants import MAX_DEATHS, Participant
 from nnunet_ssl.planners.sharing.finished import STATE, is_finished
 from nnunet_ssl.planners.sharing.made_from import Origin, Part
 from nnunet_ssl.planners.sharing.workers import Task

@@ -19,10 +19,10 @@ from nnunet_ssl.corpus.splits import FILE as SPLITS
 from nnunet_ssl.corpus.splits import drop_from_splits
 from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.entering import read_json
+from nnunet_ssl.files.participants import CLAIMS, certainly_living
 from nnunet_ssl.files.torn import is_torn
 from nnunet_ssl.planners.preprocessing.normalization import add_modalities
 from nnunet_ssl.planners.sharing.changes import compare
-from nnunet_ssl.planners.sharing.claims import CLAIMS, certainly_living
 from nnunet_ssl.planners.sharing.distribution import left_out_here, record, step_of
 from nnunet_ssl.planners.sharing.finished import SETTINGS, STATE, relevant_settings, stock_cases
 from nnunet_ssl.planners.sharing.follow import corrected

@@ -14,8 +14,8 @@ from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.locks import Lock
+from nnunet_ssl.files.participants import certainly_living, living
 from nnunet_ssl.planners.sharing.changes import Changes, compare
-from nnunet_ssl.planners.sharing.claims import certainly_living, living
 from nnunet_ssl.planners.sharing.distribution import step_of, try_again
 from nnunet_ssl.planners.sharing.finished import SETTINGS, STATE, discard, finished_cases, unfinished_cases
 from nnunet_ssl.planners.sharing.made_from import needs_joining, read_origins, write_origins

@@ -78,6 +78,14 @@ def test_saves_and_goes_on(trainer_class, number, epoch, where, begins, make):
     log = second.logger.local_logger.my_fantastic_logging
     assert {len(values) for values in log.values()} == {3}
     assert log["lrs"] == [second.schedule.lr(e) for e in range(3)]
+    # Batches are made in this process here, so that the run ends as one that nobody disturbed.
+    straight = make(trainer_class)
+    straight.run_training()
+    undisturbed = straight.logger.local_logger.my_fantastic_logging
+    for losses in ("train_losses", "val_losses", "mean_fg_dice"):
+        assert log[losses] == undisturbed[losses]
+    weights = straight.network.state_dict()
+    assert [k for k, v in second.network.state_dict().items() if not torch.equal(v, weights[k])] == []
 
 
 def test_file_finishes_the_epoch(make):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nnunet_ssl.files.mounts import VARIABLE
-from nnunet_ssl.planners.sharing.claims import CLAIMS, PRESENT, WORK, Participant
+from nnunet_ssl.files.participants import CLAIMS, PRESENT, WORK, Participant
 
 
 def main(arguments: list[str] | None = None) -> int:

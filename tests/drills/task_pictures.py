@@ -22,11 +22,11 @@ from torch import Tensor
 from nnunet_ssl.corpus.reader import CorpusReader
 from nnunet_ssl.methods import get_method, method_names
 from nnunet_ssl.report.geometry import Geometry
+from nnunet_ssl.report.orientation import codes_of
 from nnunet_ssl.report.pictures import draw_preview
 from nnunet_ssl.report.planes import GreyScale
 from nnunet_ssl.testing.tiny_step import prepare, tiny_method
 from nnunet_ssl.trainers.data.corpus import beyond, image_extent, read_box
-from nnunet_ssl.trainers.data.geometry import codes_of
 
 IMAGES = 2  # in a batch: the image, and the same mirrored
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -18,5 +19,8 @@ def test_the_whole_demo_runs(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[-1] == str(folder / "report.html")
     html = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r'(src|href)="https?:', html)
-    assert html.count("<img ") >= 6
-    assert len(list((folder / "logs").glob("*.log"))) == 12
+    assert html.count("<img ") >= 5
+    assert len(list((folder / "logs").glob("*.log"))) == 3
+    comparison = json.loads((folder / "comparison" / "summary.json").read_text())
+    assert comparison["cells"]["finished"] == comparison["cells"]["expected"] == 2
+    assert all(sentence.split(":")[0] in html for sentence in comparison["answer"])

@@ -26,11 +26,11 @@ from nnunet_ssl.cli.import_corpus import main as import_main
 from nnunet_ssl.corpus.left_out import FILE
 from nnunet_ssl.corpus.parallel import work_through
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.files.participants import Participant
 from nnunet_ssl.planners.fingerprint import SSLFingerprintExtractor
 from nnunet_ssl.planners.prepare import prepare_corpus, resolve_datasets
 from nnunet_ssl.planners.preprocessing.foreground import AIR, LOCATIONS, SHARE
 from nnunet_ssl.planners.preprocessor import SSLPreprocessor
-from nnunet_ssl.planners.sharing.claims import Participant
 from nnunet_ssl.planners.ssl_planner import SSLPlannerPrimusTiny, SSLPlannerResEncTiny
 
 PLANS, DATA = "nnUNetSSLResEncTinyPlans", "nnUNetSSLResEncTinyPlans_3d_fullres"

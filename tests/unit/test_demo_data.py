@@ -96,10 +96,12 @@ def test_datasets_are_what_nnunet_reads(tmp_path: Path) -> None:
     assert unlabelled["numTraining"] == len(unlabelled["dataset"]) == 2
     labelled = json.loads((raw / LABELLED / "dataset.json").read_text())
     assert labelled["labels"] == LABELS
-    assert labelled["numTraining"] == 1
-    for images, labels, case in (("imagesTr", "labelsTr", "train_000"), ("imagesTs", "labelsTs", "test_000")):
-        image = sitk.ReadImage(str(raw / LABELLED / images / f"{case}_0000.nii.gz"))
-        label = sitk.ReadImage(str(raw / LABELLED / labels / f"{case}.nii.gz"))
+    assert labelled["numTraining"] == 2
+    splits = json.loads((raw / LABELLED / "splits_final.json").read_text())
+    assert splits == [{"train": ["train_000"], "val": ["test_000"]}]
+    for case in ("train_000", "test_000"):
+        image = sitk.ReadImage(str(raw / LABELLED / "imagesTr" / f"{case}_0000.nii.gz"))
+        label = sitk.ReadImage(str(raw / LABELLED / "labelsTr" / f"{case}.nii.gz"))
         assert image.GetSize() == label.GetSize() == SHAPE[::-1]
         assert image.GetSpacing() == label.GetSpacing() == (1, 1, 1)
         assert set(np.unique(sitk.GetArrayFromImage(label))) == set(LABELS.values())

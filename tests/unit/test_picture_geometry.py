@@ -13,7 +13,7 @@ from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunet_ssl.corpus.reader import CorpusReader
 from nnunet_ssl.report.geometry import Geometry
-from nnunet_ssl.trainers.data.geometry import codes_of
+from nnunet_ssl.report.orientation import codes_of
 
 
 def patient(path: Path, flips: tuple[int, ...]) -> str:

@@ -12,14 +12,14 @@ import pytest
 
 from nnunet_ssl.corpus.left_out import FILE, read_left_out
 from nnunet_ssl.files.mounts import VARIABLE
-from nnunet_ssl.planners.sharing.claims import CLAIMS, MAX_DEATHS, PRESENT, Participant
+from nnunet_ssl.files.participants import CLAIMS, MAX_DEATHS, PRESENT, Participant
 from nnunet_ssl.planners.sharing.distribution import Distribution
 from nnunet_ssl.planners.sharing.finished import SUFFIXES
 from nnunet_ssl.planners.sharing.workers import Died, Task, work_off
 
 DIE = """
 import os, sys, time
-from nnunet_ssl.planners.sharing.claims import Participant
+from nnunet_ssl.files.participants import Participant
 participant = Participant(sys.argv[1]).__enter__()
 print([participant.claim(case) for case in sys.argv[2:]], flush=True)
 open(os.path.join(participant.work, "half"), "w").close()

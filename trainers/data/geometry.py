@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from os.path import join
 from typing import Any
 
-import numpy as np
 from batchgenerators.utilities.file_and_folder_operations import load_pickle
 from nnunetv2.preprocessing.resampling.no_resampling import no_resampling_hack
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
-from nnunet_ssl.corpus.formats.header import ORIENTATION, orientation_of
-from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.planners.preprocessing.normalization import SCALE, SSLCTNormalization
 from nnunet_ssl.report.geometry import Geometry, common
+from nnunet_ssl.report.orientation import codes_of
 from nnunet_ssl.report.planes import NORMALISED, STORED, GreyScale
 from nnunet_ssl.trainers.context import LoaderContext
 from nnunet_ssl.trainers.data.loading import corpus_datasets
@@ -36,28 +34,6 @@ def geometry_of(context: LoaderContext, key: str) -> Geometry:
         found.append(Geometry(codes, spacing_of(noted, plans.transpose_forward, configuration)))
     shared = common(found)
     return shared.of_slice() if len(context.views.region_size) == 2 else shared
-
-
-def codes_of(properties: Mapping[str, Any], transpose: Sequence[int]) -> tuple[str, ...] | None:
-    """Per axis of a preprocessed image the side of the patient to which it grows, from what its reader noted, else None.
-
-    transpose: the plans' order of the axes. Files have their axes in the other order than arrays.
-    """
-    try:
-        if "sitk_stuff" in properties:
-            direction = np.asarray(properties["sitk_stuff"]["direction"], dtype=float)
-            if direction.size != 9:
-                return None  # a 2D file says nothing about the patient
-            letters = orientation_of(np.diag([-1, -1, 1]) @ direction.reshape(3, 3))
-        elif "nibabel_stuff" in properties:
-            noted = properties["nibabel_stuff"]
-            affine = noted["reoriented_affine"] if "reoriented_affine" in noted else noted["original_affine"]
-            letters = orientation_of(np.asarray(affine, dtype=float)[:3, :3])
-        else:
-            letters = properties[ORIENTATION] or ""
-        return tuple(letters[::-1][axis] for axis in transpose)
-    except (KeyError, IndexError, UnusableImage):
-        return None
 
 
 def spacing_of(

@@ -29,8 +29,7 @@ LATEST = "checkpoint_latest.pth"
 class InterruptibleTrainer(nnUNetTrainer):
     """Does what `trainers/loop/interruption.py` says about signals.
 
-    nnU-Net draws its batches at random, and its checkpoints know whole epochs. So an epoch that a signal interrupts is trained
-    again from its first iteration, with the weights as they were at the signal: nothing that was learned is lost.
+    A checkpoint that a signal has written belongs into the middle of an epoch: `trainers/loop/iterations.py`.
     """
 
     def __init__(
@@ -114,9 +113,7 @@ class InterruptibleTrainer(nnUNetTrainer):
         asked = self.consensus.agreed(self.interruption.requested)
         if asked is not None:
             begun = f"stopped in epoch {self.current_epoch}"
-            self._save_and_leave(
-                f"{asked.name} received: {begun}", "trains this epoch again, from these weights on", asked
-            )
+            self._save_and_leave(f"{asked.name} received: {begun}", "goes on from there", asked)
 
     def _save_and_leave(self, sentence: str, then: str, number: int) -> None:
         file = join(self.output_folder, LATEST)

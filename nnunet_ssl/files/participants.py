@@ -1,6 +1,7 @@
-"""Several processes, on one or many machines, share the cases of a folder without anyone coordinating them.
+"""Several processes, on one or many machines, share the work in a folder without anyone coordinating them.
 
-All they share is the file system. Who works on a case holds its lock (nnunet_ssl.files.locks), which ends with the process.
+All they share is the file system. The work has parts (images to preprocess, cells of a comparison), each with a name, here called
+case. Who works on a case holds its lock (nnunet_ssl.files.locks), which ends with the process.
 Results are made in a folder of the process' own and moved into place whole.
 """
 
@@ -21,20 +22,22 @@ from nnunet_ssl.files.locks import Lock
 MAX_DEATHS = 3  # processes that may die with a case in their hands before the case is to blame
 
 CLAIMS, WORK, PRESENT = "claims", "work", "present"
+DOING = "preprocessing"
 
 
 class Participant:
     """This process among those that work on the cases of a folder; a context manager.
 
     `folder` is the state folder beside the cases. Inside, `work` is a folder of this process' own for unfinished files.
+    doing: what others are told ("preprocessing").
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, doing: str = DOING) -> None:
+        self.folder, self.doing = folder, doing
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.work = join(folder, WORK, self.name)
         self._held: dict[str, Lock] = {}
-        self._presence = _presence(folder, self.name)
+        self._presence = _presence(folder, self.name, doing)
 
     def __enter__(self) -> Participant:
         for name in (CLAIMS, PRESENT, WORK):
@@ -76,7 +79,7 @@ class Participant:
                 lock.release()
 
     def _lock(self, case: str) -> Lock:
-        return Lock(join(self.folder, CLAIMS, case), f"preprocessing {case}")
+        return Lock(join(self.folder, CLAIMS, case), f"{self.doing} {case}")
 
 
 def living(folder: str) -> list[str]:
@@ -129,5 +132,5 @@ def _held_by_others(folder: str) -> list[str]:
     return found
 
 
-def _presence(folder: str, name: str) -> Lock:
-    return Lock(join(folder, PRESENT, name), "preprocessing")
+def _presence(folder: str, name: str, doing: str = DOING) -> Lock:
+    return Lock(join(folder, PRESENT, name), doing)

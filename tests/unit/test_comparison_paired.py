@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from nnunet_ssl.report.compare import compare, compare_structures, verdict
+from nnunet_ssl.report.comparison.paired import compare
 
 T_975 = {3: 3.182446, 7: 2.364624, 11: 2.200985}  # 97.5 % quantiles of Student's t, from a printed table
 
@@ -33,18 +33,6 @@ def test_agrees_with_the_formula(n: int) -> None:
     assert row["finetuned_std"] == pytest.approx(np.std(finetuned, ddof=1))
 
 
-def test_bootstrap_agrees_with_a_loop_over_resamples() -> None:
-    generator = np.random.default_rng(0)
-    scratch = generator.uniform(0.4, 0.8, 40)
-    finetuned = scratch + generator.normal(0.05, 0.05, 40)
-    row = compare(scratch, finetuned, interval="bootstrap")
-    differences = finetuned - scratch
-    means = sorted(float(np.mean(generator.choice(differences, 40))) for _ in range(4000))
-    assert row["difference_low"] == pytest.approx(means[100], abs=0.004)
-    assert row["difference_high"] == pytest.approx(means[3900], abs=0.004)
-    assert row["difference_low"] == compare(scratch, finetuned, interval="bootstrap")["difference_low"]
-
-
 def test_repeated_runs_are_not_more_cases() -> None:
     scratch, finetuned = np.array([0.5, 0.6, 0.7]), np.array([0.6, 0.65, 0.8])
     once = compare(scratch, finetuned)
@@ -67,29 +55,3 @@ def test_refuses_what_is_not_paired() -> None:
         compare([0.1, 0.2], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="None of the 1 cases"):
         compare([float("nan")], [0.5])
-    with pytest.raises(ValueError, match="'normal'"):
-        compare([0.1, 0.2], [0.1, 0.3], interval="normal")
-
-
-@pytest.mark.parametrize(
-    ("finetuned", "start"),
-    [
-        ([0.61, 0.72, 0.80, 0.92], "Fine-tuned is better"),
-        ([0.41, 0.50, 0.62, 0.68], "Fine-tuned is worse"),
-        ([0.60, 0.50, 0.75, 0.70], "No difference could be shown"),
-        ([0.5, 0.6, 0.7, 0.8], "No difference could be shown"),
-    ],
-)
-def test_verdict_claims_what_the_interval_shows(finetuned: list[float], start: str) -> None:
-    row = compare([0.5, 0.6, 0.7, 0.8], finetuned)
-    assert verdict(row).startswith(start)
-    assert f"{row['difference']:+.3f}" in verdict(row)
-
-
-def test_verdict_on_one_case_claims_nothing() -> None:
-    assert "shows nothing" in verdict(compare([0.1], [0.9]))
-
-
-def test_structures_keep_their_names_and_order() -> None:
-    rows = compare_structures({"b": ([0.1, 0.2], [0.2, 0.4]), "a": ([0.5, 0.5], [0.5, 0.4])})
-    assert [(row["structure"], round(row["difference"], 3)) for row in rows] == [("b", 0.15), ("a", -0.05)]
