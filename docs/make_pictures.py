@@ -6,7 +6,7 @@
     make demo; python docs/make_pictures.py --demo demo                                     # what the demo showed
 
 Pre-trains a tiny network with every method on the demo's phantoms, through nnUNetv2_pretrain, and copies the last preview
-that the command leaves beside its checkpoints. report.png is the top of the demo's report.html in a browser, by hand.
+that the command leaves beside its checkpoints. report.png and segmentations.png are cut out of the demo's pages by hand.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image
 
 from nnunet_ssl.corpus.dataset_names import dataset_id
 from nnunet_ssl.demo.data import UNLABELLED, write_demo_datasets
-from nnunet_ssl.demo.job import CONFIGURATION, RAW, RESULTS
+from nnunet_ssl.demo.job import PRETRAINING, RAW, RESULTS
 from nnunet_ssl.demo.run import environment
 from nnunet_ssl.demo.steps import Step, run_steps
 from nnunet_ssl.methods import get_method, method_names
@@ -47,24 +47,21 @@ def pretrain(method: str) -> Step:
 
 def copy_picture(folder: Path, method: str) -> Path:
     """The last preview of a run."""
-    run = f"{trainer_class(method).__name__}__*__{CONFIGURATION}/fold_all/previews/epoch_{EPOCHS:04d}.png"
+    run = f"{trainer_class(method).__name__}__*__3d_fullres/fold_all/previews/epoch_{EPOCHS:04d}.png"
     (preview,) = (folder / RESULTS / UNLABELLED).glob(run)
     return copied(preview, method)
 
 
-def copied(picture: Path, name: str, colours: int | None = COLOURS) -> Path:
-    """A picture with as few colours as it needs (None: all it has), as docs/pictures/<name>.png."""
+def copied(picture: Path, name: str) -> Path:
+    """A picture with as few colours as it needs, as docs/pictures/<name>.png."""
     target = PICTURES / f"{name}.png"
-    image = Image.open(picture).convert("RGB")
-    (image.quantize(colours) if colours else image).save(target, optimize=True)
+    Image.open(picture).convert("RGB").quantize(COLOURS).save(target, optimize=True)
     return target
 
 
 def copy_from_demo(demo: Path) -> None:
-    """The last reconstruction, and the first test case's segmentations, of a demo that has been run."""
-    previews = demo.glob(f"{RESULTS}/{UNLABELLED}/SSLMAETrainer__*/fold_all/previews/*.png")
-    print(copied(max(previews), "reconstruction"))
-    print(copied(min(demo.glob("pictures/test_*.png")), "segmentations", colours=None))
+    """The last reconstruction of a demo that has been run."""
+    print(copied(max(demo.glob(f"{PRETRAINING}/previews/*.png")), "reconstruction"))
 
 
 def main() -> None:
@@ -72,7 +69,7 @@ def main() -> None:
     own = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=own, choices=method_names())
-    parser.add_argument("--demo", type=Path, metavar="FOLDER", help="of a demo: its pictures, and no training")
+    parser.add_argument("--demo", type=Path, metavar="FOLDER", help="of a demo: its picture, and no training")
     args = parser.parse_args()
     if args.demo:
         return copy_from_demo(args.demo)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOK = Path(__file__).resolve().parents[2] / "examples" / "notebook" / "first_steps.ipynb"
-SHORT = "scans, labelled = 4, 5\nepochs, iterations = 1, 1\n"
+SHORT = "scans, labelled = 4, 2\nepochs, iterations = 1, 1\n"
 WHY = "pip install -e .[docs]"
 
 
