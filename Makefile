@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SOURCES := .ci setup.py nnunet_ssl trainers planners tests benchmarks docs examples
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-fast check lint types format docs constraints versions clean
+.PHONY: help install demo test test-fast check lint types format docs site constraints versions clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | awk -F '\t' '{ printf "make %-11s %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ docs: $(INSTALLED) ## pages and tables that come from the code (docs/make_pictur
 	$(BIN)/python docs/make_layouts.py
 	$(BIN)/python docs/make_mistakes.py
 
+site: $(INSTALLED) ## the docs site, from build/site/index.html on, without a network; links that lead nowhere are errors
+	$(BIN)/python -m sphinx -q --fail-on-warning --keep-going -c docs -d build/site_cache . build/site
+
 constraints: $(INSTALLED) ## the versions in .venv into constraints.txt, after its tests have passed
 	$(BIN)/python .ci/freeze.py
 
@@ -55,7 +58,7 @@ versions: $(INSTALLED) ## quick tests with the oldest and newest versions we pro
 	$(BIN)/python .ci/versions.py
 
 clean: ## remove everything that make made
-	rm -rf .venv build demo nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build demo first_steps nnunet_ssl.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # An environment whose interpreter is gone is made again; a new setup.cfg is installed into the one that is there.

@@ -1,4 +1,4 @@
-"""Bring the table of measured GPU times into docs/benchmark.md and README.md, and the counted memory of all pairs.
+"""Bring the table of measured GPU times into docs/benchmark.md and docs/choosing.md, and the counted memory of all pairs.
 
 python docs/make_gpu_times.py            # the times, from nnunet_ssl/report/gpu_times.csv; --check: exit with 1 when out of date
 python docs/make_gpu_times.py --count    # the memory as well, which takes minutes
@@ -21,7 +21,7 @@ TIMES, SHORT, MEMORY = "GPU times", "GPU times in short", "counted memory"
 
 
 def pairs() -> list[tuple[str, str]]:
-    """Methods of this package with the large networks they work on, in the order of the README."""
+    """Methods of this package with the large networks they work on, in the order of docs/methods/README.md."""
     own = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
     return [
         (m, b) for m in sorted(own, key=lambda m: m != "mae") for b, k in LARGE.items() if k in get_method(m).backbones
@@ -94,7 +94,7 @@ def with_table(text: str, name: str, table: str) -> str:
 
 
 if __name__ == "__main__":
-    tables = {"docs/benchmark.md": [(TIMES, times_table(True))], "README.md": [(SHORT, times_table(False))]}
+    tables = {"docs/benchmark.md": [(TIMES, times_table(True))], "docs/choosing.md": [(SHORT, times_table(False))]}
     if "--count" in sys.argv:
         tables["docs/benchmark.md"].append((MEMORY, memory_table()))
     for name, found in tables.items():

@@ -25,8 +25,8 @@ PAGE = Path(__file__).parent / "mistakes.md"
 HEAD = """# Wrong inputs, and what is printed
 
 Written by `python docs/make_mistakes.py` from the commands themselves; a test compares. Data set 906 has images without labels,
-907 has labels; `weights.pth` is a checkpoint, `notes.txt` is none. Every answer comes before an image is prepared, and ends the
-command with exit code 1, or 2 where the flags could not be understood.
+907 has labels; `weights.pth` is a checkpoint, `notes.txt` is none, `targets.csv` knows one of the cases. Every answer comes
+before an image is prepared, and ends the command with exit code 1, or 2 where the flags could not be understood.
 
 | typed | printed |
 |---|---|
@@ -113,6 +113,21 @@ nnUNetv2_finetune 907 -pretrained_weights weights.pth --epochs 0 --batch-size 0 
 nnUNetv2_plan_finetune 907 -pretrained_weights weights.pth --adapt fixed
 nnUNetv2_plan_finetune 907 -pretrained_weights weights.pth --adapt like_dataset --spacing 1 1 1
 nnUNetv2_plan_finetune 907 -pretrained_weights weights.pth -plans_name nnUNetPlans
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth
+nnUNetv2_extract_features -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -d 907 -i scans -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -d 999 -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -i nowhere -pretrained_weights weights.pth -o f.csv -device cpu
+nnUNetv2_extract_features -i nowhere -pretrained_weights weights.pth -o f.csv --level region -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --level voxel -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --level patch -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.xlsx -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights notes.txt -o f.csv -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --layer 9 -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --layer last -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --targets targets.csv -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --target age -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --colour subject -device cpu
 nnUNetv2_pretrain_compare 907
 nnUNetv2_pretrain_compare -o nowhere
 nnUNetv2_pretrain_compare -o nowhere --report
@@ -206,6 +221,7 @@ def set_up(folder: Path) -> None:
         (dataset / "dataset.json").write_text(json.dumps({**content, "file_ending": ".nii.gz"}))
     network = PlainConvUNet(1, 2, (4, 8), torch.nn.Conv3d, 3, (1, 2), 1, 2, 1)
     torch.save({"network_weights": network.state_dict()}, folder / "weights.pth")
+    (folder / "targets.csv").write_text("case,age\ntiny_0,30\ntiny_2,40\n")
     (folder / "notes.txt").write_text("Not a checkpoint.\n")
 
 

@@ -2,9 +2,11 @@
 
     python docs/make_pictures.py                       # all methods, about ten minutes on two CPU cores
     python docs/make_pictures.py --methods mae voco
+    pip install -e examples/denoising; python docs/make_pictures.py --methods denoising     # for the tutorial
+    make demo; python docs/make_pictures.py --demo demo                                     # what the demo showed
 
 Pre-trains a tiny network with every method on the demo's phantoms, through nnUNetv2_pretrain, and copies the last preview
-that the command leaves beside its checkpoints.
+that the command leaves beside its checkpoints. report.png is the top of the demo's report.html in a browser, by hand.
 """
 
 from __future__ import annotations
@@ -44,20 +46,36 @@ def pretrain(method: str) -> Step:
 
 
 def copy_picture(folder: Path, method: str) -> Path:
-    """The last preview of a run, with as few colours as it needs, as docs/pictures/<method>.png."""
+    """The last preview of a run."""
     run = f"{trainer_class(method).__name__}__*__{CONFIGURATION}/fold_all/previews/epoch_{EPOCHS:04d}.png"
     (preview,) = (folder / RESULTS / UNLABELLED).glob(run)
-    target = PICTURES / f"{method}.png"
-    Image.open(preview).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+    return copied(preview, method)
+
+
+def copied(picture: Path, name: str, colours: int | None = COLOURS) -> Path:
+    """A picture with as few colours as it needs (None: all it has), as docs/pictures/<name>.png."""
+    target = PICTURES / f"{name}.png"
+    image = Image.open(picture).convert("RGB")
+    (image.quantize(colours) if colours else image).save(target, optimize=True)
     return target
+
+
+def copy_from_demo(demo: Path) -> None:
+    """The last reconstruction, and the first test case's segmentations, of a demo that has been run."""
+    previews = demo.glob(f"{RESULTS}/{UNLABELLED}/SSLMAETrainer__*/fold_all/previews/*.png")
+    print(copied(max(previews), "reconstruction"))
+    print(copied(min(demo.glob("pictures/test_*.png")), "segmentations", colours=None))
 
 
 def main() -> None:
     """Train and copy."""
     own = [m for m in method_names() if get_method(m).__module__.startswith("nnunet_ssl.")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=own, choices=own)
+    parser.add_argument("--methods", nargs="+", default=own, choices=method_names())
+    parser.add_argument("--demo", type=Path, metavar="FOLDER", help="of a demo: its pictures, and no training")
     args = parser.parse_args()
+    if args.demo:
+        return copy_from_demo(args.demo)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         write_demo_datasets(folder / RAW, n_unlabelled=24, n_labelled=1, n_test=1)

@@ -28,7 +28,15 @@ HEAD = """# Settings
 
 All of these live in the plans file, in `plans["configurations"][CONFIGURATION]`, in an `ssl` block for pre-training and a
 `finetune` block for fine-tuning. Every key is optional, unknown ones are refused. `nnUNetv2_pretrain --set KEY=VALUE`
-sets any key of the `ssl` block for one run (`--set mae.mask_ratio=0.6`), and has flags of its own for the common ones.
+sets any key of the `ssl` block for one run (`--set mae.mask_ratio=0.6`), and has flags of its own for the common ones, which go
+into the `plans.json` of the result folder.
+
+```json
+"ssl":      {"num_epochs": 500, "batch_size": 4, "mae": {"mask_ratio": 0.6}},
+"finetune": {"num_epochs": 150, "transfer": "encoder+decoder"}
+```
+
+Everything has the published recipe as its default.
 
 Values are checked before any image is read, and all that are wrong are named at once. What can mean one thing alone is
 converted: a whole number where any number is allowed, one number where one per axis is, a name where a list of names is, and in

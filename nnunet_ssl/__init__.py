@@ -43,6 +43,7 @@ PUBLIC = {
     "adapt_checkpoint": "nnunet_ssl.checkpoints.adaptation.adapt",
     "load_into": "nnunet_ssl.integration.pretrained_weights",
     "load_network": "nnunet_ssl.integration.load_network",
+    "load_encoder": "nnunet_ssl.features.encoder",
     "ExportOptions": "nnunet_ssl.checkpoints.export.portable",
     "export_nnssl": "nnunet_ssl.checkpoints.export.formats",
     "export_safetensors": "nnunet_ssl.checkpoints.export.formats",

@@ -24,6 +24,8 @@ SAME_TOUCH = 0.5  # seconds; `timeout` sends its signal to the process, and at o
 LOOK = 1.0  # seconds between two looks at whether the parent lives
 
 _guarding: int | None = None  # the process whose forks are guarded
+_stopping: tuple[int, ...] = ()  # signals that raise Stopped now
+_mask = threading.local()  # of the thread that forks
 _obeying = False
 
 
@@ -39,28 +41,29 @@ class Stopped(BaseException):
 def stopping_on_signals(numbers: Sequence[int] = SIGNALS) -> Iterator[None]:
     """In the block, one of these signals raises Stopped where the program is; a second Ctrl-C ends the process at once.
 
-    A training puts its own handlers in their place, see `trainers/loop/interruption.py`.
+    A training puts its own handlers in their place, see `trainers/loop/interruption.py`. Children that somebody's code forks in
+    the block die of these signals as if there were no handler: pools end their workers with SIGTERM and wait for them.
     """
+    global _stopping
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    process, since = os.getpid(), 0.0
+    since = 0.0
 
     def stop(number: int, _frame: FrameType | None) -> None:
         nonlocal since
-        if os.getpid() != process:  # a forked child has inherited the handler and must die of the signal
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        elif not since:
+        if not since:
             since = time.monotonic()
             raise Stopped(number)
         elif number == signal.SIGINT and time.monotonic() - since > SAME_TOUCH:
             os._exit(128 + number)
 
     before = {number: signal.signal(number, stop) for number in numbers}
+    outside, _stopping = _stopping, tuple(numbers)
     try:
         yield
     finally:
+        _stopping = outside
         for number, handler in before.items():
             with suppress(TypeError):  # None: a handler that Python did not install
                 signal.signal(number, handler)
@@ -132,12 +135,29 @@ def _watch(parent: int) -> None:
     os._exit(0)
 
 
-def _after_fork() -> None:
-    global _guarding
+def _before_fork() -> None:
+    """Hold back what would reach a child while it begins: Python forgets what arrived before it knows that it is a child."""
+    if _stopping and hasattr(signal, "pthread_sigmask"):
+        _mask.before = signal.pthread_sigmask(signal.SIG_BLOCK, _stopping)
+
+
+def _after_fork_in_parent() -> None:
+    before = vars(_mask).pop("before", None)
+    if before is not None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _after_fork_in_child() -> None:
+    global _guarding, _stopping
+    numbers, _stopping = _stopping, ()
+    for number in numbers:
+        signal.signal(number, signal.SIG_DFL)
     if _guarding is not None:
         parent, _guarding = _guarding, None
         obey(parent)
+    else:
+        _after_fork_in_parent()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

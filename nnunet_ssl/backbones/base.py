@@ -26,6 +26,7 @@ class Backbone(nn.Module):
     out_channels: int
     stride: tuple[int, ...]  # voxels per position of the coarsest feature map; the patch must be a multiple of it
     feature_channels: tuple[int, ...]  # channels of each feature map, finest first
+    feature_strides: tuple[tuple[int, ...], ...]  # voxels per position of each of them
     mask_unit: tuple[int, ...]  # voxels per axis that can only be hidden together, in `masked_features`
     mask_block: tuple[int, ...]  # voxels per axis of the blocks that the OpenMind benchmark hides
 

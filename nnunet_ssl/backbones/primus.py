@@ -43,7 +43,7 @@ class PrimusBackbone(Backbone):
         self.mask_unit = self.mask_block = self.stride
         self.in_channels = int(projection.in_channels)
         self.embed_dim = int(projection.out_channels)
-        self.feature_channels = (self.embed_dim,)
+        self.feature_channels, self.feature_strides = (self.embed_dim,), (self.stride,)
         self.out_channels = int(network.up_projection.decode[-1].out_channels)
         self.check_size(self.patch_size, "Crop size" if crop_setting else "Patch size")
 

@@ -36,7 +36,8 @@ class UNetBackbone(Backbone):
         self.patch_size, self.crop_setting = tuple(int(s) for s in patch_size), crop_setting
         self.ndim = len(self.patch_size)
         strides = np.array([np.broadcast_to(s, self.ndim) for s in encoder.strides])
-        self.stride = tuple(int(s) for s in strides.prod(axis=0))
+        self.feature_strides = tuple(tuple(int(s) for s in by) for by in strides.cumprod(axis=0))
+        self.stride = self.feature_strides[-1]
         self.mask_unit, self.mask_block = (1,) * self.ndim, (MASK_BLOCK,) * self.ndim
         self.feature_channels = tuple(int(c) for c in encoder.output_channels)
         self.in_channels = next(m for m in encoder.modules() if isinstance(m, (nn.Conv2d, nn.Conv3d))).in_channels

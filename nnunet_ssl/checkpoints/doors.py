@@ -35,6 +35,7 @@ DOORS = (
         "plans and adaptation plan in the file",
         NETWORKS,
     ),
+    Door("features", "nnUNetv2_extract_features", "plans and adaptation plan in the file", NETWORKS),
     Door("pre-trained weights", "nnUNetv2_train ... -pretrained_weights", "plans in the file", NOTHING),
     Door(
         "fine-tune",

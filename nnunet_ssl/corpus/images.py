@@ -124,6 +124,20 @@ def list_images(
     return cases
 
 
+def files_of_cases(folder: str, ending: str) -> dict[str, list[str]]:
+    """{case: its files, one per channel} of a folder of images that are called CASE_0000, CASE_0001, ... with this ending.
+
+    nnU-Net looks for every case among all files, in processes; with tens of thousands of images only grouping is fast enough.
+    """
+    pattern = re.compile(r"(.+)_\d\d\d\d" + re.escape(ending))
+    grouped: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(folder)):
+        match = pattern.fullmatch(name)
+        if match:
+            grouped.setdefault(match[1], []).append(join(folder, name))
+    return grouped
+
+
 def absolute_path(path: str, folder: str) -> str:
     """`path` relative to `folder`, with environment variables expanded unless there is a file that is called so."""
     literal = os.path.abspath(join(folder, path))
@@ -158,15 +172,9 @@ def _from_entries(folder: str, entries: Mapping[str, Any]) -> dict[str, dict[str
 
 def _from_folders(folder: str, ending: str) -> dict[str, dict[str, Any]]:
     images, labels = join(folder, "imagesTr"), join(folder, "labelsTr")
-    # nnU-Net looks for every case among all files; with tens of thousands of images only grouping is fast enough.
-    pattern = re.compile(r"(.+)_\d\d\d\d" + re.escape(ending))
-    names = sorted(os.listdir(images))
-    grouped: dict[str, list[str]] = {}
-    for name in names:
-        match = pattern.fullmatch(name)
-        if match:
-            grouped.setdefault(match.group(1), []).append(join(images, name))
+    grouped = files_of_cases(images, ending)
     if not grouped:
+        names = sorted(os.listdir(images))
         seen = f" It holds e.g. {names[0]}." if names else ""
         raise CorpusError(
             f"No image in {images} is called <case>_0000{ending}.{seen} The four digits are the channel; the ending is "
@@ -185,12 +193,8 @@ def _from_folders(folder: str, ending: str) -> dict[str, dict[str, Any]]:
 def _with_test_images(folder: str, cases: Mapping[str, dict[str, Any]], ending: str) -> dict[str, dict[str, Any]]:
     """The cases and those of imagesTs, without labels; raises CorpusError where a name is in both."""
     images = join(folder, "imagesTs")
-    pattern = re.compile(r"(.+)_\d\d\d\d" + re.escape(ending))
-    found: dict[str, dict[str, Any]] = {}
-    for name in sorted(os.listdir(images)) if isdir(images) else []:
-        match = pattern.fullmatch(name)
-        if match:
-            found.setdefault(match[1], {"images": [], "label": None})["images"].append(join(images, name))
+    grouped = files_of_cases(images, ending) if isdir(images) else {}
+    found = {case: {"images": files, "label": None} for case, files in grouped.items()}
     both = sorted(found.keys() & cases.keys())
     if both:
         raise CorpusError(

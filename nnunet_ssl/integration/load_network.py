@@ -12,7 +12,7 @@ from torch import nn
 
 from nnunet_ssl.checkpoints.adaptation.options import TransferOptions
 from nnunet_ssl.checkpoints.canonical import canonical_weights
-from nnunet_ssl.checkpoints.hub.resolve import resolve_source
+from nnunet_ssl.checkpoints.hub.resolve import Origin, resolve_source
 from nnunet_ssl.checkpoints.networks.stated import network_of
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.errors import CheckpointError
@@ -47,7 +47,33 @@ def load_network(
     where the file cannot be found or read, or too little of it fits.
     """
     source = resolve_source(weights)
-    checkpoint = read_checkpoint(source.path)
+    network, _ = build_with_weights(
+        read_checkpoint(source.path),
+        source.origin,
+        plans=plans,
+        configuration=configuration,
+        input_channels=input_channels,
+        output_channels=output_channels,
+        patch_size=patch_size,
+        transfer=transfer,
+        stem=stem,
+    )
+    return network
+
+
+def build_with_weights(
+    checkpoint: Mapping[str, Any],
+    origin: Origin,
+    *,
+    plans: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    configuration: str = "3d_fullres",
+    input_channels: int | None = None,
+    output_channels: int = 2,
+    patch_size: Sequence[int] | None = None,
+    transfer: str | None = None,
+    stem: str | None = None,
+) -> tuple[nn.Module, tuple[int, ...]]:
+    """(network, patch size [voxels]) with the weights of a checkpoint that is open; arguments as in `load_network`."""
     own, info = canonical_weights(checkpoint, stem=stem)
     channels = input_channels or info["num_input_channels"] or 1
     network: Any
@@ -72,7 +98,7 @@ def load_network(
     network.nnunet_ssl_transfer = TransferOptions(
         transfer=transfer or info["transfer"], target_patch_size=size, stem=stem
     )
-    report = put_into(network, checkpoint, source.origin)
+    report = put_into(network, checkpoint, origin)
     for note in notes:
         report.add_note(note)
-    return network
+    return network, tuple(int(s) for s in size)

@@ -70,7 +70,7 @@ def test_only_our_package_lands_at_top_level(wheel: zipfile.ZipFile) -> None:
 def test_the_package_index_shows_no_link_that_leads_nowhere(wheel: zipfile.ZipFile) -> None:
     """There is no repository beside that page: no file can be linked, no picture be shown."""
     page = wheel.read(f"nnunet_ssl-{__version__}.dist-info/METADATA").decode().partition("\n\n")[2]
-    assert "## Try it" in page
+    assert "## Two commands" in page
     assert [target for target in re.findall(r"\]\(([^)]+)\)", page) if not target.startswith(("https://", "#"))] == []
     assert "CONTRIBUTING.md" in page
 
@@ -91,7 +91,7 @@ def test_entry_points_name_modules_of_the_wheel(wheel: zipfile.ZipFile) -> None:
 
 def test_makefile_names_every_target_in_its_help() -> None:
     help_text = subprocess.run(["make", "help"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    for target in ("demo", "test", "test-fast", "check", "lint", "types", "format", "clean"):
+    for target in ("demo", "test", "test-fast", "check", "lint", "types", "format", "site", "clean"):
         assert f"make {target} " in help_text
 
 

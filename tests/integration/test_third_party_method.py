@@ -1,16 +1,19 @@
-"""The worked example of CONTRIBUTING: a method in a package of its own, installed and used by real commands."""
+"""The worked example of docs/tutorials/own_task.md: a method in a package of its own, installed and used by real commands."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from tutorial_paths import CHECKOUT, blocks, paths
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "denoising"
+EXAMPLE = CHECKOUT / "examples" / "denoising"
+PAGE = CHECKOUT / "docs" / "tutorials" / "own_task.md"
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +41,24 @@ def test_it_passes_the_contract(installed, run_command, tmp_path):
 
 @pytest.mark.slow
 def test_pretrains_by_the_command(installed, nnunet_folders, run_command, tiny_dataset):
-    tiny_dataset(nnunet_folders["nnUNet_raw"], 910, num_cases=4, num_labelled=0)
+    """The tutorial's, only shorter; the fixture has done what its `pip install` does."""
+    install, train = paths()["task"][0].splitlines()
+    assert install == "pip install -e examples/denoising"
+    tiny_dataset(nnunet_folders["nnUNet_raw"], 4, num_cases=4, num_labelled=0)
     environment = {**nnunet_folders, "PYTHONPATH": installed, "nnUNet_n_proc_DA": "1"}
     short = ["--epochs", "1", "--iterations-per-epoch", "2", "--val-iterations-per-epoch", "1", "-np", "1"]
-    method = ["--method", "denoising", "--set", "denoising.noise=0.5", "--backbone", "primus_tiny"]
-    done = run_command(["nnUNetv2_pretrain", "910", *method, *short, "-device", "cpu"], environment)
+    done = run_command([*shlex.split(train), *short], environment)
     assert "denoising: noise=0.5" in done.stdout
-    results = Path(nnunet_folders["nnUNet_results"]) / "Dataset910_Tiny"
+    results = Path(nnunet_folders["nnUNet_results"]) / "Dataset004_Tiny"
     assert len(list(results.glob("SSLDenoisingTrainer__*/fold_all/validation/*.png"))) >= 1
+
+
+def test_the_tutorial_shows_the_example_as_it_is():
+    """All of it, in its order, between the words; and the whole of its tests."""
+    code = blocks(PAGE.read_text(), "python").split()
+    file, tests = (EXAMPLE / name for name in ("denoising.py", "tests/test_denoising.py"))
+    assert code == file.read_text().split() + tests.read_text().partition('"""\n\n')[2].split()
+    assert blocks(PAGE.read_text(), "toml") in (EXAMPLE / "pyproject.toml").read_text()
 
 
 EVERYWHERE = """
@@ -74,7 +87,7 @@ print(json.dumps({
 
 def test_one_entry_point_is_enough_to_be_found_everywhere(installed, run_command):
     """One file and one line: no trainer, no list in this repository knows the task."""
-    script = ["python", "-c", EVERYWHERE, EXAMPLE.parents[1] / "docs" / "make_settings.py"]
+    script = ["python", "-c", EVERYWHERE, CHECKOUT / "docs" / "make_settings.py"]
     found = json.loads(run_command(script, {"PYTHONPATH": installed}).stdout.splitlines()[-1])
     (row,) = found.pop("settings table")
     assert "a number > 0" in row

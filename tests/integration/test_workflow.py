@@ -59,7 +59,7 @@ def result(
 
 
 def test_plan_pretrain_finetune_predict(folders, run_command, tiny_dataset, tmp_path):
-    """nnU-Net's own commands on a labelled data set, the pre-training file deleted before predicting; ours: test_readme.py."""
+    """nnU-Net's own commands on a labelled data set, the pre-training file deleted before predicting; ours: test_tutorials.py."""
     dataset = tiny_dataset(folders["nnUNet_raw"], 900, num_cases=6)
     plans = PLANS["primus"]
     planner = "SSLPlanner" + plans.removeprefix("nnUNetSSL").removesuffix("Plans")

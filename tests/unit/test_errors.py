@@ -40,11 +40,13 @@ PLAIN = {
     "checkpoints/screening/numpy_scalars.py": {"_NumberType.__init__": CAUGHT, "_number": CAUGHT},
     "checkpoints/screening/pickle_screen.py": {"_tuple": CAUGHT},
     "demo/data.py": {"write_demo_datasets": MISUSE},
+    "features/placed_map.py": {"PlacedMap.pooled_in": MISUSE},
     "files/atomic.py": {"_create": SYSTEM},
     "files/heartbeat.py": {"Heartbeat._make_folder": SYSTEM},
     "finetune/schedules.py": {"make_schedule": MISUSE},
     "integration/ext_trainers/nnunet_ssl_trainers.py": {"__getattr__": "Python's protocol of modules"},
     "methods/models_genesis.py": {"ModelsGenesis._shuffle_widths": MISUSE},
+    "targets/table.py": {"_target": CAUGHT},
     "trainers/loop/micro_batches.py": {
         "_views": "a task of others that prepares what cannot be split is its author's mistake"
     },

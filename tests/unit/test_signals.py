@@ -61,6 +61,42 @@ def test_signals_of_others_pass_by_and_the_parent_is_obeyed(way):
         child.kill()
 
 
+def test_children_forked_while_a_command_listens_die_of_the_first_signal():
+    """As a pool ends its workers, also those that have not run yet: Python forgets what comes before it knows it is a child."""
+    script = """
+import os, signal, sys, time
+from nnunet_ssl.signals import Stopped, stopping_on_signals
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # on one core a child runs only after its parent has sent the signal
+with stopping_on_signals():
+    children = []
+    for _ in range(20):
+        child = os.fork()
+        if child == 0:
+            time.sleep(30)
+            os._exit(0)
+        os.kill(child, signal.SIGTERM)
+        children.append(child)
+    end = time.monotonic() + 10
+    died = 0
+    while children and time.monotonic() < end:
+        for child in list(children):
+            pid, status = os.waitpid(child, os.WNOHANG)
+            if pid:
+                children.remove(child)
+                died += os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGTERM
+        time.sleep(0.01)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except Stopped as stopped:
+        print(died, stopped.number)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["20", str(int(signal.SIGTERM))]
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["waiting", "with a full pipe"])
 def test_whose_parent_was_killed_ends(full, tmp_path):
     """A reading process whose batches nobody takes hangs in its pipe, which its brothers keep open."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from os.path import abspath, basename, dirname
 
 import numpy as np
@@ -62,8 +62,11 @@ def find_in_table(source: str, dataset: str) -> Found:
     return check_rows(resolve_paths(table, dirname(abspath(source))), mistakes, own_names=True)
 
 
-def read_rows(source: str) -> tuple[pd.DataFrame, list[Mistake]]:
-    """(table with the column `where`, mistakes): missing values as None, numbers as numbers, names such as 007 as text."""
+def read_rows(source: str, texts: Collection[str] = TEXT) -> tuple[pd.DataFrame, list[Mistake]]:
+    """(table with the column `where`, mistakes): missing values as None, numbers as numbers, names such as 007 as text.
+
+    texts: columns that are texts whatever they look like.
+    """
     if source.lower().endswith((".parquet", ".pq")):
         reason = why_no_file(source)
         if reason:
@@ -112,7 +115,7 @@ def read_rows(source: str) -> tuple[pd.DataFrame, list[Mistake]]:
     table.columns = names
     empty = np.logical_and.reduce([table[column].astype(str).str.strip() == "" for column in table.columns])
     table["where"] = [f"{basename(source)}, row {n}" for n in lines]
-    return _clean(table[~empty].reset_index(drop=True)), sorted([*wrong, *bad], key=_row_of)
+    return _clean(table[~empty].reset_index(drop=True), texts), sorted([*wrong, *bad], key=_row_of)
 
 
 def _too_long(table: pd.DataFrame) -> pd.Series:
@@ -216,12 +219,12 @@ def _reasons(row: tuple[object, ...]) -> list[str]:
     return reasons
 
 
-def _clean(table: pd.DataFrame) -> pd.DataFrame:
+def _clean(table: pd.DataFrame, texts: Collection[str]) -> pd.DataFrame:
     known: Mapping[str, str] = {alias: name for name, others in ALIASES.items() for alias in (name, *others)}
     for column in table.columns:
         stripped = table[column].astype(str).str.strip()
         values = stripped.astype(object).where(~stripped.str.lower().isin(MISSING), None)
-        if known.get(str(column).lower(), column) not in (*TEXT, "where") and values.notna().any():
+        if known.get(str(column).lower(), column) not in (*texts, "where") and values.notna().any():
             present = values[values.notna()].astype(str)
             if not present.str.match(r"[+-]?0\d").any() and pd.to_numeric(present, errors="coerce").notna().all():
                 values = pd.to_numeric(values)

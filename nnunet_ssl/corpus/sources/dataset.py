@@ -9,7 +9,7 @@ from typing import Any
 
 from nnunet_ssl.corpus.dataset_names import is_dataset_name
 from nnunet_ssl.corpus.folders import find_raw_dataset
-from nnunet_ssl.corpus.images import list_images, read_dataset_json
+from nnunet_ssl.corpus.images import files_of_cases, list_images, read_dataset_json
 from nnunet_ssl.corpus.reader import ENDINGS
 from nnunet_ssl.corpus.sources.found import Found, frame
 from nnunet_ssl.corpus.subjects import subject_of
@@ -93,12 +93,5 @@ def channel_names(source: str) -> list[str]:
 
 def _test_cases(folder: str, ending: str) -> dict[str, dict[str, Any]]:
     images = join(folder, "imagesTs")
-    if not isdir(images):
-        return {}
-    pattern = re.compile(r"(.+)_\d{4}" + re.escape(ending))
-    cases: dict[str, dict[str, Any]] = {}
-    for name in sorted(listdir(images)):
-        match = pattern.fullmatch(name)
-        if match:
-            cases.setdefault(match[1], {"images": [], "label": None})["images"].append(join(images, name))
-    return cases
+    grouped = files_of_cases(images, ending) if isdir(images) else {}
+    return {case: {"images": files, "label": None} for case, files in grouped.items()}

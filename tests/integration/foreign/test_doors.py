@@ -115,6 +115,10 @@ COMMANDS: dict[str, Callable[[Any, Path], list[Any]]] = {
         *("nnUNetv2_plan_finetune", "-d", "930", "-np", "1", "-pretrained_weights"),
         checkpoint_file(p, w),
     ],
+    "features": lambda p, w: [
+        *("nnUNetv2_extract_features", "-d", "930", "-device", "cpu", "-np", "0", "-o", w / "features.csv"),
+        *("-pretrained_weights", checkpoint_file(p, w)),
+    ],
     "pre-trained weights": lambda p, w: p.train("SSLFinetuneTrainer", "-pretrained_weights", checkpoint_file(p, w)),
     "fine-tune": lambda p, w: (plant_plans(p), p.train("SSLScratchTrainer"))[1],
     "resume a fine-tuning": resume_finetuning,

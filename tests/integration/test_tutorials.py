@@ -1,4 +1,4 @@
-"""The paths of the README, typed as they stand there; only networks and schedules are tiny, and the device is the CPU.
+"""The tutorials of docs/tutorials, typed as they stand there; only networks and schedules are tiny, and the device is the CPU.
 
 A shell runs each block. In front of its PATH lie stand-ins for the commands: `small.py` calls the real entry point in a fresh
 process with the planner's preset exchanged, SLURM's programs run what they are given.
@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tutorial_paths import blocks, paths
 
 pytestmark = pytest.mark.slow
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PATHS = re.compile(
-    r"<!-- path: (\w+) -->\n+```bash\n(.*?)```\n(?:.*?```text\n(.*?)```\n)?<!-- end of path -->", re.DOTALL
-)
-FOUND = {name: (commands, output) for name, commands, output in PATHS.findall((CHECKOUT / "README.md").read_text())}
+FOUND = paths()
 REPO = "AnonRes/ResEncL-OpenMind-MAE"
 SMALL = """
 import sys
@@ -96,13 +94,14 @@ def typed(desk: Path, name: str, more: dict[str, str] | None = None) -> str:
     folders = {n: str(desk / n) for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     environment = {**os.environ, **folders, "OMP_NUM_THREADS": "1", "nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
     environment |= {"PATH": f"{desk / 'bin'}:{os.environ['PATH']}", **(more or {})}
+    shutil.rmtree(desk / "segmentations", ignore_errors=True)  # of another path
     command = ["bash", "-euo", "pipefail", "-c", FOUND[name][0]]
     done = subprocess.run(command, cwd=desk, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     return done.stdout
 
 
-DIFFERENT = {  # from run to run, and between the README's run and the smaller one of the test
+DIFFERENT = {  # from run to run, and between the page's run and the smaller one of the test
     r"\d{4}-\d\d-\d\d [\d:.]+: ": "",
     r"nnUNetSSLResEnc(L|Tiny)Plans(_\d\w*?)?(?=__|\W|$)": "PLANS",
     r"SSLPlannerResEnc(L|Tiny)": "PLANNER",
@@ -125,7 +124,7 @@ def shape(line: str) -> str:
 
 
 def shown(name: str, printed: str) -> None:
-    """Every line of output that the README shows for a path is among those that were printed."""
+    """Every line of output that the page shows for a path is among those that were printed."""
     there = {shape(line) for line in printed.splitlines()}
     lines = [line for line in FOUND[name][1].splitlines() if line.strip() not in ("", "...")]
     assert [line for line in lines if shape(line) not in there] == [], "\n".join(sorted(there))
@@ -140,7 +139,7 @@ def test_a_labelled_data_set(desk: Path) -> None:
 def test_scans_without_labels(desk: Path) -> None:
     printed = typed(desk, "scans")
     shown("scans", printed)
-    assert "Dataset745_MyScans has no labels to learn from" in printed
+    assert (desk / "segmentations" / "new.nii.gz").is_file()
 
 
 def test_public_weights(desk: Path, hub_server, tmp_path: Path) -> None:
@@ -183,5 +182,13 @@ def test_a_cluster(desk: Path, tmp_path: Path) -> None:
 
 
 def test_every_path_is_tested() -> None:
-    assert list(FOUND) == ["labelled", "scans", "public", "cluster"]
+    assert set(FOUND) == {"labelled", "scans", "public", "cluster", "task"}  # task: test_third_party_method.py
     assert np.all([commands.strip() for commands, _ in FOUND.values()])
+
+
+def test_the_readme_says_what_the_tutorials_say() -> None:
+    """Its two commands are those of the first tutorial, which are typed above."""
+    section = (CHECKOUT / "README.md").read_text().split("## Two commands")[1].split("\n## ")[0]
+    commands = blocks(section, "bash")
+    assert commands.count("nnUNetv2_") == 2
+    assert FOUND["labelled"][0].startswith(commands)
