@@ -23,9 +23,10 @@ STYLE = """
 body { margin: 0; background: var(--back); color: var(--text); font: 16px/1.55 system-ui, -apple-system, "Segoe UI",
   Roboto, "Helvetica Neue", Arial, sans-serif; }
 main { max-width: 62rem; margin: 0 auto; padding: 2.5rem 1.25rem 4rem; }
+h1, h2, p, figcaption { overflow-wrap: anywhere; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .6rem; padding-top: 1rem; border-top: 1px solid var(--line); }
-p { margin: .6rem 0; max-width: 46rem; overflow-wrap: anywhere; }
+p { margin: .6rem 0; max-width: 46rem; }
 p.lead { font-size: 1.1rem; color: var(--soft); }
 p.key { max-width: none; padding: .8rem 1rem; background: var(--panel); border-left: 4px solid var(--accent); }
 p.warning { max-width: none; padding: .6rem 1rem; background: var(--panel); border-left: 4px solid var(--warn); }

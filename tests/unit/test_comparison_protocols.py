@@ -108,10 +108,6 @@ def test_published_numbers_are_marked_and_beside_most_labels_only(tmp_path):
     assert "published numbers, for orientation" in reader.text
     assert "Spark3D: Brain metastases, HNTS-MRG, Aneurysms, which are not here." in reader.text
     assert "not checked against the paper" in reader.text
-    (folder / "comparison.json").write_text(
-        json.dumps(json.loads((folder / "comparison.json").read_text()) | {"protocol": None})
-    )
-    assert 'class="aside"' not in write_report(folder).read_text(encoding="utf-8").split("</style>")[1]
 
 
 @pytest.mark.parametrize("family", ["Primus", "ResidualEncoderUNet", None])
