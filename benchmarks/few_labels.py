@@ -1,10 +1,7 @@
-"""What `learn.py` does apart from pre-training: prepare the data sets; fine-tune on few labels and test on other cases.
+"""What `learn.py` does apart from pre-training: prepare the data sets, and compare on few labelled cases.
 
-    few_labels.py FOLDER BACKBONE ...                           # plan and preprocess
-    few_labels.py FOLDER BACKBONE METHOD PRETRAINING SEED       # one fine-tuning; METHOD "scratch" trains from random weights
-
-Trainers and predictor are those behind nnUNetv2_train and nnUNetv2_predict, called directly: the seed is a setting of the plans,
-and a start of each command would cost more than its work here.
+few_labels.py FOLDER BACKBONE ...                           # plan and preprocess
+few_labels.py FOLDER BACKBONE NAME=CHECKPOINT ...           # nnUNetv2_pretrain_compare of these with training from scratch
 """
 
 from __future__ import annotations
@@ -13,18 +10,15 @@ import json
 import random
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from nnunet_ssl.files.atomic import write_json
 
 CONFIGURATION = "3d_fullres"
-POOL, FEW = 601, 610  # data set ids: all images without labels, the few with
-SCRATCH = "scratch"  # takes the place of a method: training from random weights
+POOL, FEW = 601, 610  # data set ids: all images without labels, and all with
 
 
 @dataclass(frozen=True)
@@ -34,16 +28,15 @@ class Protocol:
     data: str  # nnU-Net raw data set with imagesTr and labelsTr
     epochs: int  # of pre-training
     finetune_epochs: int
-    labelled: int  # cases per seed
+    labelled: int  # training cases, others for every seed
     test: int  # cases
-    seeds: tuple[int, ...]
+    seeds: int  # of cases and fine-tuning: 0, 1, ...
     device: str
 
     @classmethod
     def read(cls, folder: Path) -> Protocol:
         """The protocol of the runs in a folder."""
-        content = json.loads((folder / "protocol.json").read_text())
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        return cls(**json.loads((folder / "protocol.json").read_text()))
 
     def to_json(self) -> str:
         """For protocol.json."""
@@ -61,10 +54,6 @@ class Protocol:
         cases = sorted(p.name.removesuffix(ending) for p in (Path(self.data) / "labelsTr").glob(f"*{ending}"))
         random.Random(0).shuffle(cases)
         return cases
-
-    def few(self, seed: int) -> list[str]:
-        """The labelled cases of a seed."""
-        return random.Random(seed).sample(self.cases[self.test :], self.labelled)
 
 
 def pretrained(folder: Path, backbone: str, method: str, number: int) -> Path:
@@ -105,25 +94,26 @@ def write_dataset(protocol: Protocol, raw: Path, number: int, name: str, cases: 
     return folder.name
 
 
-def prepare(protocol: Protocol, folder: Path, backbone: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Both data sets planned and preprocessed: plans of the images without labels, and of the few with.
+def prepare(protocol: Protocol, folder: Path, backbone: str) -> str:
+    """Both data sets planned and preprocessed: all images without labels, and all with; the name of the plans of the latter.
 
-    The few of all seeds form one data set, each seed's own ones a fold of it.
+    Of the labelled ones one fold is made, whose test cases are the protocol's.
     """
     from nnunet_ssl.cli.pretrain_flags import BACKBONES
     from nnunet_ssl.planners.prepare import prepare_corpus
 
-    few = {seed: sorted(protocol.few(seed)) for seed in protocol.seeds}
     write_dataset(protocol, folder / "raw", POOL, "Pool", protocol.cases, labelled=False)
-    union = sorted({case for cases in few.values() for case in cases})
-    labelled = write_dataset(protocol, folder / "raw", FEW, "Few", union, labelled=True)
+    labelled = write_dataset(protocol, folder / "raw", FEW, "Few", protocol.cases, labelled=True)
+    fold = {"train": sorted(protocol.cases[protocol.test :]), "val": sorted(protocol.cases[: protocol.test])}
+    write_json([fold], folder / "raw" / labelled / "splits_final.json")
     pool = prepare_corpus([POOL], BACKBONES[backbone], num_processes=1)[0]
     patch = pool["configurations"][CONFIGURATION]["patch_size"]
-    plans = prepare_corpus([FEW], BACKBONES[backbone], patch_size=patch, num_processes=1)[0]
-    # nnU-Net wants to watch something; nothing is chosen by it.
-    splits = [{"train": cases, "val": cases} for cases in few.values()]
-    write_json(splits, folder / "preprocessed" / labelled / "splits_final.json")
-    return pool, plans
+    return prepare_corpus([FEW], BACKBONES[backbone], patch_size=patch, num_processes=1)[1]
+
+
+def comparison(folder: Path, backbone: str) -> Path:
+    """The folder of a backbone's comparison."""
+    return folder / "comparisons" / backbone
 
 
 def make_trainer(cls: Any, plans: dict[str, Any], fold: int | str, block: str, settings: dict[str, Any], device: str):
@@ -141,65 +131,21 @@ def make_trainer(cls: Any, plans: dict[str, Any], fold: int | str, block: str, s
     return trainer
 
 
-def finetune(protocol: Protocol, plans: dict[str, Any], seed: int, checkpoint: str | None) -> dict[str, Any]:
-    """Train on the few cases of a seed, from a checkpoint or from random weights; Dice per structure and test case."""
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+def main(folder: Path, backbone: str, checkpoints: list[str]) -> None:
+    """Compare the checkpoints, each NAME=FILE, with training from scratch; goes on where it stopped."""
+    from nnunet_ssl.cli.compare import main as compare
 
-    from nnunet_ssl.integration.pretrained_weights import load_into
-    from nnunet_ssl.trainers.finetuning import SSLFinetuneTrainer, SSLScratchTrainer
-
-    settings = {
-        "num_epochs": protocol.finetune_epochs,
-        "num_val_iterations_per_epoch": 1,
-        "seed": seed,
-    }
-    cls = SSLFinetuneTrainer if checkpoint else SSLScratchTrainer
-    trainer = make_trainer(cls, plans, protocol.seeds.index(seed), "finetune", settings, protocol.device)
-    trainer.initialize()
-    if checkpoint:
-        load_into(trainer.network, checkpoint)
-    clock = time.perf_counter()
-    trainer.run_training()
-    seconds = time.perf_counter() - clock
-    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device(protocol.device), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (trainer.fold,), "checkpoint_final.pth")
-    dice = test_dice(protocol, predictor)
-    shutil.rmtree(trainer.output_folder)
-    return {"seconds": seconds, "dice": dice}
-
-
-def test_dice(protocol: Protocol, predictor: Any) -> dict[str, list[float]]:
-    """Dice per structure and test case, and the mean over the structures."""
-    from nnunetv2.evaluation.evaluate_predictions import compute_tp_fp_fn_tn
-
-    source, description = Path(protocol.data), protocol.description
-    reader, ending = predictor.plans_manager.image_reader_writer_class(), description["file_ending"]
-    structures = {name: value for name, value in description["labels"].items() if value > 0}
-    scores: dict[str, list[float]] = {name: [] for name in structures}
-    for case in protocol.cases[: protocol.test]:
-        image, properties = reader.read_images([str(source / "imagesTr" / f"{case}_0000{ending}")])
-        truth = reader.read_seg(str(source / "labelsTr" / f"{case}{ending}"))[0][0]
-        found = predictor.predict_single_npy_array(image, properties, None, None, False)
-        for name, value in structures.items():
-            tp, fp, fn, _ = compute_tp_fp_fn_tn(truth == value, found == value)
-            scores[name].append(float(2 * tp / (2 * tp + fp + fn)))
-    return {**scores, "mean": [fmean(values) for values in zip(*scores.values(), strict=True)]}
-
-
-def main(folder: Path, backbone: str, method: str, number: int, seed: int) -> None:
-    """Fine-tune and test; the result is written when all of it is there."""
     protocol = Protocol.read(folder)
-    _, few = prepare(protocol, folder, backbone)
-    checkpoint = None if method == SCRATCH else str(pretrained(folder, backbone, method, number))
-    results = folder / "results" / backbone / method
-    results.mkdir(parents=True, exist_ok=True)
-    write_json(finetune(protocol, few, seed, checkpoint), results / f"{number}_seed_{seed}.json")
+    plans = prepare(protocol, folder, backbone)
+    typed = [str(FEW), "-p", plans, "--labelled", str(protocol.labelled), "--seeds", str(protocol.seeds)]
+    typed += ["--epochs", str(protocol.finetune_epochs), "--metrics", "Dice", "--keep", "scores"]
+    typed += ["-device", protocol.device, "-np", "1", "-o", str(comparison(folder, backbone))]
+    compare([*typed, "-pretrained_weights", *checkpoints])
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 6 and sys.argv[4].isdigit():
-        main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5]))
+    if "=" in sys.argv[-1]:
+        main(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     else:
         for wanted in sys.argv[2:]:
             prepare(Protocol.read(Path(sys.argv[1])), Path(sys.argv[1]), wanted)

@@ -9,11 +9,11 @@ r"""Does every pretext task learn, with the presets as they are shipped, and is 
 Every task is pre-trained by `nnUNetv2_pretrain` on all images without labels, in its preset's own patch, batch, optimiser and
 steps per epoch. The table has the loss reached on held-out images beside the yardstick (the loss of the best answer that does
 not look at the image, `Method.yardstick`), and what tells whether a representation is alive. The tasks named by `--finetune`
-are then fine-tuned, per seed, on a few labelled cases and tested on cases that neither training has seen with a label; their
-twins from scratch have the same plans, schedule, cases and seeds.
+are then compared with training from scratch by `nnUNetv2_pretrain_compare`, per backbone, on a few labelled cases; tested is on
+cases that neither training has seen with a label.
 
-Killed, or out of its `--minutes`, it goes on when started again: pre-trainings where they stopped, fine-tunings from their start;
-what failed is tried again. Everything is written into the output folder: results.json, results.md and the logs of all processes.
+Killed, or out of its `--minutes`, it goes on where it stopped when started again; what failed is tried again. Everything is
+written into the output folder: results.json, results.md, the comparisons and the logs of all processes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from few_labels import POOL, SCRATCH, Protocol, environment, pretrained
+from few_labels import POOL, Protocol, comparison, environment, pretrained
 from method_table import dice_table, learning_table
 
 from nnunet_ssl.cli.pretrain_flags import BACKBONES
@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--finetune", nargs="*", default=[], choices=method_names(), help="tasks to fine-tune")
     parser.add_argument("--finetune-epochs", type=int, default=14, help="with the preset's steps per epoch")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of cases and fine-tuning")
+    parser.add_argument("--seeds", type=int, default=3, help="so many, of cases and fine-tuning")
     parser.add_argument("--labelled", type=int, default=10, help="cases per seed")
     parser.add_argument("--test", type=int, default=80, help="cases")
     parser.add_argument("--jobs", type=int, default=1, help="processes side by side")
@@ -82,7 +82,7 @@ def keep_protocol(args: argparse.Namespace, folder: Path) -> Protocol:
         finetune_epochs=args.finetune_epochs,
         labelled=args.labelled,
         test=args.test,
-        seeds=tuple(args.seeds),
+        seeds=args.seeds,
         device=args.device,
     )
     file = folder / "protocol.json"
@@ -94,19 +94,19 @@ def keep_protocol(args: argparse.Namespace, folder: Path) -> Protocol:
 
 @dataclass(frozen=True)
 class Job:
-    """One training. `result` is there when it is done, `after` before it can begin."""
+    """One training. `result` is there when it is done, those in `after` before it can begin."""
 
     name: str
     run: str  # its own nnUNet_results
     command: tuple[str, ...]
     result: Path
-    after: Path | None = None
+    after: tuple[Path, ...] = ()
 
 
 def all_jobs(args: argparse.Namespace, folder: Path) -> list[Job]:
     """Pre-trainings, then fine-tunings, in the order of the flags."""
-    cell = Path(__file__).parent / "few_labels.py"
-    pretrainings, finetunings = [], []
+    program = str(Path(__file__).parent / "few_labels.py")
+    pretrainings, comparisons = [], []
     for backbone in args.backbones:
         kind = "primus" if backbone.startswith("primus") else "unet"
         methods = [m for m in args.methods if kind in get_method(m).backbones]
@@ -117,16 +117,14 @@ def all_jobs(args: argparse.Namespace, folder: Path) -> list[Job]:
                 command += ["-device", args.device, "--epochs", str(args.epochs), "--set", f"seed={number}"]
                 done = pretrained(folder, backbone, method, number)
                 pretrainings.append(Job(f"{method} {number} on {backbone}", run, tuple(command), done))
-        twins = [(SCRATCH, 0)] if args.finetune else []
-        twins += [(m, n) for m in methods if m in args.finetune for n in range(args.pretrainings)]
-        for seed in args.seeds:
-            for method, number in twins:
-                run = f"{backbone}/{method}/{number}_seed_{seed}"
-                command = [str(cell), str(folder), backbone, method, str(number), str(seed)]
-                after = None if method == SCRATCH else pretrained(folder, backbone, method, number)
-                done = folder / "results" / f"{run}.json"
-                finetunings.append(Job(f"fine-tuning {run}", run, tuple(command), done, after))
-    return pretrainings + finetunings
+        wanted = [(m, n) for m in methods if m in args.finetune for n in range(args.pretrainings)]
+        if wanted:
+            files = {f"{m}-{n}": pretrained(folder, backbone, m, n) for m, n in wanted}
+            command = [program, str(folder), backbone, *(f"{name}={file}" for name, file in files.items())]
+            done = comparison(folder, backbone) / "comparison.html"
+            after = tuple(files.values())
+            comparisons.append(Job(f"comparing on {backbone}", f"{backbone}/comparing", tuple(command), done, after))
+    return pretrainings + comparisons
 
 
 class Runner:
@@ -152,7 +150,7 @@ class Runner:
             process.wait()
 
     def _start(self) -> None:
-        for job in [j for j in self.waiting if j.after is None or j.after.is_file()]:
+        for job in [j for j in self.waiting if all(file.is_file() for file in j.after)]:
             if len(self.running) < self.side_by_side:
                 self.waiting.remove(job)
                 log = self.folder / "logs" / f"{job.run.replace('/', '_')}.log"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import torch
-from few_labels import SCRATCH, Protocol, pretrained
+from few_labels import Protocol, comparison, pretrained
 
 from nnunet_ssl.cli.pretrain_flags import BACKBONES
 from nnunet_ssl.methods import method_names
@@ -53,26 +53,36 @@ def learning_table(folder: Path, protocol: Protocol) -> tuple[list[dict[str, Any
     return rows, "\n".join(lines) + "\n" if rows else ""
 
 
+def dice_of(folder: Path, backbone: str) -> dict[str, list[dict[str, float]]]:
+    """{arm: per seed {case: mean Dice of its structures}} of a backbone's comparison, as far as it is finished."""
+    file = comparison(folder, backbone) / "scores.csv"
+    if not file.is_file():
+        return {}
+    table = pd.read_csv(file)
+    means = table[table["metric"] == "Dice"].groupby(["arm", "seed", "case"])["value"].mean()
+    return {
+        arm: [means[arm, seed].to_dict() for seed in sorted(means[arm].index.unique("seed"))]
+        for arm in means.index.unique("arm")
+    }
+
+
 def dice_table(folder: Path, protocol: Protocol) -> tuple[list[dict[str, Any]], str]:
     """One row per pre-training all of whose fine-tunings are done, and their twins from scratch."""
     rows = []
-    for file in sorted((folder / "results").glob(f"*/*/*_seed_{protocol.seeds[0]}.json")):
-        backbone, method, number = file.parts[-3], file.parts[-2], file.name.split("_")[0]
-        if method == SCRATCH:
-            continue
-        twins = [
-            [file.parents[1] / m / f"{n}_seed_{seed}.json" for seed in protocol.seeds]
-            for m, n in ((SCRATCH, 0), (method, number))
-        ]
-        if all(f.is_file() for twin in twins for f in twin):
-            scores = [[json.loads(f.read_text())["dice"]["mean"] for f in twin] for twin in twins]
-            means = [[fmean(values) for values in twin] for twin in scores]
-            rows.append({"backbone": backbone, "method": method, "pretraining": int(number), **compare(*scores)})
-            rows[-1]["per_seed"] = [after - before for before, after in zip(*means, strict=True)]
+    for backbone in BACKBONES:
+        scores = dice_of(folder, backbone)
+        finished = {arm: runs for arm, runs in scores.items() if len(runs) == protocol.seeds}
+        before = finished.pop("scratch", [])
+        for arm, after in finished.items() if before else ():
+            cases = sorted(before[0])
+            pair = [[[run[case] for case in cases] for run in runs] for runs in (before, after)]
+            method, number = arm.rsplit("-", 1)
+            rows.append({"backbone": backbone, "method": method, "pretraining": int(number), **compare(*pair)})
+            rows[-1]["per_seed"] = [fmean(b.values()) - fmean(a.values()) for a, b in zip(before, after, strict=True)]
     lines = [
         "",
-        f"Dice on {protocol.test} held-out cases after training on {protocol.labelled} labelled ones; seeds "
-        f"{', '.join(map(str, protocol.seeds))} of cases and fine-tuning.",
+        f"Dice on {protocol.test} held-out cases after training on {protocol.labelled} labelled ones; "
+        f"{protocol.seeds} seeds of cases and fine-tuning.",
         "",
         "| backbone | method | pre-training | from scratch | fine-tuned | difference (95 % interval over cases) | per seed |",
         "|---|---|---|---|---|---|---|",

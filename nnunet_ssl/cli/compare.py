@@ -161,6 +161,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunet_ssl.cli.compare_flags import description_of
     from nnunet_ssl.comparison import overview
     from nnunet_ssl.comparison.cells import cells_of
+    from nnunet_ssl.comparison.checking import require_possible
     from nnunet_ssl.corpus.datasets import resolve_datasets
 
     folder = Path(args.output).expanduser().resolve()
@@ -173,7 +174,7 @@ def run(args: argparse.Namespace) -> int:
             f"Which data sets? There is no comparison in {folder} yet. Example: {EXAMPLES[0]} -o {shlex.quote(args.output)}"
         )
     write = not (args.show or args.dry_run)
-    description = description_of(args, folder, resolve_datasets, write, partial(_check, args.device))
+    description = description_of(args, folder, resolve_datasets, write, partial(require_possible, device=args.device))
     cells = cells_of(description)
     if args.show:
         print(overview.table(cells, folder))
@@ -209,30 +210,6 @@ def _work(args: argparse.Namespace, folder: Path, description: Description, chos
     print(overview.ending(outcome, folder, args.run))
     print(overview.write_everything(folder))
     return 1 if outcome.failed else 0
-
-
-def _check(device_name: str, description: Description) -> None:
-    """Raise for what a comparison cannot begin with: trainers, checkpoints, labels or a device that are not there."""
-    from torch import device
-
-    from nnunet_ssl.checkpoints.hub.resolve import resolve_source
-    from nnunet_ssl.checkpoints.read import read_checkpoint
-    from nnunet_ssl.corpus.datasets import load_plans, raw_folder
-    from nnunet_ssl.planners.finetuning.plan_finetune import require_labels
-    from nnunet_ssl.trainers.device.devices import require_device
-    from nnunet_ssl.trainers.finetune_folds import require_trainer
-
-    for trainer in dict.fromkeys(arm.trainer for arm in description.arms):
-        require_trainer(trainer)
-    for arm in description.arms:
-        if arm.weights is not None:
-            read_checkpoint(resolve_source(arm.weights).path)
-    for entry in description.datasets:
-        if raw_folder(entry.dataset) is not None:
-            require_labels(entry.dataset)
-        for plans in dict.fromkeys(arm.plans for arm in description.arms if arm.plans is not None):
-            load_plans(entry.dataset, plans)
-    require_device(device(device_name))
 
 
 def _require_comparison(folder: Path) -> None:

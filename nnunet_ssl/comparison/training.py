@@ -11,7 +11,7 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from os.path import isdir, islink, join
+from os.path import islink, join
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +172,3 @@ def commands_of(cell: Cell, job: Finetuning, comparison: Path) -> list[str]:
 def validation_folder(job: Finetuning, fold: int) -> Path:
     """Where nnU-Net leaves predictions and their summary.json."""
     return Path(job.folder(str(fold)), "validation")
-
-
-def has_begun(folder: Path) -> bool:
-    """Whether there is something of a training in a cell's folder."""
-    return isdir(folder / TRAINING)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from importlib.metadata import entry_points
+from shlex import quote
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.loggers.base import RunLogger
@@ -58,6 +59,6 @@ def get_logger(name: str) -> type[RunLogger] | None:
         return next(entry for entry in entry_points(group=GROUP) if entry.name == name).load()
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"The logger {name} needs the package {error.name}, which is not installed. Type: pip install {name}",
+            f"The logger {name} needs the package {error.name}, which is not installed. Type: pip install {quote(name)}",
             found=name,
         ) from error

@@ -33,6 +33,7 @@ EXCEPTIONS = {
     "nnunet_ssl/demo/steps.py::_run_command": "a log that grows while a command runs",
     "nnunet_ssl/report/corpus_page.py::_png": "into memory",
     "nnunet_ssl/report/comparison/pictures.py::png": "into memory",
+    "nnunet_ssl/report/embedding_page.py::_scatter": "into memory",
     "nnunet_ssl/comparison/work.py::run_in_process": "a log that grows while a cell runs",
     "planners/preprocessing/storage.py::save_case": "into the folder of unfinished cases, from which whole ones are moved",
     "planners/synthetic.py::_write_descriptions": "into a temporary folder",
