@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_end_the_run_and_are_not_saved(trainer_class
 
     def train_step(batch):
         result = real(batch)
-        iteration = trainer.position.iteration if hasattr(trainer, "position") else trainer._iteration
+        iteration = trainer.position.iteration if hasattr(trainer, "position") else len(trainer.iterations.losses)
         if (trainer.current_epoch, iteration) == (1, 3):
             with torch.no_grad():
                 next(trainer.network.parameters()).view(-1)[0] = math.inf
