@@ -19,8 +19,13 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """pytest-randomly shall choose the order alone: it gives every run other numbers, and torch those of the test before."""
+    """pytest-randomly shall choose the order alone: it gives every run other numbers, and torch those of the test before.
+
+    The folders of whoever runs the tests are none of their business.
+    """
     config.option.randomly_reset_seed = False
+    for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        os.environ.pop(name, None)
 
 
 def seed_everything() -> None:
