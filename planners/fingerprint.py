@@ -15,8 +15,8 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunet_ssl.corpus.check import check_cropped_shape, check_image
 from nnunet_ssl.corpus.images import list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.left_out import left_out_row, report, update_left_out
-from nnunet_ssl.corpus.reading import choose_reader, describe_failure, read_case, read_label
-from nnunet_ssl.errors import CorpusError, UnusableImage
+from nnunet_ssl.corpus.reading import choose_reader, or_reason, read_case, read_label
+from nnunet_ssl.errors import CorpusError
 from nnunet_ssl.files.atomic import write_json
 from nnunet_ssl.files.entering import read_json
 from nnunet_ssl.files.folders import require_writable
@@ -106,7 +106,8 @@ def analyse(
     anonymised: int | None,
 ) -> dict[str, Any] | str:
     """Shape after cropping, spacing [mm], relative size and sampled intensities of one case, or why it is unusable."""
-    try:
+
+    def measure() -> dict[str, Any] | str:
         data, properties = read_case(reader, images)
         reason = check_image(data, properties, num_channels=num_channels, flat_allowed=True)
         if reason:
@@ -114,12 +115,8 @@ def analyse(
         segmentation, _ = read_label(reader, label, data.shape)
         result = _measure(data, segmentation, properties, num_samples, anonymised)
         return check_cropped_shape(result["shape"]) or result
-    except MemoryError:
-        raise
-    except UnusableImage as error:
-        return str(error)
-    except Exception as error:
-        return describe_failure(error)
+
+    return or_reason(measure)
 
 
 def _measure(

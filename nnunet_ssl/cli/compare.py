@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nnunet_ssl.cli.nnunet_words import add_dataset, take_words
+from nnunet_ssl.cli.nnunet_words import add_dataset, add_device, take_words
 from nnunet_ssl.cli.parser import CommandParser, number, one_of, whole
 from nnunet_ssl.errors import SettingsError
 
@@ -71,13 +71,7 @@ def build_parser() -> CommandParser:
     )
     usual.add_argument("--epochs", type=whole, metavar="N", help="of every training (default: the trainer's, 1000)")
     usual.add_argument("-o", dest="output", default="comparison", metavar="OUT", help="folder (default: comparison)")
-    usual.add_argument(
-        "-device",
-        default="cuda",
-        type=one_of(("cuda", "cpu", "mps"), guess=False),
-        metavar="D",
-        help="cuda (default), cpu or mps",
-    )
+    add_device(usual)
     arms = parser.add_argument_group("arms")
     arms.add_argument("-tr", dest="trainer", metavar="TRAINER", help="of the checkpoints (default: SSLFinetuneTrainer)")
     arms.add_argument("-p", dest="plans", metavar="PLANS", help="existing plans of the data sets instead of new ones")

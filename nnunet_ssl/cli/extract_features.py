@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nnunet_ssl.cli.nnunet_words import add_device
 from nnunet_ssl.cli.parser import CommandParser, number, one_of, whole
 from nnunet_ssl.errors import SettingsError
 
@@ -65,13 +66,7 @@ def build_parser() -> CommandParser:
     usual.add_argument(
         "--labels", metavar="FOLDER", help="with -i and --level region: segmentations, called as the cases"
     )
-    usual.add_argument(
-        "-device",
-        default="cuda",
-        type=one_of(("cuda", "cpu", "mps"), guess=False),
-        metavar="D",
-        help="cuda (default), cpu or mps",
-    )
+    add_device(usual)
     usual.add_argument("--html", metavar="PAGE", help="also a page with a picture of where the images lie")
     usual.add_argument(
         "--colour", metavar="COLUMN", help="of that picture: a column of the corpus table, or subject, or region"

@@ -6,8 +6,8 @@ import argparse
 
 from nnunet_ssl.cli.finetune_flags import add_geometry, add_length, add_weights, wishes_of
 from nnunet_ssl.cli.logger_flags import add_loggers, use_loggers
-from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, take_words
-from nnunet_ssl.cli.parser import CommandParser, one_of, whole
+from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, add_device, take_words
+from nnunet_ssl.cli.parser import CommandParser, whole
 from nnunet_ssl.errors import SettingsError
 
 TRAINER, SCRATCH = "SSLFinetuneTrainer", "SSLScratchTrainer"
@@ -46,13 +46,7 @@ def build_parser() -> CommandParser:
     )
     add_length(usual)
     usual.add_argument("-p", dest="plans", metavar="PLANS", help="use these plans of DATASET instead of new ones")
-    usual.add_argument(
-        "-device",
-        default="cuda",
-        type=one_of(("cuda", "cpu", "mps"), guess=False),
-        metavar="D",
-        help="cuda (default), cpu or mps",
-    )
+    add_device(usual)
     add_geometry(parser)
     more = parser.add_argument_group("training")
     more.add_argument("-tr", dest="trainer", default=TRAINER, metavar="TRAINER", help=f"default: {TRAINER}")

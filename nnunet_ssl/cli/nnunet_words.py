@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from nnunet_ssl.cli.parser import one_of
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import trainer_names
 from nnunet_ssl.nearest import did_you_mean
@@ -51,6 +52,17 @@ def add_dataset(parser: Any, several: bool = False, required: bool = True, what:
         default=[],
         metavar="DATASET",
         help="the same as a flag, as in nnU-Net's commands",
+    )
+
+
+def add_device(group: Any) -> None:
+    """-device, as nnU-Net's commands have it."""
+    group.add_argument(
+        "-device",
+        default="cuda",
+        type=one_of(("cuda", "cpu", "mps"), guess=False),
+        metavar="D",
+        help="cuda (default), cpu or mps",
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from nnunet_ssl.cli.flag_settings import check_settings, flags_as_settings
 from nnunet_ssl.cli.logger_flags import add_loggers
-from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, method_of_trainer, take_words
+from nnunet_ssl.cli.nnunet_words import DEFAULT, add_dataset, add_device, method_of_trainer, take_words
 from nnunet_ssl.cli.parser import CommandParser, number, one_of, whole
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.methods import get_method, method_names
@@ -78,13 +78,7 @@ def add_usual_flags(parser: CommandParser) -> None:
         help="start from this checkpoint: a file or its folder, ORG/NAME on the Hugging Face Hub, or a name that "
         "nnUNetv2_pretrain_models lists",
     )
-    usual.add_argument(
-        "-device",
-        default="cuda",
-        type=one_of(("cuda", "cpu", "mps"), guess=False),
-        metavar="D",
-        help="cuda (default), cpu or mps",
-    )
+    add_device(usual)
     usual.add_argument(
         "--num-gpus", "-num_gpus", type=whole, default=1, metavar="N", help="processes on this machine (default: 1)"
     )

@@ -7,9 +7,9 @@ import io
 import os
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
-from typing import Any
+from typing import Any, TypeVar
 
 import nibabel
 import numpy as np
@@ -22,6 +22,7 @@ from nnunet_ssl.corpus.formats.units import NIFTI, count_not_finite, in_millimet
 from nnunet_ssl.errors import UnusableImage
 from nnunet_ssl.files.entering import why_no_content, why_no_file
 
+T = TypeVar("T")
 NUM_TRIED = 20  # images tried until one can be read
 MAX_REASON = 240  # characters
 NOT_FINITE = "not_finite"  # in an image's properties: how many of its values were NaN or infinite and count as 0
@@ -99,6 +100,18 @@ def describe_failure(error: BaseException) -> str:
     return (
         f"cannot be read: {text}" if isinstance(error, (RuntimeError, OSError)) else f"{type(error).__name__}: {text}"
     )
+
+
+def or_reason(make: Callable[[], T]) -> T | str:
+    """What `make` returns, or why the image it works on cannot be used; a full memory is no image's fault."""
+    try:
+        return make()
+    except MemoryError:
+        raise
+    except UnusableImage as error:
+        return str(error)
+    except Exception as error:
+        return describe_failure(error)
 
 
 def read_label(reader: type, label: str | None, shape: Sequence[int]) -> tuple[np.ndarray | None, str | None]:

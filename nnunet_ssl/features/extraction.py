@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from nnunet_ssl.corpus.parallel import work_ahead
-from nnunet_ssl.corpus.reading import describe_failure
+from nnunet_ssl.corpus.reading import or_reason
 from nnunet_ssl.errors import FolderTaken, SettingsError, UnusableImage
 from nnunet_ssl.features.encoder import Encoder
 from nnunet_ssl.features.placed_map import PlacedMap, flat_columns
@@ -193,16 +193,9 @@ def extract(
 
 def read_scan(preparation: Preparation, scan: Scan, with_labels: bool) -> Prepared | str:
     """An image, prepared; or why it cannot be used."""
-    try:
-        if with_labels and scan.label is None:
-            return "it has no segmentation"
-        return preparation.read(scan.files, scan.label if with_labels else None, scan.modality)
-    except MemoryError:
-        raise
-    except UnusableImage as error:
-        return str(error)
-    except Exception as error:
-        return describe_failure(error)
+    if with_labels and scan.label is None:
+        return "it has no segmentation"
+    return or_reason(lambda: preparation.read(scan.files, scan.label if with_labels else None, scan.modality))
 
 
 def _encode(
