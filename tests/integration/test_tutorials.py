@@ -66,8 +66,18 @@ JOB = {
 }
 
 
+@pytest.fixture
+def desk(furnished: Path) -> Path:
+    """A user's folder, on which nothing has been done yet: what a path prints depends on no other one."""
+    for name in ("nnUNet_preprocessed", "nnUNet_results"):
+        shutil.rmtree(furnished / name)
+        (furnished / name).mkdir()
+    shutil.rmtree(furnished / "nnUNet_raw" / "Dataset745_MyScans", ignore_errors=True)
+    return furnished
+
+
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, tiny_dataset) -> Path:
+def furnished(tmp_path_factory: pytest.TempPathFactory, tiny_dataset) -> Path:
     """A user's folder: scans, images, nnU-Net's folders with data set 4 in them, and the stand-ins for the commands."""
     desk = tmp_path_factory.mktemp("desk")
     for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "bin", "images", "scans"):
