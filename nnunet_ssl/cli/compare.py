@@ -26,7 +26,7 @@ EXAMPLES = (
 )
 NOTES = """A cell is one training: a data set, an arm, a fold, a seed, a number of labelled cases. Each trains by nnU-Net's own
 training, predicts and scores the held-out cases of its fold, and is recorded in OUT/cells. The same command again, or with -o
-nnU-Net's own trainer and plans. All share schedule, folds, seeds and cases; and plans, where their networks are one.
+OUT alone, goes on where it stopped: finished cells stay, interrupted ones continue from their last checkpoint, failed ones are
 tried again. Any number of processes and machines may work on one folder; each cell is trained once. Ctrl-C, SIGTERM and SIGUSR1
 save and end.
 

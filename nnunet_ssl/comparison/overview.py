@@ -62,11 +62,7 @@ def ending(outcome: Outcome, comparison: Path, run: Sequence[int] | None) -> str
     """What a process says when it has nothing left to do."""
     lines = [f"\n{counted(len(outcome.finished), 'cell')} finished."]
     if outcome.others:
-        lines.append(
-            f"{counted(len(outcome.others), 'cell')} of them left to the processes that work on them.".replace(
-                " of them", ""
-            )
-        )
+        lines.append(f"{counted(len(outcome.others), 'cell')} left to the processes that work on them.")
     if outcome.failed:
         lines += [f"{counted(len(outcome.failed), 'cell')} failed:"]
         lines += [f"  {cell.number} ({cell}): {cell.record(comparison).get('error')}" for cell in outcome.failed]
