@@ -28,7 +28,7 @@ from nnunet_ssl.integration.logger import attach_loggers, finish_loggers
 from nnunet_ssl.integration.opening import Opened
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.versions import is_first
-from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files
+from nnunet_ssl.integration.writing import begin_run, let_pictures_fail, whole_files, without_files
 from nnunet_ssl.recipes import FINETUNING, SCRATCH, Recipe, resolve
 from nnunet_ssl.settings.blocks import FinetuneSettings, read_config
 from nnunet_ssl.trainers.data.corpus import derive_seed, seed_everything
@@ -66,7 +66,7 @@ class SSLFinetuneTrainer(InterruptibleTrainer):
         begin_run(plans)
         require_device(device)
         keep_freed_memory(device)
-        super().__init__(plans, configuration, fold, dataset_json, device)
+        super().__init__(plans, configuration, fold, without_files(dataset_json), device)
         let_pictures_fail(self.logger, self.print_to_log_file)
         attach_loggers(self)
         block = self.configuration_manager.configuration.get("finetune", {})

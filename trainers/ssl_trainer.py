@@ -25,7 +25,7 @@ from nnunet_ssl.integration.architecture import build_network
 from nnunet_ssl.integration.logger import attach_loggers, finish_loggers, use_pretext_logger
 from nnunet_ssl.integration.pretrained_weights import unwrap
 from nnunet_ssl.integration.versions import is_first, join_group, without_process_group
-from nnunet_ssl.integration.writing import begin_run, whole_files
+from nnunet_ssl.integration.writing import begin_run, whole_files, without_files
 from nnunet_ssl.methods import get_method, method_names, views_of
 from nnunet_ssl.methods.base import Method, MethodOutput
 from nnunet_ssl.planners.preprocessing.normalization import raw_channels
@@ -87,8 +87,7 @@ class SSLTrainer(nnUNetTrainer):
         begin_run(plans)
         require_device(device)
         keep_freed_memory(device)
-        # The files of a corpus are megabytes that every checkpoint would carry, and nobody's business but the importer's.
-        dataset_json = {key: value for key, value in dataset_json.items() if key != "dataset"}
+        dataset_json = without_files(dataset_json)
         self.position = Position()
         with without_process_group(device):
             super().__init__(plans, configuration, fold, dataset_json, device)

@@ -29,8 +29,9 @@ class PretextLogger(LocalLogger):
 
     def log(self, key: str, value: Any, epoch: int) -> None:
         """Store the value of an epoch; an epoch that is repeated after an interruption replaces its value."""
-        values = self.my_fantastic_logging.setdefault(key, [float("nan")] * epoch)
-        del values[epoch:]
+        values = self.my_fantastic_logging.setdefault(key, [])
+        values[epoch:] = []
+        values += [float("nan")] * (epoch - len(values))  # of epochs that had none
         values.append(value)
 
     def plot_progress_png(self, output_folder: str) -> None:

@@ -34,6 +34,14 @@ def begin_run(plans: Mapping[str, Any]) -> None:
         require_writable(join(results, str(plans["dataset_name"])))
 
 
+def without_files(dataset_json: Mapping[str, Any]) -> dict[str, Any]:
+    """What a trainer is told of dataset.json: everything but the paths and names of cases.
+
+    Of a corpus these are megabytes that every checkpoint and logger would carry, and nobody's business but the importer's.
+    """
+    return {key: value for key, value in dataset_json.items() if key != "dataset"}
+
+
 @contextmanager
 def whole_files(say: Say = print) -> Iterator[None]:
     """While the block runs, nnU-Net's trainer and planner write plans, dataset.json and splits as `atomic_write` does.

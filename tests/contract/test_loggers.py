@@ -9,13 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from nnunet_ssl import loggers
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.integration import logger as integration
 from nnunet_ssl.loggers.base import RunLogger, flat
+from nnunet_ssl.testing.tiny_data import DATASET_JSON
 from nnunet_ssl.testing.tiny_training import TinyTraining, losses
 from nnunet_ssl.trainers.finetuning import SSLScratchTrainer
+from nnunet_ssl.trainers.pretraining import trainer_class
 
 TWO_EPOCHS = {"num_epochs": 2, "preview_nifti": True}
 
@@ -81,6 +84,28 @@ def test_hears_every_number_once_and_no_picture_unless_asked(listener: Any, tiny
     assert configs[0]["plans"]["dataset_name"] == trainer.plans_manager.dataset_name
     assert configs[1]["hparas"]["method"] == "mae"
     assert log_of(trainer).count("--log-pictures") == 1
+
+
+@pytest.mark.parametrize("what", ["mae", SSLScratchTrainer])
+def test_no_name_of_a_case_and_no_path_leaves(what: Any, listener: Any, tiny_training: TinyTraining) -> None:
+    """A corpus' dataset.json names every file; plans and the rest of dataset.json go to loggers, of either kind of training."""
+    plans = {**tiny_training.plans("unet"), "continue_training": False}
+    described = {**DATASET_JSON, "dataset": {"secret_patient": {"images": ["/secret/patient.nii.gz"]}}}
+    cls: Any = trainer_class(what) if isinstance(what, str) else what
+    trainer = cls(plans, "3d_fullres", "all", described, torch.device("cpu"))
+    assert listener.made[0].heard
+    for told in (str(listener.made[0].heard), str(trainer.dataset_json), str(trainer.my_init_kwargs)):
+        assert "file_ending" in told
+        assert "secret" not in told
+
+
+def test_a_curve_that_missed_an_epoch_stays_in_its_place() -> None:
+    logger = integration.PretextLogger()
+    for epoch, value in ((0, 1.0), (2, 3.0), (5, 6.0)):
+        logger.log("probe_Dice", value, epoch)
+    logger.log("probe_Dice", 4.0, 3)  # as after a resume
+    kept = logger.my_fantastic_logging["probe_Dice"]
+    assert [str(value) for value in kept] == ["1.0", "nan", "3.0", "4.0"]
 
 
 def test_pictures_leave_the_folder_on_request(
