@@ -11,6 +11,8 @@ from nnunet_ssl.cli.parser import CommandParser, number, one_of, whole
 from nnunet_ssl.errors import SettingsError
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from nnunet_ssl.features.extraction import Output
     from nnunet_ssl.features.scans import Scan
     from nnunet_ssl.targets.probe import Probed
@@ -62,6 +64,11 @@ def build_parser() -> CommandParser:
         metavar="L",
         help="image (default): a row per image, in a folder a .npy per image; region: a row per label of its segmentation; "
         "patch: the feature map",
+    )
+    usual.add_argument(
+        "--subject-pattern",
+        metavar="REGEX",
+        help="with -i: where in a file's path the subject stands, as a named group",
     )
     usual.add_argument(
         "--labels", metavar="FOLDER", help="with -i and --level region: segmentations, called as the cases"
@@ -138,6 +145,8 @@ def understand(args: argparse.Namespace) -> None:
     """Raise SettingsError for what contradicts itself."""
     if (args.dataset is None) == (args.sources is None):
         raise SettingsError("which images? Either -d DATASET or -i IMAGES")
+    if args.subject_pattern is not None and args.sources is None:
+        raise SettingsError("--subject-pattern is about the paths of -i; a data set (-d) knows its subjects")
     if args.labels is not None and (args.sources is None or args.level != "region"):
         raise SettingsError("--labels goes with -i and --level region; a data set (-d) has its own")
     if args.sources is not None and args.level == "region" and args.labels is None:
@@ -164,12 +173,14 @@ def run(args: argparse.Namespace) -> None:
 
     import torch
 
+    from nnunet_ssl.cli.import_corpus import read_pattern
     from nnunet_ssl.corpus.images import shortened
     from nnunet_ssl.errors import CorpusError
     from nnunet_ssl.features.encoder import load_encoder
-    from nnunet_ssl.features.extraction import Output, Wanted, channels_of, extract, settings_of
+    from nnunet_ssl.features.extraction import Output, Wanted, extract, settings_of
     from nnunet_ssl.features.scans import scans_in, scans_of_dataset
     from nnunet_ssl.files.folders import require_writable
+    from nnunet_ssl.messages import counted
     from nnunet_ssl.trainers.device.devices import require_device
 
     device = torch.device(args.device)
@@ -177,14 +188,19 @@ def run(args: argparse.Namespace) -> None:
     output = Path(args.output)
     require_writable(str(output.parent), *([str(Path(args.html).parent)] if args.html else []))
     wanted = Wanted(args.level, args.layer, tuple(args.pool), args.overlap, args.maps)
-    scans, notes = (scans_of_dataset(args.dataset), []) if args.dataset else scans_in(args.sources, args.labels)
-    print("\n".join([f"{len(scans)} images.", *notes]))
-    (channels, *others) = channels_of(scans)
+    notes: list[str] = []
+    if args.dataset:
+        scans = scans_of_dataset(args.dataset)
+    else:
+        scans, notes = scans_in(args.sources, args.labels, read_pattern(args.subject_pattern))
+    print("\n".join([f"{counted(len(scans), 'image')}.", *notes]))
+    (channels, *others) = sorted({len(scan.files) for scan in scans})
     if others:
         raise CorpusError(
             f"The images have {channels} to {others[-1]} channels. Take those of one number at a time: -i FOLDER for each."
         )
     targets = targets_of(args, scans)
+    known = known_of(args, scans, targets)
     encoder = load_encoder(
         args.pretrained_weights,
         input_channels=channels,
@@ -202,14 +218,18 @@ def run(args: argparse.Namespace) -> None:
     done = extract(encoder, scans, wanted, target, args.num_processes, args.batch_size)
     if target.left_out:
         lines = [f"{case}: {reason}" for case, reason in sorted(target.left_out.items())]
-        were = "image was" if len(lines) == 1 else "images were"
-        print(f"{len(lines)} {were} left out:\n{shortened(lines)}\nAll of them are in {target.record}.")
+        were = "was" if len(lines) == 1 else "were"
+        print(
+            f"{counted(len(lines), 'image')} {were} left out:\n{shortened(lines)}\nAll of them are in {target.record}."
+        )
     if not done:
         raise CorpusError("None of the images could be used, so there are no features.")
-    print(f"Features of {done} images: {output}")
+    more = len(target.known - {scan.case for scan in scans})
+    before = f" ({more:,} of other images are in it from before)" if more else ""
+    print(f"Features of {counted(done, 'image')}: {output}{before}")
     probed = probe_targets(target, targets, scans)
     if args.html:
-        write_page(args, target, probed)
+        write_page(args, target, known, probed)
         print(f"The page: {args.html}")
 
 
@@ -251,32 +271,47 @@ def patch_of(size: list[int] | None) -> list[int] | None:
     return size * 3 if size is not None and len(size) == 1 else size
 
 
-def write_page(args: argparse.Namespace, output: Output, probed: Sequence[Probed]) -> None:
-    """The picture of the rows, coloured by a column of the corpus table or of the features' own."""
+def known_of(args: argparse.Namespace, scans: Sequence[Scan], targets: Sequence[Target]) -> DataFrame | None:
+    """A row per image with the columns that --colour may name; raises SettingsError where it names another one.
+
+    None without --colour. Of a data set, the corpus table's columns are among them.
+    """
+    if args.colour is None:
+        return None
+    import pandas as pd
+
     from nnunet_ssl.corpus.folders import find_raw_dataset
     from nnunet_ssl.corpus.overview.describe import describe_dataset
     from nnunet_ssl.nearest import did_you_mean
+
+    known = pd.DataFrame([{"case": s.case, "subject": s.subject, "modality": s.modality} for s in scans])
+    for target in targets:
+        values = known["case"].map(target.values)
+        known[target.name] = values.map(dict(enumerate(target.classes))) if target.classes else values
+    folder = find_raw_dataset(args.dataset) if args.dataset else None
+    if folder is not None and args.colour not in known:
+        about = describe_dataset(folder, show_progress=False)
+        known = known.merge(about[[c for c in about if c == "case" or c not in known]], on="case", how="left")
+    columns = [*known, *(["region", "voxels"] if args.level == "region" else [])]
+    if args.colour not in columns:
+        raise SettingsError(
+            f"--colour {args.colour}: there is no such column.{did_you_mean(args.colour, columns)} Known: {', '.join(columns)}.",
+            found=args.colour,
+        )
+    return known
+
+
+def write_page(args: argparse.Namespace, output: Output, known: DataFrame | None, probed: Sequence[Probed]) -> None:
+    """The picture of the rows, coloured by a column of the features' own table or of what is known of the images."""
     from nnunet_ssl.report.embedding_page import write_embedding_page
 
     table, features = output.table()
     colour = None
-    if args.colour is not None:
-        known = table.drop(columns=features)
-        for p in probed:
-            values = [p.target.values.get(case) for case in known["case"]]
-            named = [p.target.classes[int(v)] if p.target.classes and v is not None else v for v in values]
-            known[p.target.name] = named
-        folder = find_raw_dataset(args.dataset) if args.dataset else None
-        if folder is not None and args.colour not in known:
-            about = describe_dataset(folder, show_progress=False).drop(columns=["subject"], errors="ignore")
-            known = known.merge(about, on="case", how="left")
-        if args.colour not in known:
-            raise SettingsError(
-                f"--colour {args.colour}: there is no such column.{did_you_mean(args.colour, list(known))} "
-                f"Known: {', '.join(known)}.",
-                found=args.colour,
-            )
-        colour = known[args.colour]
+    if known is not None:
+        own = args.colour in table
+        colour = (
+            table[args.colour] if own else table["case"].map(known.set_index("case")[args.colour]).rename(args.colour)
+        )
     write_embedding_page(args.html, table, features, colour, f"Features in {output.path.name}", probed)
 
 

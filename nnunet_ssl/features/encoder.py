@@ -15,10 +15,11 @@ from nnunet_ssl.checkpoints.description.conventions import Conventions, read_con
 from nnunet_ssl.checkpoints.hub.resolve import Origin, resolve_source
 from nnunet_ssl.checkpoints.read import read_checkpoint
 from nnunet_ssl.errors import SettingsError
-from nnunet_ssl.features.placed_map import PlacedMap
+from nnunet_ssl.features.placed_map import PlacedMap, joined
 from nnunet_ssl.features.preparation import Files, Preparation, Prepared
-from nnunet_ssl.features.windows import OVERLAP, blended_map, padded_size
+from nnunet_ssl.features.windows import OVERLAP, blended_map
 from nnunet_ssl.integration.load_network import build_with_weights
+from nnunet_ssl.planners.finetuning.finetune_geometry import patch_like
 
 ALL = "all"
 
@@ -72,10 +73,7 @@ class Encoder(nn.Module):
         Raises UnusableImage for what cannot be read or used.
         """
         prepared = self.prepare(image, spacing=spacing, modality=modality)
-        parts = []
-        for found in self.maps_of(prepared, layer, overlap=overlap):
-            parts += list(found.pooled(pool).values())
-        return torch.from_numpy(np.concatenate(parts))
+        return torch.from_numpy(joined([m.pooled(pool) for m in self.maps_of(prepared, layer, overlap=overlap)]))
 
     def map_of(
         self,
@@ -115,12 +113,9 @@ class Encoder(nn.Module):
         image = torch.from_numpy(prepared.image).to(device)
         flat = self.backbone.ndim == 2  # slices, one by one
         ones = (1,) if flat else ()
-        stride = (*ones, *self.stride)
-        patch = (*ones, *self.patch_size)
+        stride, patch = (*ones, *self.stride), (*ones, *self.patch_size)
         if self.backbone.kind == "unet":  # takes any size: no more of it than the image has
-            patch = tuple(min(p, n) for p, n in zip(patch, padded_size(image.shape[1:], stride, stride), strict=True))
-            if patch == stride:  # a single position cannot be normalised
-                patch = (*patch[:-1], 2 * patch[-1])
+            patch = (*ones, *patch_like(self.patch_size, image.shape[1 + len(ones) :], self.stride))
         strides = [(*ones, *self.feature_strides[number]) for number in layers]
 
         def encode(crops: Tensor) -> list[Tensor]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,15 @@ import pandas as pd
 
 from nnunet_ssl.corpus.parallel import work_ahead
 from nnunet_ssl.corpus.reading import or_reason
+from nnunet_ssl.corpus.stamps import stamps_of
 from nnunet_ssl.errors import FolderTaken, SettingsError, UnusableImage
 from nnunet_ssl.features.encoder import Encoder
-from nnunet_ssl.features.placed_map import PlacedMap, flat_columns
+from nnunet_ssl.features.placed_map import PlacedMap, joined, names_of
 from nnunet_ssl.features.preparation import Preparation, Prepared
 from nnunet_ssl.features.scans import Scan
 from nnunet_ssl.files.atomic import atomic_path, write_json
 from nnunet_ssl.files.entering import read_json
+from nnunet_ssl.messages import counted
 from nnunet_ssl.progress_bars import progress_bar
 
 CASE = "case"
@@ -29,7 +33,7 @@ LEVELS = (IMAGE, REGION, PATCH)
 TABLES = {".parquet": "to_parquet", ".csv": "to_csv"}
 MAPS = {"nifti": ".nii.gz", "npz": ".npz"}
 RECORD = "features.json"  # beside the files of a folder; beside a table its name with .json at the end
-EVERY = 50  # images between two states of a table on the disk
+SAVE_AFTER = 300.0  # seconds between two states of a table on the disk: it is written whole
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,13 @@ class Output:
             raise SettingsError(f"Features of regions go into a table: -o {path.name or 'features'}.parquet")
         self.record = path.with_name(f"{path.name}.json") if self.is_table else path / RECORD
         self.settings = json.loads(json.dumps(settings))
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # what is said of each; the features themselves are in `_values`
         self.left_out: dict[str, str] = {}
         self.known: set[str] = set()
+        self.made_from: dict[str, str] = {}  # case: what stands for its files
+        self._values: list[np.ndarray] = []
+        self._columns: list[str] = []
+        self._saved = time.monotonic()
         self._open()
 
     def _open(self) -> None:
@@ -83,34 +91,50 @@ class Output:
                     f"{self.path} holds features that were extracted otherwise ({', '.join(changed)} differ). Choose another -o, "
                     "or move it away."
                 )
+            self.made_from = dict(before.get("made_from", {}))
         elif self.path.exists() and (self.is_table or any(self.path.iterdir())):
             raise FolderTaken(f"{self.path} is there and is not ours to replace. Choose another -o, or move it away.")
         if self.is_table:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.record.is_file() and self.path.is_file():
-                table = (
-                    pd.read_parquet(self.path)
-                    if self.path.suffix == ".parquet"
-                    else pd.read_csv(self.path, dtype={"case": str})
+                read = (
+                    pd.read_parquet
+                    if self.path.suffix.lower() == ".parquet"
+                    else partial(pd.read_csv, dtype={CASE: str})
                 )
-                self.rows = table.to_dict("records")
-                self.known = set(table["case"])
+                self._take(read(self.path))
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            ending = MAPS[self.wanted.maps] if self.wanted.level == PATCH else ".npy"
-            self.known = {p.name.removesuffix(ending) for p in self.path.iterdir() if p.name.endswith(ending)}
+            self.known = {p.name.removesuffix(self.ending) for p in self.path.iterdir() if p.name.endswith(self.ending)}
+
+    @property
+    def ending(self) -> str:
+        """Of the files in a folder."""
+        return MAPS[self.wanted.maps] if self.wanted.level == PATCH else ".npy"
+
+    def _take(self, table: pd.DataFrame) -> None:
+        self._columns = [str(c) for c in table if str(c).startswith(tuple(f"{name}_" for name in self.wanted.pool))]
+        self.rows = table.drop(columns=self._columns).to_dict("records")
+        self._values = list(table[self._columns].to_numpy(np.float32))
+        self.known = set(table[CASE])
+
+    def forget_changed(self, scans: Iterable[Scan]) -> list[str]:
+        """Drop the features of cases whose files are other ones now, so that they are made anew; returns their names."""
+        changed = [s.case for s in scans if s.case in self.known and self.made_from.get(s.case) != source_of(s)]
+        gone = set(changed)
+        kept = [number for number, row in enumerate(self.rows) if row[CASE] not in gone]
+        self.rows, self._values = [self.rows[n] for n in kept], [self._values[n] for n in kept]
+        self.known -= gone
+        for case in () if self.is_table else changed:
+            (self.path / f"{case}{self.ending}").unlink(missing_ok=True)
+        return changed
 
     def put(self, scan: Scan, maps: Sequence[PlacedMap], labels: np.ndarray | None) -> None:
         """Take in the feature maps of an image; raises UnusableImage where regions are wanted and there are none."""
         if self.wanted.level == PATCH:
-            maps[0].write(self.path / f"{scan.case}{MAPS[self.wanted.maps]}")
+            maps[0].write(self.path / f"{scan.case}{self.ending}")
         elif self.wanted.level == IMAGE:
-            pooled = _joined([found.pooled(self.wanted.pool) for found in maps])
-            if self.is_table:
-                self.rows.append({"case": scan.case, "subject": scan.subject, **flat_columns(pooled)})
-            else:
-                with atomic_path(self.path / f"{scan.case}.npy", ".npy") as temporary:
-                    np.save(temporary, np.concatenate(list(pooled.values())))
+            self._add(scan, {}, [found.pooled(self.wanted.pool) for found in maps])
         else:
             if labels is None or not labels.any():
                 raise UnusableImage(
@@ -118,23 +142,30 @@ class Output:
                 )
             per_map = [found.pooled_in(labels, self.wanted.pool) for found in maps]
             for region in per_map[0]:
-                pooled = _joined([regions[region] for regions in per_map])
-                voxels = int((labels == region).sum())
-                place = {"case": scan.case, "subject": scan.subject, "region": region, "voxels": voxels}
-                self.rows.append({**place, **flat_columns(pooled)})
-        if self.is_table and len(self.rows) % EVERY == 0:
+                place = {"region": region, "voxels": int((labels == region).sum())}
+                self._add(scan, place, [regions[region] for regions in per_map])
+        self.made_from[scan.case] = source_of(scan)
+        if self.is_table and time.monotonic() - self._saved > SAVE_AFTER:
             self.save()
+
+    def _add(self, scan: Scan, place: Mapping[str, Any], parts: Sequence[Mapping[str, np.ndarray]]) -> None:
+        if self.is_table:
+            self.rows.append({CASE: scan.case, "subject": scan.subject, **place})
+            self._values.append(joined(parts).astype(np.float32))
+            self._columns = self._columns or names_of(parts)
+            return
+        with atomic_path(self.path / f"{scan.case}.npy", ".npy") as temporary:
+            np.save(temporary, joined(parts))
 
     def table(self) -> tuple[pd.DataFrame, list[str]]:
         """(a row per image or region, names of the columns that are features)."""
-        if self.is_table:
-            found = pd.DataFrame(self.rows)
-        else:
+        rows, values, columns = self.rows, self._values, self._columns
+        if not self.is_table:
             files = sorted(self.path.glob("*.npy"))
-            found = pd.DataFrame(np.stack([np.load(file) for file in files])).add_prefix(f"{self.wanted.pool[0]}_")
-            found.insert(0, CASE, [file.stem for file in files])
-        columns = [str(c) for c in found if str(c).startswith(tuple(f"{name}_" for name in self.wanted.pool))]
-        return found, columns
+            rows, values = [{CASE: file.stem} for file in files], [np.load(file) for file in files]
+            columns = [f"feature_{number}" for number in range(len(values[0]))]
+        features = pd.DataFrame(np.stack(values).astype(np.float32), columns=columns)
+        return pd.concat([pd.DataFrame(rows), features], axis=1), columns
 
     def features(self) -> dict[str, np.ndarray]:
         """{case: [C]}, of a row per image."""
@@ -144,18 +175,23 @@ class Output:
     def save(self) -> None:
         """Write what there is: the table, and the record of how it came about."""
         if self.is_table and self.rows:
-            table, numbers = self.table()
-            table = table.astype(dict.fromkeys(numbers, np.float32))
+            table, _ = self.table()
             with atomic_path(self.path, self.path.suffix) as temporary:
                 getattr(table, TABLES[self.path.suffix.lower()])(temporary, index=False)
         versions = {name: version(name) for name in ("nnunet_ssl", "nnunetv2", "torch")}
-        content = {"settings": self.settings, "left_out": self.left_out, "versions": versions}
+        content = {
+            "settings": self.settings,
+            "left_out": self.left_out,
+            "versions": versions,
+            "made_from": self.made_from,
+        }
         write_json(content, self.record)
+        self._saved = time.monotonic()
 
 
-def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Pooled features of several layers, one after the other, by kind of pooling."""
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def source_of(scan: Scan) -> str:
+    """What stands for the files that an image's features were made from (sizes, times), and for how it was read."""
+    return f"{stamps_of([*scan.files, scan.label])} {scan.modality or ''}".strip()
 
 
 def settings_of(encoder: Encoder, wanted: Wanted) -> dict[str, Any]:
@@ -170,6 +206,9 @@ def extract(
     encoder: Encoder, scans: Sequence[Scan], wanted: Wanted, output: Output, num_processes: int = 0, batch_size: int = 1
 ) -> int:
     """Put the features of all images into `output`; returns how many are in it. What cannot be used is in `output.left_out`."""
+    changed = output.forget_changed(scans)
+    if changed:
+        print(f"{counted(len(changed), 'image')} changed since, and made anew: {', '.join(changed[:5])}")
     missing = {scan.case: scan for scan in scans if scan.case not in output.known}
     done = len(scans) - len(missing)
     tasks = {case: (encoder.preparation, scan, wanted.level == REGION) for case, scan in missing.items()}
@@ -209,8 +248,3 @@ def _encode(
     except UnusableImage as error:
         return str(error)
     return None
-
-
-def channels_of(scans: Sequence[Scan]) -> Iterator[int]:
-    """How many channels the images have, as far as they differ."""
-    yield from sorted({len(scan.files) for scan in scans})

@@ -10,7 +10,6 @@ from typing import Any
 
 import nibabel
 import numpy as np
-from nibabel.affines import apply_affine as apply_affine  # re-exported for those who check a map
 
 from nnunet_ssl.errors import SettingsError
 from nnunet_ssl.features.placement import Placement
@@ -110,6 +109,16 @@ def _pool(features: np.ndarray, weights: np.ndarray, pool: Sequence[str]) -> dic
     return found
 
 
-def flat_columns(pooled: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Pooled features as columns of a table: mean_0, mean_1, ..."""
-    return {f"{name}_{number}": float(value) for name, values in pooled.items() for number, value in enumerate(values)}
+def joined(parts: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """Pooled features of several maps as one vector: map by map, within each of them pool by pool."""
+    return np.concatenate([values for part in parts for values in part.values()])
+
+
+def names_of(parts: Sequence[Mapping[str, np.ndarray]]) -> list[str]:
+    """What to call the values of `joined`: mean_0, mean_1, ..., max_0, ..., the numbers going on from map to map."""
+    names, first = [], dict.fromkeys(parts[0], 0)
+    for part in parts:
+        for pool, values in part.items():
+            names += [f"{pool}_{first[pool] + n}" for n in range(len(values))]
+            first[pool] += len(values)
+    return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from nnunet_ssl.corpus.address import volume_address
 from nnunet_ssl.corpus.folders import find_raw_dataset, raw_datasets
 from nnunet_ssl.corpus.images import files_of_cases, list_images, read_dataset_json, shortened
 from nnunet_ssl.corpus.names import assign_names
-from nnunet_ssl.corpus.reader import ENDINGS
+from nnunet_ssl.corpus.reader import ENDINGS, ending_of
 from nnunet_ssl.corpus.sources.kinds import SourceOptions, collect
 from nnunet_ssl.corpus.subjects import subjects_of
 from nnunet_ssl.errors import CorpusError
@@ -49,11 +50,14 @@ def scans_of_dataset(dataset: str | int) -> list[Scan]:
     ]
 
 
-def scans_in(sources: Sequence[str], labels: str | None = None) -> tuple[list[Scan], list[str]]:
+def scans_in(
+    sources: Sequence[str], labels: str | None = None, subject_pattern: re.Pattern[str] | None = None
+) -> tuple[list[Scan], list[str]]:
     """(images, sentences on what was noticed) of files, folders, patterns, tables, BIDS trees.
 
-    A folder of files called CASE_0000, CASE_0001 is one of nnU-Net: a case has a file per channel. labels: a folder of files that
-    are called as the cases are. Raises CorpusError where nothing is found, and for labels without a file.
+    A folder of files called CASE_0000, CASE_0001 is one of nnU-Net: a case has a file per channel. labels: a folder of files
+    that are called as the cases are. subject_pattern: where in a path the subject stands. Raises CorpusError where nothing is
+    found, and for labels without a file.
     """
     scans: list[Scan] = []
     others, notes = [], []
@@ -64,7 +68,7 @@ def scans_in(sources: Sequence[str], labels: str | None = None) -> tuple[list[Sc
             continue
         scans += [Scan(case, tuple(files)) for case, files in files_of_cases(source, ending).items()]
     if others:
-        found = collect(others, SourceOptions(dataset="features", test_images=False))
+        found = collect(others, SourceOptions(dataset="features", subject_pattern=subject_pattern, test_images=False))
         notes += [*found.notes, *(f"Left out: {mistake}" for mistake in found.mistakes)]
         scans += _from_table(found.table.to_dict("records"))
     if not scans:
@@ -107,7 +111,7 @@ def _address(row: Mapping[str, Any]) -> str:
 
 def _stem(path: str) -> str:
     name = basename(path)
-    return next((name[: -len(ending)] for ending in ENDINGS if name.lower().endswith(ending)), name)
+    return name[: len(name) - len(ending_of(name) or "")]
 
 
 def _with_labels(scans: Sequence[Scan], folder: str) -> list[Scan]:

@@ -9,9 +9,9 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 
 from nnunet_ssl.errors import CorpusError
+from nnunet_ssl.planners.folds import FOLDS, SEED
 from nnunet_ssl.targets.table import REGRESSION, Target
 
-FOLDS, SEED = 5, 12345  # nnU-Net's
 SHOWN = 5
 BINS = 5  # of a measurement, by quantiles
 

@@ -12,7 +12,8 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from nnunet_ssl.targets.folds import FOLDS, target_folds
+from nnunet_ssl.planners.folds import FOLDS
+from nnunet_ssl.targets.folds import target_folds
 from nnunet_ssl.targets.measures import RESAMPLES, measure, sentence
 from nnunet_ssl.targets.table import REGRESSION, Target
 

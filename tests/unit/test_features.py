@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import SimpleITK as sitk
 import torch
+from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch.nn import functional
 
 from nnunet_ssl.checkpoints.canonical import canonical_weights
@@ -338,6 +339,45 @@ class TestExtraction:
         other = Wanted(layer="all")
         with pytest.raises(FolderTaken, match="layer"):
             Output(target, other, settings_of(encoder, other))
+
+    def test_changed_images_are_done_anew(self, encoder, images: Path, tmp_path: Path, capsys) -> None:
+        """In a table, and in a folder of files; what did not change stays as it is."""
+        scans, _ = scans_in([str(images)])
+        changing = images / "case_1_0000.nii.gz"
+        for number, place in enumerate((tmp_path / "table.parquet", tmp_path / "folder")):
+            wanted = Wanted(layer="all", pool=("mean", "max"))
+            assert extract(encoder, scans, wanted, Output(place, wanted, {})) == 4
+            before = Output(place, wanted, {}).features()
+            other = np.random.default_rng(number + 9).normal(size=(20, 24, 18)).astype(np.float32) + 5
+            sitk.WriteImage(sitk.GetImageFromArray(other), str(changing))
+            again = Output(place, wanted, {})
+            assert extract(encoder, scans, wanted, again) == 4
+            assert "1 image changed since, and made anew: case_1" in capsys.readouterr().out
+            after = again.features()
+            assert {case for case in after if (after[case] != before[case]).any()} == {"case_1"}
+            embedded = encoder.embed(scans[1].files, layer="all", pool=("mean", "max"))
+            np.testing.assert_allclose(after["case_1"], embedded, rtol=1e-5, atol=1e-6)
+        sitk.WriteImage(sitk.GetImageFromArray(np.ones((20, 24, 18), np.float32)), str(changing))
+        for place in (
+            tmp_path / "table.parquet",
+            tmp_path / "folder",
+        ):  # what cannot be used any more leaves nothing behind
+            assert extract(encoder, scans, wanted, Output(place, wanted, {})) == 3
+            assert "case_1" not in Output(place, wanted, {}).features()
+
+    def test_a_network_of_slices_goes_through_a_volume_slice_by_slice(
+        self, tmp_path: Path, rng: np.random.Generator
+    ) -> None:
+        network = PlainConvUNet(1, 3, (4, 8, 8), torch.nn.Conv2d, 3, (1, 2, 2), (1, 1, 1), 2, (1, 1)).eval()
+        torch.save({"network_weights": network.state_dict()}, tmp_path / "flat.pth")
+        encoder = load_encoder(tmp_path / "flat.pth", patch_size=(16, 24), normalization="NoNormalization")
+        volume = rng.normal(size=(5, 16, 24)).astype(np.float32) + 10
+        found = encoder.map_of(volume, spacing=(3.0, 1.0, 1.0))
+        assert found.features.shape == (8, 5, 4, 6)
+        with torch.no_grad():
+            wanted = encoder(torch.from_numpy(volume[:, None]))[-1].transpose(0, 1)
+        np.testing.assert_allclose(found.features, wanted.numpy(), rtol=1e-4, atol=1e-5)
+        assert nibabel.affines.voxel_sizes(found.affine) == pytest.approx([4.0, 4.0, 3.0])
 
     def test_never_replaces_what_is_not_its_own(self, encoder, tmp_path: Path) -> None:
         wanted = Wanted()
