@@ -91,6 +91,10 @@ Dataset906_Tyni
 906 --sampling patients
 906 --device cpu
 906 -device gpu
+906 --logger tensorbord
+906 --probe 999
+906 --probe 906
+906 --probe-every 0
 906 -pretrained_weights ResEncL-OpenMind-MEA
 906 -pretrained_weights nowhere.pth
 906 -pretrained_weights notes.txt
@@ -128,6 +132,8 @@ nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --laye
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --targets targets.csv -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --target age -device cpu
 nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --colour subject -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --html f.html --colour subjct -device cpu
+nnUNetv2_extract_features -d 907 -pretrained_weights weights.pth -o f.csv --subject-pattern 'sub-(.*)' -device cpu
 nnUNetv2_pretrain_compare 907
 nnUNetv2_pretrain_compare -o nowhere
 nnUNetv2_pretrain_compare -o nowhere --report

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_ssl.methods import get_method, method_names
-from nnunet_ssl.recipes import DEVIATIONS, FINETUNING, PRETRAINING, SCRATCH, pretraining
+from nnunet_ssl.recipes import DEVIATIONS, FINETUNING, PRETRAINING, SCRATCH, Recipe, pretraining
 from nnunet_ssl.settings.blocks import FinetuneSettings, PretrainSettings
 from nnunet_ssl.settings.checker import rules
 
+RECIPE = {field.name for field in fields(Recipe)}
 PAGE = Path(__file__).with_name("settings.md")
 HEAD = """# Settings
 
@@ -63,11 +64,11 @@ def comments(cls: type) -> dict[str, str]:
 
 
 def default(field: Any) -> str:
-    """A field's default as it would stand in JSON."""
+    """A field's default as it would stand in JSON; null of what is in the table of recipes means the value there."""
     if field.default is MISSING:
         return ""
     if field.default is None:
-        return "the recipe's"
+        return "the recipe's" if field.name in RECIPE else "`null`"
     return f"`{json.dumps(field.default)}`"
 
 

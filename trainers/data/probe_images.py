@@ -31,6 +31,11 @@ class Shown:
     inside: np.ndarray
     labels: np.ndarray | None
 
+    @property
+    def bytes(self) -> int:
+        """What it takes in memory."""
+        return self.image.nbytes + self.inside.nbytes + (0 if self.labels is None else self.labels.nbytes)
+
 
 def chosen_scans(name: Any) -> list[Scan]:
     """The images of a data set that are looked at; raises CorpusError where there is none of that name."""
@@ -86,7 +91,7 @@ def centre(scan: Scan, image: np.ndarray, labels: np.ndarray | None, size: tuple
     if len(size) == 2:
         middle = image.shape[1] // 2
         image, labels = image[:, middle], None if labels is None else labels[middle]
-    inside = np.ones(image.shape[1:], np.float32)
+    inside = np.ones(image.shape[1:], bool)
     parts = [image.astype(np.float32), inside[None], *([labels[None]] if labels is not None else [])]
     cut = []
     for part in parts:

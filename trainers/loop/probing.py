@@ -51,7 +51,7 @@ class Probe:
         self.dataset, self.targets = str(name), targets_of(str(name), scans)
         self.labelled = not self.targets
         preparation = preparation_of(trainer)
-        left_out, self.shown = 0, list[Shown]()
+        left_out, self.shown, clock = 0, list[Shown](), time.monotonic()
         for scan in scans:
             prepared = read_scan(preparation, scan, self.labelled)
             if isinstance(prepared, str):
@@ -75,7 +75,8 @@ class Probe:
         few = f" {left_out} cannot be used." if left_out else ""
         trainer.print_to_log_file(
             f"Probe: {often} a linear model tells {what} from frozen features of "
-            f"{counted(len(self.shown), 'image')} of {self.dataset}.{few}{same}"
+            f"{counted(len(self.shown), 'image')} of {self.dataset}.{few}{same} Read in {time.monotonic() - clock:.0f} s; "
+            f"{sum(shown.bytes for shown in self.shown) / 1e9:.2g} GB of memory."
         )
 
     def _in(self, trainer: RunContext) -> bool:
